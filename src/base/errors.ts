@@ -1,0 +1,104 @@
+/**
+ * The one error class of Nostos. `code` says what happened, `retry` what the caller may do next:
+ *
+ * - `never`: the same call fails again; change the input or the setup first.
+ * - `safe`: nothing happened; the same call may be repeated as it is.
+ * - `with-id`: it may have happened; repeat it only as `write(fn, { id })`, which answers with the first result.
+ *
+ * The list of codes is append-only: a code that was once published keeps its meaning.
+ */
+export type ErrorCode = keyof typeof ERROR_CODES;
+
+export type Retry = 'never' | 'safe' | 'with-id';
+
+/** Every code with what it means and how it may be retried. `docs/errors.md` is written from this table. */
+export const ERROR_CODES = {
+  INVALID_ARGUMENT: ['never', 'An argument is outside of what the call accepts.'],
+  UNSUPPORTED_RUNTIME: ['never', 'This Node.js or its SQLite is too old, or lacks something that Nostos needs.'],
+  UNSUPPORTED_FORMAT: ['never', 'The data was written by a newer Nostos, or is not of Nostos at all.'],
+  DIRECTORY_LOCKED: ['safe', 'Another process has the data directory open.'],
+  DIRECTORY_FOREIGN: ['never', 'The data directory belongs to another cluster or node.'],
+  COORDINATOR_REGRESSED: ['never', 'The coordinator holds an older record than one that was seen before.'],
+  COORDINATOR_CONFLICT: ['safe', 'Another writer replaced the record first.'],
+  NOT_PRIMARY: ['safe', 'This node does not lead its group; details name who does.'],
+  CLOSED: ['never', 'The node, tenant or transaction is closed.'],
+  LOG_DAMAGED: ['never', 'A record of the log is damaged; details name segment, offset and LSN.'],
+  LOG_PRUNED: ['never', 'The log no longer holds the asked range; details name the first LSN that it holds.'],
+  POSITION_LOST: ['never', 'The position belongs to another history.'],
+  RESERVATION_EXPIRED: ['safe', 'The reservation on the log made no progress in time and was given up.'],
+  DISK_FULL: ['safe', 'No space is left; nothing of this call was kept.'],
+  IO_FAILED: ['safe', 'The disk refused a read or a write; nothing of this call was kept.'],
+  OUTCOME_UNKNOWN: ['with-id', 'It is not known whether the write was kept; details name its position.'],
+  TENANT_NOT_FOUND: ['never', 'There is no tenant of this name.'],
+  TENANT_EXISTS: ['never', 'There is a tenant of this name already.'],
+  TENANT_DAMAGED: ['never', 'The database file of a tenant is damaged or disagrees with the log.'],
+  SCHEMA_REFUSED: ['never', 'The schema has something that cannot be replicated; details name each object and its remedy.'],
+  MIGRATION_FAILED: ['never', 'A migration failed and was undone.'],
+  SCHEMA_MISMATCH: ['never', 'The tenant has a schema version that these migrations do not lead to.'],
+  SQL_FAILED: ['never', 'SQLite refused the statement; the transaction is undone.'],
+  SQL_DENIED: ['never', 'The statement is not allowed here.'],
+  CONSTRAINT_FAILED: ['never', 'A constraint of the schema is violated; the transaction is undone.'],
+  INTEGER_OUT_OF_RANGE: ['never', 'An integer does not fit a JavaScript number; read with int64: "bigint".'],
+  TRANSACTION_DOOMED: ['never', 'A statement failed earlier in this transaction, so it cannot go on.'],
+  TRANSACTION_TOO_LARGE: ['never', 'The transaction changes more than the limit allows.'],
+  TRANSACTION_TIMEOUT: ['safe', 'The transaction took longer than the limit allows and was undone.'],
+  QUERY_TIMEOUT: ['safe', 'The query took longer than its limit and was ended.'],
+  QUEUE_FULL: ['safe', 'Too many calls are waiting; try again later.'],
+  CHANGESET_INVALID: ['never', 'The bytes are not a changeset.'],
+  IMPORT_REFUSED: ['never', 'The file cannot be imported; details name each object and its remedy.'],
+  FILE_EXISTS: ['never', 'The target file exists already.'],
+  UNAUTHORIZED: ['never', 'The request has no token, or one without the right that it needs.'],
+  FRAME_TOO_LARGE: ['never', 'A message is larger than the limit allows.'],
+  VERIFY_FAILED: ['never', 'A check of the data found damage; details name it.'],
+  INTERNAL: ['never', 'Nostos broke one of its own rules; please report it.'],
+} as const satisfies Record<string, readonly [Retry, string]>;
+
+export interface NostosErrorOptions {
+  readonly details?: Readonly<Record<string, unknown>>;
+  readonly cause?: unknown;
+}
+
+export class NostosError extends Error {
+  override readonly name = 'NostosError';
+  readonly code: ErrorCode;
+  readonly retry: Retry;
+  readonly details: Readonly<Record<string, unknown>>;
+
+  constructor(code: ErrorCode, message: string, options: NostosErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.retry = ERROR_CODES[code][0];
+    this.details = options.details ?? {};
+  }
+
+  /** The shape in which an error crosses a thread, a socket or `--json`. */
+  toJSON(): SerializedError {
+    return { code: this.code, message: this.message, retry: this.retry, details: this.details };
+  }
+}
+
+export interface SerializedError {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly retry: Retry;
+  readonly details: Readonly<Record<string, unknown>>;
+}
+
+export function isNostosError(error: unknown, code?: ErrorCode): error is NostosError {
+  return error instanceof NostosError && (code === undefined || error.code === code);
+}
+
+/** Rebuilds an error that came over a thread or a socket; anything unknown becomes `INTERNAL`. */
+export function deserializeError(value: unknown): NostosError {
+  const shape = (typeof value === 'object' && value !== null ? value : {}) as Partial<SerializedError>;
+  const code = typeof shape.code === 'string' && shape.code in ERROR_CODES ? shape.code : 'INTERNAL';
+  const message = typeof shape.message === 'string' ? shape.message : `unreadable error: ${String(value)}`;
+  return new NostosError(code, message, { details: shape.details ?? {} });
+}
+
+/** The serializable form of anything that was thrown. */
+export function serializeError(error: unknown): SerializedError {
+  if (error instanceof NostosError) return error.toJSON();
+  const message = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  return { code: 'INTERNAL', message, retry: 'never', details: {} };
+}

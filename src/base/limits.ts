@@ -1,0 +1,46 @@
+/** Every limit of a node by name, with its default. Units come last in the names. */
+export const DEFAULT_LIMITS = {
+  /** How long `openNode` waits for another process to release the data directory. */
+  lockTimeoutMs: 5_000,
+  /** A log segment is sealed before the record that would pass this size. */
+  segmentBytesMax: 64 * 1024 * 1024,
+  /** Payload of one record, and so the changeset of one transaction. */
+  recordBytesMax: 48 * 1024 * 1024,
+  /** Bytes of pruneable log that are kept all the same, for change feeds and later recovery. */
+  logRetainBytes: 256 * 1024 * 1024,
+  /** A reservation on the log that makes no progress for this long is given up. */
+  reservationTimeoutMs: 60_000,
+  /** Open file descriptors that tenants may use; at most half of the process limit. */
+  openFilesMax: 800,
+  /** `transaction(async fn)` holds the writer of its tenant at most this long. */
+  transactionTimeoutMs: 5_000,
+  /** Writes waiting for one tenant; one more is refused. */
+  tenantQueueMax: 10_000,
+  /** Transactions that share one group commit of one tenant. */
+  groupTransactionsMax: 1_024,
+  /** A checkpoint starts in the background when the WAL of a tenant reaches this size. */
+  checkpointBytes: 8 * 1024 * 1024,
+  /** The queue of a tenant is held for a full checkpoint when its WAL reaches this size. */
+  checkpointHoldBytes: 16 * 1024 * 1024,
+  /** A reader that keeps its snapshot longer than this is ended. */
+  readerAgeMaxMs: 60_000,
+  /** Reader threads for `tenant.query`. */
+  readerThreadsMax: 2,
+  /** Default time limit of `tenant.query`. */
+  queryTimeoutMs: 30_000,
+  /** Rows that one `tenant.query` may answer with. */
+  queryRowsMax: 1_000_000,
+  /** Prepared statements kept per connection. */
+  statementCacheMax: 128,
+  /** How long the result of `write(fn, { id })` is kept. */
+  idempotencyKeepMs: 24 * 60 * 60 * 1000,
+  /** A request body on the admin socket or the HTTP API. */
+  requestBytesMax: 8 * 1024 * 1024,
+  /** Connections on the admin socket. */
+  adminConnectionsMax: 64,
+} as const;
+
+export type LimitName = keyof typeof DEFAULT_LIMITS;
+export type Limits = Readonly<Record<LimitName, number>>;
+
+export const LIMIT_NAMES = Object.keys(DEFAULT_LIMITS) as readonly LimitName[];

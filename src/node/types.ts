@@ -1,0 +1,262 @@
+/** The public shapes of a node and its tenants. */
+import type { BootId, ClusterId, Generation, Lsn, NodeId, Position, StoreId, TenantId, TenantUuid, Term } from '../base/brands.ts';
+import type { LimitName } from '../base/limits.ts';
+import type { Int64Mode, Row, RunResult, SqlInput, SqlParameters, SqlStatement, SqlValue } from '../store/values.ts';
+
+/** Reads inside one snapshot. All calls are synchronous. */
+export interface Reader {
+  /** The first row, or undefined. */
+  get<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters): R | undefined;
+  all<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters): R[];
+  iterate<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters): IterableIterator<R>;
+  /** The first column of the first row, or undefined. */
+  value<V extends SqlValue = SqlValue>(statement: string | SqlStatement, parameters?: SqlParameters): V | undefined;
+}
+
+/** One transaction. A statement that fails dooms it, unless it ran inside `savepoint`. */
+export interface Transaction extends Reader {
+  run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult;
+  /** Runs `fn`; if it throws, what it changed is undone and the error goes on to the caller, who may catch it. */
+  savepoint<T>(fn: () => T): T;
+}
+
+/** One step of a schema: SQL (one or more statements), or a function that changes rows. */
+export type Migration = string | ((tx: Transaction) => void);
+
+export interface WriteOptions {
+  /** Makes the write idempotent: a second one with the same id answers with the result of the first. */
+  readonly id?: string;
+  readonly int64?: Int64Mode;
+  readonly signal?: AbortSignal;
+}
+
+export interface TransactionOptions extends WriteOptions {
+  /** At most and by default the limit `transactionTimeoutMs`. */
+  readonly timeoutMs?: number;
+}
+
+export interface QueryOptions {
+  readonly int64?: Int64Mode;
+  readonly signal?: AbortSignal;
+  readonly timeoutMs?: number;
+}
+
+export interface Progress {
+  /** What is being done, in the user's words: `copying rows of Track`. */
+  readonly phase: string;
+  readonly done: number;
+  /** Absent where it is not known beforehand. */
+  readonly total?: number;
+  readonly unit: 'bytes' | 'rows' | 'records' | 'tenants' | 'steps';
+}
+
+export interface LongCallOptions {
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface RowChange {
+  readonly table: string;
+  readonly op: 'insert' | 'update' | 'delete';
+  /** The columns of the primary key. */
+  readonly key: Row;
+  /** Before: all columns of a deleted row, the changed ones of an updated row. */
+  readonly old?: Row;
+  /** After: all columns of an inserted row, the changed ones of an updated row. */
+  readonly new?: Row;
+}
+
+/** The committed changes of one record. Start again after `position`. */
+export interface Change {
+  readonly position: Position;
+  readonly timeMs: number;
+  readonly kind: 'changeset' | 'schema';
+  readonly schemaVersion: number;
+  readonly rows: readonly RowChange[];
+}
+
+export interface ChangesOptions {
+  /** Yields what comes after this position; by default from the first record that the log still holds. `now`: only what is yet to come. */
+  readonly from?: Position | 'now';
+  /** End when all that is committed has been yielded, instead of waiting for more. */
+  readonly untilCaughtUp?: boolean;
+  readonly int64?: Int64Mode;
+  readonly signal?: AbortSignal;
+}
+
+export interface MigrateReport {
+  readonly tenant: string;
+  readonly from: number;
+  readonly to: number;
+}
+
+export interface TenantInfo {
+  readonly name: string;
+  readonly id: TenantId;
+  readonly uuid: TenantUuid;
+  readonly schemaVersion: number;
+  readonly createdAt: Lsn;
+}
+
+export interface TenantStatus extends TenantInfo {
+  readonly applied: { readonly term: Term; readonly lsn: Lsn };
+  /** Everything up to here is in the database file even after a power cut. */
+  readonly durableApplied: Lsn;
+  readonly fileBytes: number;
+  readonly walBytes: number;
+  /** Digest of all cells as it follows from the log, 32 hex digits. */
+  readonly fingerprint: string;
+  readonly tables: readonly { readonly name: string; readonly rows: number }[];
+}
+
+export interface ImportOptions extends LongCallOptions {
+  /** Give tables that have no usable key a new INTEGER PRIMARY KEY column instead of refusing them. */
+  readonly addKey?: boolean;
+  /** Import rows whose foreign keys point nowhere instead of refusing the file. */
+  readonly keepViolations?: boolean;
+  /** Check and report only. */
+  readonly dryRun?: boolean;
+}
+
+export interface ImportReport {
+  readonly tenant: string;
+  readonly tables: readonly { readonly name: string; readonly rows: number; readonly addedKey?: string }[];
+  readonly rows: number;
+  readonly elapsedMs: number;
+  readonly dryRun: boolean;
+}
+
+export interface ExportOptions extends LongCallOptions {
+  readonly overwrite?: boolean;
+}
+
+export interface ExportReport {
+  readonly tenant: string;
+  readonly file: string;
+  readonly bytes: number;
+  readonly position: Position;
+}
+
+export interface Tenant {
+  readonly name: string;
+  /** Runs `fn` in one transaction, in this thread; resolves with its result once that is durable. `fn` must be synchronous. */
+  write<T>(fn: (tx: Transaction) => T, options?: WriteOptions): Promise<T>;
+  /** The same for an asynchronous `fn`; other writes of this tenant wait meanwhile. */
+  transaction<T>(fn: (tx: Transaction) => Promise<T>, options?: TransactionOptions): Promise<T>;
+  /** Runs `fn` on a snapshot of what is committed, in this thread: for short work. */
+  read<T>(fn: (reader: Reader) => T, options?: { readonly int64?: Int64Mode }): Promise<T>;
+  /** Runs one statement in a reader thread: for long work. */
+  query<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters, options?: QueryOptions): Promise<R[]>;
+  /** Brings the schema to `migrations.length`; those already applied are skipped. */
+  migrate(migrations: readonly Migration[], options?: LongCallOptions): Promise<MigrateReport>;
+  changes(options?: ChangesOptions): AsyncIterableIterator<Change>;
+  importFile(file: string, options?: ImportOptions): Promise<ImportReport>;
+  exportFile(file: string, options?: ExportOptions): Promise<ExportReport>;
+  status(): Promise<TenantStatus>;
+}
+
+export interface Tenants {
+  create(name: string, options?: { readonly ifNotExists?: boolean }): Promise<Tenant>;
+  get(name: string): Promise<TenantInfo | undefined>;
+  /** In order of name, after `after`, at most `limit` (default 1,000). */
+  list(options?: { readonly after?: string; readonly limit?: number }): Promise<readonly TenantInfo[]>;
+  count(): Promise<number>;
+  drop(name: string): Promise<void>;
+}
+
+export interface RecordSummary {
+  readonly position: Position;
+  readonly timeMs: number;
+  readonly kind: string;
+  readonly tenant: TenantId;
+  readonly payloadBytes: number;
+  readonly watermark: Lsn;
+  readonly hash: string;
+}
+
+export interface LogStatus {
+  readonly generation: Generation;
+  readonly term: Term;
+  readonly firstLsn: Lsn;
+  readonly lastLsn: Lsn;
+  readonly watermark: Lsn;
+  readonly segments: number;
+  readonly bytes: number;
+  readonly recovery: RecoverySummary;
+}
+
+export interface RecoverySummary {
+  readonly recordsScanned: number;
+  /** Bytes of a torn tail that were cut on open; they belonged to no acknowledged write. */
+  readonly tornBytes: number;
+  readonly elapsedMs: number;
+}
+
+export interface NodeStatus {
+  readonly dir: string;
+  readonly node: NodeId;
+  readonly cluster: ClusterId;
+  readonly store: StoreId;
+  readonly boot: BootId;
+  readonly role: 'primary' | 'replica';
+  readonly version: string;
+  readonly pid: number;
+  readonly startedAtMs: number;
+  readonly log: LogStatus;
+  readonly tenants: { readonly total: number; readonly open: number };
+  readonly writes: { readonly committed: number; readonly failed: number };
+  readonly scrub: { readonly tenants: number; readonly rows: number; readonly damaged: readonly string[] };
+  readonly openFiles: number;
+  readonly residentBytes: number;
+}
+
+export interface VerifyProblem {
+  readonly where: string;
+  readonly what: string;
+  readonly remedy: string;
+}
+
+export interface VerifyReport {
+  readonly ok: boolean;
+  readonly log: { readonly segments: number; readonly records: number; readonly bytes: number };
+  readonly tenants: readonly {
+    readonly name: string;
+    readonly rows: number;
+    readonly integrity: 'ok' | 'damaged';
+    readonly fingerprint: 'equal' | 'different';
+  }[];
+  readonly problems: readonly VerifyProblem[];
+  readonly elapsedMs: number;
+}
+
+export interface Node extends AsyncDisposable {
+  readonly dir: string;
+  readonly tenants: Tenants;
+  /** A handle; whether the tenant exists is seen at its first use. */
+  tenant(name: string): Tenant;
+  /** Migrates every tenant with the `migrations` of `openNode` (or those given). One that fails does not stop the others; run it again to go on. */
+  migrateAll(
+    options?: LongCallOptions & { readonly migrations?: readonly Migration[] },
+  ): Promise<{ readonly migrated: readonly MigrateReport[]; readonly failed: readonly { readonly tenant: string; readonly error: Error }[] }>;
+  status(): Promise<NodeStatus>;
+  verify(options?: LongCallOptions & { readonly tenant?: string }): Promise<VerifyReport>;
+  /** Summaries of records, oldest first. */
+  log(options?: { readonly from?: Lsn; readonly to?: Lsn; readonly tenant?: string; readonly signal?: AbortSignal }): AsyncIterableIterator<RecordSummary>;
+  close(): Promise<void>;
+}
+
+export interface NodeOptions {
+  readonly dir: string;
+  /** Applied to each tenant when it is first used. */
+  readonly migrations?: readonly Migration[];
+  readonly limits?: Partial<Record<LimitName, number>>;
+  /** How INTEGERs are read where a call does not say. Default `number`. */
+  readonly int64?: Int64Mode;
+  /** Refuse to open a directory of another cluster. */
+  readonly cluster?: ClusterId;
+  /** Recompute fingerprints from rows in the background. Default every hour; `false` turns it off. */
+  readonly scrubIntervalMs?: number | false;
+  readonly signal?: AbortSignal;
+}
+
+export type { SqlInput };
