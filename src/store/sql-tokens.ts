@@ -31,30 +31,61 @@ export function asciiUpper(text: string): string {
 }
 
 const SPACE = /[ \t\n\f\r\uFEFF]+/y;
-const LINE_COMMENT = /--[^\n]*\n?/y;
-const BLOCK_COMMENT = /\/\*(?:[^]*?\*\/|[^]+$)/y;
 const WORD = /[A-Za-z_\u0080-\uFFFF][\w$\u0080-\uFFFF]*/y;
-const STRING = /'(?:[^']|'')*'/y;
-const QUOTED = /"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]/y;
-const BLOB = /[xX]'(?:[\da-fA-F]{2})*'/y;
 const NUMBER = /0[xX][\da-fA-F_]+|(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?/y;
 const VARIABLE = /\?\d*|[@#:][\w$\u0080-\uFFFF]+|\$(?:[\w$\u0080-\uFFFF]|::)+(?:\([^\s)]*\))?/y;
 const OPERATOR = /->>|->|\|\||<<|>>|<=|>=|<>|!=|==|[-+*/%=<>&|~,.;()]/y;
 
 const RULES: readonly (readonly [TokenKind, RegExp])[] = [
   ['space', SPACE],
-  ['comment', LINE_COMMENT],
-  ['comment', BLOCK_COMMENT],
-  ['blob', BLOB],
   ['word', WORD],
-  ['string', STRING],
-  ['quoted', QUOTED],
   ['number', NUMBER],
   ['variable', VARIABLE],
   ['operator', OPERATOR],
 ];
 
+/** End of a quoted text whose quote is doubled inside; -1 if it is never closed. */
+function quoteEnd(sql: string, start: number, quote: string): number {
+  let at = sql.indexOf(quote, start + 1);
+  while (at >= 0 && sql[at + 1] === quote) at = sql.indexOf(quote, at + 2);
+  return at < 0 ? -1 : at + 1;
+}
+
+function blockCommentEnd(sql: string, start: number): number {
+  const close = sql.indexOf('*/', start + 2);
+  return close < 0 ? sql.length : close + 2;
+}
+
+/** Kind and end of what is scanned for its closing mark instead of matched: a regular expression would recurse. */
+function delimitedAt(sql: string, start: number): readonly [TokenKind, number] | undefined {
+  const first = sql[start]!;
+  switch (first) {
+    case "'":
+      return ['string', quoteEnd(sql, start, first)];
+    case '"':
+    case '`':
+      return ['quoted', quoteEnd(sql, start, first)];
+    case '[':
+      return ['quoted', sql.indexOf(']', start) + 1 || -1];
+    case 'x':
+    case 'X':
+      return sql[start + 1] === "'" ? ['blob', quoteEnd(sql, start + 1, "'")] : undefined;
+    case '-':
+      return sql[start + 1] === '-' ? ['comment', sql.indexOf('\n', start) + 1 || sql.length] : undefined;
+    case '/':
+      return sql[start + 1] === '*' ? ['comment', blockCommentEnd(sql, start)] : undefined;
+    default:
+      return undefined;
+  }
+}
+
 function tokenAt(sql: string, start: number): Token {
+  const delimited = delimitedAt(sql, start);
+  if (delimited !== undefined) {
+    const [kind, end] = delimited;
+    // A quote that is never closed swallows the rest, as in SQLite.
+    return end < 0 ? { kind: 'illegal', start, end: sql.length, word: '' } : { kind, start, end, word: '' };
+  }
   for (const [kind, rule] of RULES) {
     rule.lastIndex = start;
     if (!rule.test(sql)) continue;
@@ -62,9 +93,7 @@ function tokenAt(sql: string, start: number): Token {
     const word = kind === 'word' ? asciiUpper(sql.slice(start, end)) : kind === 'operator' ? sql.slice(start, end) : '';
     return { kind, start, end, word };
   }
-  // An opened quote that is never closed swallows the rest, as in SQLite; any other character stands alone.
-  const end = '\'"`['.includes(sql[start]!) ? sql.length : start + 1;
-  return { kind: 'illegal', start, end, word: '' };
+  return { kind: 'illegal', start, end: start + 1, word: '' };
 }
 
 export function tokenize(sql: string): Token[] {
