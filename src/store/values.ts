@@ -1,7 +1,7 @@
 /** Values as they pass between JavaScript and SQLite. */
 
 /** What may be bound to a parameter. Whole numbers are stored as INTEGER, all others as REAL. */
-export type SqlInput = null | number | bigint | string | boolean | Uint8Array | Date;
+export type SqlInput = null | number | bigint | string | boolean | Uint8Array;
 
 /** What a column may hold. INTEGERs come as number, or as bigint with `int64: 'bigint'`. */
 export type SqlValue = null | number | bigint | string | Uint8Array;

@@ -1,0 +1,86 @@
+/**
+ * What the layers above see of the log, whichever thread runs it. Everything that passes here is committed: `append`
+ * resolves once its records can never be lost, and `readPage` shows nothing above the watermark.
+ */
+import type { Generation, Hash, Hlc, Lsn, TenantId, Term } from '../base/brands.ts';
+
+export interface LogEntry {
+  readonly tenant: TenantId;
+  readonly kind: number;
+  readonly payload: Uint8Array;
+}
+
+export interface Appended {
+  readonly generation: Generation;
+  readonly term: Term;
+  readonly firstLsn: Lsn;
+  /** The hash of each appended record, 32 bytes each. */
+  readonly hashes: Uint8Array;
+}
+
+/** A committed record as the layers above need it. */
+export interface CommittedRecord {
+  readonly generation: Generation;
+  readonly term: Term;
+  readonly lsn: Lsn;
+  readonly hlc: Hlc;
+  readonly tenant: TenantId;
+  readonly kind: number;
+  readonly watermark: Lsn;
+  readonly hash: Hash;
+  readonly payload: Uint8Array;
+}
+
+export interface PageRequest {
+  /** The first LSN wanted. */
+  readonly from: Lsn;
+  /** The last LSN wanted; the watermark where absent. */
+  readonly to?: Lsn;
+  readonly tenant?: TenantId;
+  readonly bytesMax: number;
+}
+
+export interface LogPage {
+  readonly records: readonly CommittedRecord[];
+  /** Where the next page begins; above `end` when there is nothing more. */
+  readonly next: Lsn;
+  /** The watermark, or `to` where that is lower. */
+  readonly end: Lsn;
+}
+
+export interface CommitLog {
+  /** Rejects with DISK_FULL or IO_FAILED when nothing was kept, OUTCOME_UNKNOWN when that is not known. */
+  append(entries: readonly LogEntry[]): Promise<Appended>;
+  readPage(request: PageRequest): Promise<LogPage>;
+  /** The hash of the record at this LSN; undefined where the log no longer, or not yet, holds it. */
+  hashAt(lsn: Lsn): Promise<{ readonly term: Term; readonly hash: Hash } | undefined>;
+  /** The highest committed LSN that this thread has heard of. */
+  readonly watermark: Lsn;
+  /** Calls back whenever `watermark` has risen; returns what ends that. */
+  onWatermark(listener: () => void): () => void;
+}
+
+/** All committed records of a range, page by page, the next page fetched while one is used. */
+export async function* readCommitted(
+  log: CommitLog,
+  request: Omit<PageRequest, 'bytesMax'> & { readonly bytesMax?: number; readonly signal?: AbortSignal },
+): AsyncGenerator<readonly CommittedRecord[]> {
+  const { signal, ...range } = request;
+  const bytesMax = request.bytesMax ?? PAGE_BYTES;
+  const fetch = (from: Lsn): Promise<LogPage> => {
+    const page = log.readPage({ ...range, from, bytesMax });
+    page.catch(() => {}); // awaited one step later
+    return page;
+  };
+  let pending = fetch(request.from);
+  for (;;) {
+    signal?.throwIfAborted();
+    const page = await pending;
+    const last = page.next > page.end;
+    if (!last) pending = fetch(page.next);
+    if (page.records.length > 0) yield page.records;
+    if (last) return;
+  }
+}
+
+const PAGE_BYTES = 4 * 1024 * 1024;

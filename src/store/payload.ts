@@ -1,0 +1,164 @@
+/**
+ * Payloads of the records that change tenants. Little-endian; the first byte is the payload's own version.
+ *
+ * changeset: u8 version=1 | u8 0 | u32 schema version | 16 bytes fingerprint after | u16 count of sequences,
+ *            each u16 length, UTF-8 table name, i64 value | the changeset of SQLite's session extension.
+ * schema:    u8 version=1, then a MessagePack map (see SchemaPayload).
+ * tenant-create: u8 version=1, then a MessagePack map {name, uuid}. tenant-drop: u8 version=1.
+ */
+import { decode, encode } from '@msgpack/msgpack';
+import { toTenantUuid, type TenantUuid } from '../base/brands.ts';
+import { NostosError } from '../base/errors.ts';
+
+const PAYLOAD_VERSION = 1;
+const FINGERPRINT_BYTES = 16;
+const FIXED_BYTES = 1 + 1 + 4 + FINGERPRINT_BYTES + 2;
+
+/** The counter of an AUTOINCREMENT table, which changesets do not carry. */
+export interface SequenceValue {
+  readonly table: string;
+  readonly value: bigint;
+}
+
+export interface ChangesetPayload {
+  readonly schemaVersion: number;
+  /** The tenant's expected fingerprint once this record is applied. */
+  readonly fingerprint: Uint8Array;
+  readonly sequences: readonly SequenceValue[];
+  readonly changeset: Uint8Array;
+}
+
+export function encodeChangesetPayload(payload: ChangesetPayload): Uint8Array {
+  const names = payload.sequences.map((sequence) => Buffer.from(sequence.table, 'utf8'));
+  const sequenceBytes = names.reduce((sum, name) => sum + 2 + name.length + 8, 0);
+  const bytes = Buffer.allocUnsafeSlow(FIXED_BYTES + sequenceBytes + payload.changeset.length);
+  bytes[0] = PAYLOAD_VERSION;
+  bytes[1] = 0;
+  bytes.writeUInt32LE(payload.schemaVersion, 2);
+  bytes.set(payload.fingerprint, 6);
+  bytes.writeUInt16LE(names.length, 22);
+  let offset = FIXED_BYTES;
+  names.forEach((name, index) => {
+    bytes.writeUInt16LE(name.length, offset);
+    bytes.set(name, offset + 2);
+    bytes.writeBigInt64LE((payload.sequences[index] as SequenceValue).value, offset + 2 + name.length);
+    offset += 2 + name.length + 8;
+  });
+  bytes.set(payload.changeset, offset);
+  return bytes;
+}
+
+/** The changeset is a view into `bytes`. */
+export function decodeChangesetPayload(bytes: Uint8Array): ChangesetPayload {
+  checkVersion(bytes, FIXED_BYTES);
+  const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+  const count = view.readUInt16LE(22);
+  const sequences: SequenceValue[] = [];
+  let offset = FIXED_BYTES;
+  for (let index = 0; index < count; index += 1) {
+    if (offset + 2 > view.length) throw invalid('a sequence is cut short');
+    const end = offset + 2 + view.readUInt16LE(offset);
+    if (end + 8 > view.length) throw invalid('a sequence is cut short');
+    sequences.push({ table: view.toString('utf8', offset + 2, end), value: view.readBigInt64LE(end) });
+    offset = end + 8;
+  }
+  return {
+    schemaVersion: view.readUInt32LE(2),
+    fingerprint: view.subarray(6, 22),
+    sequences,
+    changeset: view.subarray(offset),
+  };
+}
+
+/** A step of a migration: DDL is replayed as SQL, row changes as the changeset that they made. */
+export type SchemaStep = { readonly sql: string } | { readonly changeset: Uint8Array };
+
+export interface SchemaPayload {
+  readonly schemaVersion: number;
+  readonly steps: readonly SchemaStep[];
+  readonly userVersion: number;
+  readonly sequences: readonly SequenceValue[];
+  readonly fingerprint: Uint8Array;
+}
+
+export function encodeSchemaPayload(payload: SchemaPayload): Uint8Array {
+  const sequences = payload.sequences.map(({ table, value }) => [table, value]);
+  return withVersion(encode({ ...payload, sequences }, { useBigInt64: true }));
+}
+
+export function decodeSchemaPayload(bytes: Uint8Array): SchemaPayload {
+  const value = decodeMap(bytes);
+  const { schemaVersion, userVersion, fingerprint } = value;
+  if (!Array.isArray(value['steps']) || !Array.isArray(value['sequences'])) throw invalid('no steps');
+  const steps = value['steps'].map((step: unknown): SchemaStep => {
+    const { sql, changeset } = (step ?? {}) as { sql?: unknown; changeset?: unknown };
+    if (typeof sql === 'string') return { sql };
+    if (changeset instanceof Uint8Array) return { changeset };
+    throw invalid('a step is neither SQL nor a changeset');
+  });
+  const sequences = value['sequences'].map((pair: unknown): SequenceValue => {
+    const [table, number] = Array.isArray(pair) ? (pair as unknown[]) : [];
+    if (typeof table !== 'string' || (typeof number !== 'bigint' && typeof number !== 'number'))
+      throw invalid('a sequence has no table or value');
+    return { table, value: BigInt(number) };
+  });
+  if (!isCount(schemaVersion) || !Number.isInteger(userVersion as number)) throw invalid('a version is missing');
+  if (!(fingerprint instanceof Uint8Array) || fingerprint.length !== FINGERPRINT_BYTES)
+    throw invalid('the fingerprint is missing');
+  return { schemaVersion, steps, userVersion: userVersion as number, sequences, fingerprint };
+}
+
+export interface TenantCreatePayload {
+  readonly name: string;
+  readonly uuid: TenantUuid;
+}
+
+export function encodeTenantCreate(payload: TenantCreatePayload): Uint8Array {
+  return withVersion(encode(payload));
+}
+
+export function decodeTenantCreate(bytes: Uint8Array): TenantCreatePayload {
+  const { name, uuid } = decodeMap(bytes);
+  if (typeof name !== 'string') throw invalid('the name is missing');
+  return { name, uuid: toTenantUuid(uuid) };
+}
+
+export function encodeTenantDrop(): Uint8Array {
+  return Uint8Array.of(PAYLOAD_VERSION);
+}
+
+function withVersion(body: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(body.length + 1);
+  bytes[0] = PAYLOAD_VERSION;
+  bytes.set(body, 1);
+  return bytes;
+}
+
+function decodeMap(bytes: Uint8Array): Record<string, unknown> {
+  checkVersion(bytes, 1);
+  let value: unknown;
+  try {
+    value = decode(bytes.subarray(1), { useBigInt64: true });
+  } catch (error) {
+    throw new NostosError('LOG_DAMAGED', 'a record payload is not MessagePack', { cause: error });
+  }
+  if (typeof value !== 'object' || value === null) throw invalid('it is not a map');
+  const map = value as Record<string, unknown>;
+  // With 64-bit integers on, MessagePack gives small integers as numbers and large ones as bigint.
+  for (const [key, item] of Object.entries(map)) if (typeof item === 'bigint') map[key] = Number(item);
+  return map;
+}
+
+function checkVersion(bytes: Uint8Array, bytesMin: number): void {
+  if (bytes.length < bytesMin) throw invalid(`it has ${bytes.length} bytes`);
+  if (bytes[0] !== PAYLOAD_VERSION)
+    throw new NostosError('UNSUPPORTED_FORMAT', `record payload version ${bytes[0]} is newer than this Nostos knows`);
+}
+
+function isCount(value: unknown): value is number {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
+}
+
+function invalid(why: string): NostosError {
+  return new NostosError('LOG_DAMAGED', `a record payload cannot be read: ${why}`);
+}
