@@ -1,0 +1,96 @@
+/**
+ * Part of `npm run lint`: imports point down, and I/O, clocks and randomness stay at the edge. What a layer may import
+ * is a lower number in `LAYERS`; folders of one number do not know each other. A pure file that starts to read the clock
+ * or the disk can no longer be simulated, so each driver below `node/` is named in `DRIVERS`.
+ */
+import { globSync, readFileSync } from 'node:fs';
+import { dirname, join, normalize } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const LAYERS: Readonly<Record<string, number>> = {
+  base: 0,
+  wire: 1,
+  log: 1,
+  store: 1,
+  coordination: 1,
+  replication: 2,
+  restore: 3,
+  backup: 3,
+  rollback: 3,
+  'anti-entropy': 3,
+  actor: 3,
+  testing: 4,
+  node: 5,
+  'index.ts': 6,
+  cli: 7,
+};
+
+/** Folders that are the edge: what they do with the outside world is their reason to be. */
+const EDGES = new Set(['base', 'testing', 'node', 'cli']);
+
+/** Files of the ground floor and of features that touch the outside world, each an adapter around something pure. */
+const DRIVERS: readonly RegExp[] = [];
+
+const IO_MODULES =
+  /^(?:node:)?(?:fs|fs\/promises|net|http|https|http2|tls|dgram|dns|child_process|worker_threads|cluster|timers|timers\/promises)$/;
+const IO_CALLS =
+  /(?<![.\w])(?:setTimeout|setInterval|setImmediate|Date\.now|Math\.random|performance\.now|new Date\(\)|process\.hrtime|randomBytes|randomUUID)\b/g;
+const IMPORTS =
+  /\b(?:import|export)\b[^'";]*?\bfrom\s*['"]([^'"]+)['"]|\bimport\s*\(\s*['"]([^'"]+)['"]|\bimport\s+['"]([^'"]+)['"]/g;
+const COMMENTS = /\/\*[\s\S]*?\*\/|(?<!:)\/\/.*$/gm;
+
+export interface Violation {
+  readonly file: string;
+  readonly rule: 'direction' | 'edge' | 'unknown-folder';
+  readonly message: string;
+}
+
+/** The folder below `src/` that a path of the form `src/log/writer.ts` belongs to. */
+function folderOf(file: string): string {
+  return file.split('/')[1]!;
+}
+
+function checkImport(file: string, folder: string, specifier: string, isTest: boolean): Violation[] {
+  if (!specifier.startsWith('.')) {
+    if (isTest || EDGES.has(folder) || DRIVERS.some((driver) => driver.test(file)) || !IO_MODULES.test(specifier))
+      return [];
+    return [{ file, rule: 'edge', message: `imports ${specifier}: only drivers, adapters and base/ touch it` }];
+  }
+  const target = normalize(join(dirname(file), specifier)).replaceAll('\\', '/');
+  if (!target.startsWith('src/')) return [];
+  const targetFolder = folderOf(target);
+  if (targetFolder === folder || (isTest && targetFolder === 'testing')) return [];
+  const from = LAYERS[folder]!;
+  const to = LAYERS[targetFolder];
+  if (to === undefined) return [{ file, rule: 'unknown-folder', message: `imports ${target}: give it a layer` }];
+  if (targetFolder === 'testing' || to >= from)
+    return [{ file, rule: 'direction', message: `imports ${target}: imports point down` }];
+  return [];
+}
+
+/** Checks one file, given as its path from the repository's root (`src/…`) and its text. */
+export function checkFile(file: string, text: string): Violation[] {
+  const folder = folderOf(file);
+  if (LAYERS[folder] === undefined)
+    return [{ file, rule: 'unknown-folder', message: `src/${folder} has no layer in scripts/check-layers.ts` }];
+  const isTest = file.endsWith('.test.ts');
+  const code = text.replace(COMMENTS, '');
+  const violations = [...code.matchAll(IMPORTS)].flatMap((match) =>
+    checkImport(file, folder, (match[1] ?? match[2] ?? match[3])!, isTest),
+  );
+  if (isTest || EDGES.has(folder) || DRIVERS.some((driver) => driver.test(file))) return violations;
+  for (const [call] of code.matchAll(IO_CALLS))
+    violations.push({ file, rule: 'edge', message: `uses ${call}: take a clock, timer or randomness from outside` });
+  return violations;
+}
+
+function main(): void {
+  const root = fileURLToPath(new URL('..', import.meta.url));
+  const files = globSync('src/**/*.ts', { cwd: root }).filter((file) => !/\.as\.ts$|\/assembly\//.test(file));
+  const violations = files.toSorted().flatMap((file) => checkFile(file, readFileSync(join(root, file), 'utf8')));
+  for (const { file, rule, message } of violations) process.stderr.write(`${file}: ${rule}: ${message}\n`);
+  process.stdout.write(`${files.length} files, ${violations.length} layer violations\n`);
+  if (violations.length > 0) process.exitCode = 1;
+}
+
+if (import.meta.main) main();
