@@ -13,6 +13,7 @@ import {
   readTables,
 } from './schema-catalog.ts';
 import { asciiUpper, nameOf, significantTokens, statementStart, type Token } from './sql-tokens.ts';
+import { OWN_TABLES, RESERVED_PREFIX } from './own-tables.ts';
 
 export type SchemaProblemCode =
   | 'NO_PRIMARY_KEY'
@@ -40,9 +41,6 @@ export interface SchemaCheckOptions {
   /** Tables with the reserved prefix that may be there, in lower case. None in a file that comes from elsewhere. */
   readonly ownTables?: readonly string[];
 }
-
-export const RESERVED_PREFIX = 'nostos_';
-export const OWN_TABLES: readonly string[] = ['nostos_meta', 'nostos_results'];
 
 const isReserved = (name: string): boolean => name.toLowerCase().startsWith(RESERVED_PREFIX);
 

@@ -7,10 +7,8 @@
  */
 import type { DatabaseSync } from 'node:sqlite';
 import { type CatalogTable, readObjects, readTables } from './schema-catalog.ts';
-import { asciiUpper, nameOf, significantTokens, type Token } from './sql-tokens.ts';
-
-/** Tables that describe one node's copy rather than its content. */
-export const LOCAL_TABLES: readonly string[] = ['nostos_meta'];
+import { LOCAL_TABLES } from './own-tables.ts';
+import { asciiUpper, significantTokens } from './sql-tokens.ts';
 
 export interface TableShape {
   readonly name: string;
@@ -40,7 +38,21 @@ export function readSchemaShape(db: DatabaseSync): SchemaShape {
     if (LOCAL_TABLES.includes(table.name.toLowerCase())) continue;
     tables.set(table.name, tableShape(table, triggered));
   }
+  return shapeOf(tables);
+}
+
+function shapeOf(tables: ReadonlyMap<string, TableShape>): SchemaShape {
   return { tables, columnNames: (table) => tables.get(table)?.columns ?? [] };
+}
+
+/** As it is kept in a tenant file for each schema version. */
+export function serializeShape(shape: SchemaShape): string {
+  return JSON.stringify([...shape.tables.values()]);
+}
+
+export function parseShape(text: string): SchemaShape {
+  const tables = JSON.parse(text) as TableShape[];
+  return shapeOf(new Map(tables.map((table) => [table.name, table])));
 }
 
 function tableShape(table: CatalogTable, triggered: ReadonlySet<string>): TableShape {
@@ -60,12 +72,6 @@ function tableShape(table: CatalogTable, triggered: ReadonlySet<string>): TableS
 }
 
 function tablesWithTriggers(db: DatabaseSync): Set<string> {
-  const tables = new Set<string>();
-  for (const { type, sql } of readObjects(db)) {
-    if (type !== 'trigger') continue;
-    const tokens = significantTokens(sql);
-    const on = tokens.findIndex((token: Token) => token.word === 'ON');
-    if (on >= 0) tables.add(asciiUpper(nameOf(sql, tokens[on + 1]!)));
-  }
-  return tables;
+  const triggers = readObjects(db).filter((object) => object.type === 'trigger');
+  return new Set(triggers.map((trigger) => asciiUpper(trigger.tableName)));
 }
