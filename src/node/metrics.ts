@@ -1,0 +1,64 @@
+/** The metrics of a node, from one status: names that end in their unit, and none per tenant, which would not be bounded. */
+import { Counter, Gauge, Registry } from 'prom-client';
+import type { NodeStatus } from './types.ts';
+
+interface Metric {
+  readonly name: string;
+  readonly help: string;
+  readonly kind?: 'counter';
+  readonly value: (status: NodeStatus) => number;
+}
+
+const METRICS: readonly Metric[] = [
+  { name: 'nostos_primary', help: '1 on the primary, 0 on a replica.', value: (s) => (s.role === 'primary' ? 1 : 0) },
+  { name: 'nostos_start_time_seconds', help: 'When the node was opened.', value: (s) => s.startedAtMs / 1000 },
+  { name: 'nostos_log_term', help: 'Term of the newest record.', value: (s) => s.log.term },
+  { name: 'nostos_log_first_lsn', help: 'Oldest record that the log holds.', value: (s) => s.log.firstLsn },
+  { name: 'nostos_log_last_lsn', help: 'Newest record of the log.', value: (s) => s.log.lastLsn },
+  { name: 'nostos_log_watermark_lsn', help: 'Newest committed record.', value: (s) => s.log.watermark },
+  { name: 'nostos_log_segments', help: 'Files of the log.', value: (s) => s.log.segments },
+  { name: 'nostos_log_bytes', help: 'Size of the log on disk.', value: (s) => s.log.bytes },
+  { name: 'nostos_tenants', help: 'Tenants of the node.', value: (s) => s.tenants.total },
+  { name: 'nostos_tenants_open', help: 'Tenants whose file is open.', value: (s) => s.tenants.open },
+  {
+    name: 'nostos_writes_committed_total',
+    help: 'Transactions committed since the node was opened.',
+    kind: 'counter',
+    value: (s) => s.writes.committed,
+  },
+  {
+    name: 'nostos_writes_failed_total',
+    help: 'Transactions that failed since the node was opened.',
+    kind: 'counter',
+    value: (s) => s.writes.failed,
+  },
+  {
+    name: 'nostos_scrubbed_rows_total',
+    help: 'Rows whose fingerprint was recomputed in the background.',
+    kind: 'counter',
+    value: (s) => s.scrub.rows,
+  },
+  {
+    name: 'nostos_tenants_damaged',
+    help: 'Tenants whose rows disagree with the log; alert on any.',
+    value: (s) => s.scrub.damaged.length,
+  },
+  { name: 'nostos_open_files', help: 'File descriptors of the process.', value: (s) => s.openFiles },
+  { name: 'nostos_resident_bytes', help: 'Resident memory of the process.', value: (s) => s.residentBytes },
+];
+
+/** Text in the format of Prometheus, from a registry of its own: the caller's default registry is not touched. */
+export async function renderMetrics(status: NodeStatus): Promise<string> {
+  const registry = new Registry();
+  for (const { name, help, kind, value } of METRICS) {
+    if (kind === 'counter') new Counter({ name, help, registers: [registry] }).inc(value(status));
+    else new Gauge({ name, help, registers: [registry] }).set(value(status));
+  }
+  new Gauge({
+    name: 'nostos_build_info',
+    help: 'Always 1; the version is a label.',
+    labelNames: ['version'],
+    registers: [registry],
+  }).set({ version: status.version }, 1);
+  return registry.metrics();
+}

@@ -1,0 +1,234 @@
+/**
+ * What can be asked of a node from outside of its process, each by name: one table for the CLI, the admin socket and
+ * `/v1`. An input is `unknown` until its schema has read it; a result is what `toJsonValue` takes.
+ *
+ * An operation whose input names a tenant needs a right on that tenant, any other a right on all of them.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { z } from 'zod';
+import { formatPosition, parsePosition, toLsn, type Position } from '../base/brands.ts';
+import { NostosError, serializeError } from '../base/errors.ts';
+import { renderMetrics } from './metrics.ts';
+import { executeScript, queryScript } from './sql-script.ts';
+import type { Change, LongCallOptions, Node, Progress, RecordSummary } from './types.ts';
+
+export type Access = 'read' | 'write' | 'admin';
+
+export interface OperationContext {
+  readonly signal: AbortSignal;
+  readonly onProgress: (progress: Progress) => void;
+  /** One item of a stream; resolves when the receiver has room for the next. */
+  readonly emit: (item: unknown) => Promise<void>;
+}
+
+interface Operation<Schema extends z.ZodType, Result> {
+  readonly summary: string;
+  readonly access: Access;
+  /** Takes paths of this machine, so it is offered to the user of this machine only, never over HTTP. */
+  readonly localOnly?: true;
+  /** Answers with items before its result. */
+  readonly streams?: true;
+  readonly input: Schema;
+  run(node: Node, input: z.output<Schema>, context: OperationContext): Promise<Result>;
+}
+
+function operation<Schema extends z.ZodType, Result>(definition: Operation<Schema, Result>): Operation<Schema, Result> {
+  return definition;
+}
+
+const tenant = z.string().min(1).max(200);
+const lsn = z.int().nonnegative().transform(toLsn);
+const sqlInput = z.union([z.null(), z.number(), z.bigint(), z.string(), z.boolean(), z.instanceof(Uint8Array)]);
+const parameters = z.union([z.array(sqlInput), z.record(z.string(), sqlInput)]).optional();
+
+const FOLLOW_POLL_MS = 250;
+
+function longCall({ signal, onProgress }: OperationContext): Required<LongCallOptions> {
+  return { signal, onProgress };
+}
+
+/** Leaves out what was not given: the API tells absent from undefined. */
+function given<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as never;
+}
+
+function parseFrom(text: string): Position | 'now' {
+  return text === 'now' ? text : parsePosition(text);
+}
+
+function changeItem(change: Change): unknown {
+  return { ...change, position: formatPosition(change.position) };
+}
+
+function recordItem(record: RecordSummary): unknown {
+  return { ...record, position: formatPosition(record.position) };
+}
+
+export const OPERATIONS = {
+  status: operation({
+    summary: 'What the node is and how it does.',
+    access: 'read',
+    input: z.strictObject({}),
+    run: async (node) => node.status(),
+  }),
+  'tenant.create': operation({
+    summary: 'Creates a tenant.',
+    access: 'admin',
+    input: z.strictObject({ tenant, ifNotExists: z.boolean().default(false) }),
+    run: async (node, input) => {
+      await node.tenants.create(input.tenant, { ifNotExists: input.ifNotExists });
+      return node.tenants.get(input.tenant);
+    },
+  }),
+  'tenant.list': operation({
+    summary: 'Tenants in order of name.',
+    access: 'read',
+    input: z.strictObject({ after: z.string().optional(), limit: z.int().min(1).max(10_000).default(1_000) }),
+    run: async (node, input) => ({
+      total: await node.tenants.count(),
+      tenants: await node.tenants.list(given({ after: input.after, limit: input.limit })),
+    }),
+  }),
+  'tenant.drop': operation({
+    summary: 'Drops a tenant and its data.',
+    access: 'admin',
+    input: z.strictObject({ tenant }),
+    run: async (node, input) => {
+      await node.tenants.drop(input.tenant);
+      return { dropped: input.tenant };
+    },
+  }),
+  'tenant.status': operation({
+    summary: 'Size, tables and position of a tenant.',
+    access: 'read',
+    input: z.strictObject({ tenant }),
+    run: async (node, input) => node.tenant(input.tenant).status(),
+  }),
+  import: operation({
+    summary: 'Fills a tenant from a SQLite file of this machine; makes the tenant where there is none.',
+    access: 'admin',
+    localOnly: true,
+    input: z.strictObject({
+      tenant,
+      file: z.string().min(1),
+      addKey: z.boolean().default(false),
+      keepViolations: z.boolean().default(false),
+      dryRun: z.boolean().default(false),
+    }),
+    run: async (node, { tenant: name, file, ...options }, context) =>
+      node.tenant(name).importFile(file, { ...options, ...longCall(context) }),
+  }),
+  export: operation({
+    summary: 'Writes a tenant to a plain SQLite file of this machine.',
+    access: 'read',
+    localOnly: true,
+    input: z.strictObject({ tenant, file: z.string().min(1), overwrite: z.boolean().default(false) }),
+    run: async (node, { tenant: name, file, overwrite }, context) => {
+      const report = await node.tenant(name).exportFile(file, { overwrite, ...longCall(context) });
+      return { ...report, position: formatPosition(report.position) };
+    },
+  }),
+  'sql.query': operation({
+    summary: 'Runs statements that read.',
+    access: 'read',
+    input: z.strictObject({ tenant, sql: z.string(), parameters, timeoutMs: z.int().positive().optional() }),
+    run: async (node, input, { signal }) => queryScript(node.tenant(input.tenant), input, signal),
+  }),
+  'sql.execute': operation({
+    summary: 'Runs statements in one transaction.',
+    access: 'write',
+    input: z.strictObject({ tenant, sql: z.string(), parameters, id: z.string().min(1).max(200).optional() }),
+    run: async (node, input, { signal }) => executeScript(node.tenant(input.tenant), input, signal),
+  }),
+  migrate: operation({
+    summary: 'Brings the schema of a tenant to the last of these migrations.',
+    access: 'admin',
+    input: z.strictObject({ tenant, migrations: z.array(z.string()).min(1) }),
+    run: async (node, input, context) => node.tenant(input.tenant).migrate(input.migrations, longCall(context)),
+  }),
+  'migrate.all': operation({
+    summary: 'Brings the schema of every tenant to the last of these migrations.',
+    access: 'admin',
+    input: z.strictObject({ migrations: z.array(z.string()).min(1) }),
+    run: async (node, input, context) => {
+      const { migrated, failed } = await node.migrateAll({ migrations: input.migrations, ...longCall(context) });
+      return { migrated, failed: failed.map((one) => ({ tenant: one.tenant, error: serializeError(one.error) })) };
+    },
+  }),
+  log: operation({
+    summary: 'Summaries of the records of the log, oldest first.',
+    access: 'read',
+    streams: true,
+    input: z.strictObject({
+      from: lsn.optional(),
+      to: lsn.optional(),
+      tenant: tenant.optional(),
+      limit: z.int().positive().optional(),
+      follow: z.boolean().default(false),
+    }),
+    run: async (node, input, { signal, emit }) => {
+      let count = 0;
+      let { from } = input;
+      for (;;) {
+        for await (const record of node.log(given({ from, to: input.to, tenant: input.tenant, signal }))) {
+          await emit(recordItem(record));
+          count += 1;
+          from = toLsn(record.position.lsn + 1);
+          if (count === input.limit) return { count };
+        }
+        if (!input.follow || (input.to !== undefined && from !== undefined && from > input.to)) return { count };
+        await delay(FOLLOW_POLL_MS, undefined, { signal });
+      }
+    },
+  }),
+  changes: operation({
+    summary: 'Committed row changes of a tenant, oldest first.',
+    access: 'read',
+    streams: true,
+    input: z.strictObject({ tenant, from: z.string().optional(), follow: z.boolean().default(false) }),
+    run: async (node, input, { signal, emit }) => {
+      const from = input.from === undefined ? undefined : parseFrom(input.from);
+      let count = 0;
+      const options = given({ from, untilCaughtUp: !input.follow, int64: 'bigint' as const, signal });
+      for await (const change of node.tenant(input.tenant).changes(options)) {
+        await emit(changeItem(change));
+        count += 1;
+      }
+      return { count };
+    },
+  }),
+  verify: operation({
+    summary: 'Checks log, database files and fingerprints, of one tenant or of all.',
+    access: 'read',
+    input: z.strictObject({ tenant: tenant.optional() }),
+    run: async (node, input, context) => node.verify({ ...given({ tenant: input.tenant }), ...longCall(context) }),
+  }),
+  metrics: operation({
+    summary: 'Metrics in the text format of Prometheus.',
+    access: 'read',
+    input: z.strictObject({}),
+    run: async (node) => renderMetrics(await node.status()),
+  }),
+} as const;
+
+export type OperationName = keyof typeof OPERATIONS;
+export type OperationInput<Name extends OperationName> = z.input<(typeof OPERATIONS)[Name]['input']>;
+export type OperationResult<Name extends OperationName> = Awaited<ReturnType<(typeof OPERATIONS)[Name]['run']>>;
+
+export function isOperationName(name: string): name is OperationName {
+  return Object.hasOwn(OPERATIONS, name);
+}
+
+/** Checks `input` against the operation's schema and runs it. */
+export async function runOperation<Name extends OperationName>(
+  node: Node,
+  call: { readonly name: Name; readonly input: unknown },
+  context: OperationContext,
+): Promise<OperationResult<Name>> {
+  const definition = OPERATIONS[call.name] as unknown as Operation<z.ZodType, OperationResult<Name>>;
+  const parsed = definition.input.safeParse(call.input);
+  if (!parsed.success)
+    throw new NostosError('INVALID_ARGUMENT', `${call.name}: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`);
+  context.signal.throwIfAborted();
+  return definition.run(node, parsed.data, context);
+}
