@@ -28,6 +28,8 @@ export interface CatalogTable {
 export interface CatalogObject {
   readonly type: 'table' | 'index' | 'view' | 'trigger';
   readonly name: string;
+  /** The table or view that it belongs to; its own name for these. */
+  readonly tableName: string;
   readonly sql: string;
 }
 
@@ -45,7 +47,10 @@ export function quoteName(name: string): string {
 
 /** All that `CREATE` made, in the order in which it was made; indexes that SQLite makes by itself have no SQL. */
 export function readObjects(db: DatabaseSync): CatalogObject[] {
-  return catalogRows(db, `SELECT type, name, coalesce(sql, '') AS sql FROM main.sqlite_schema ORDER BY rowid`);
+  return catalogRows(
+    db,
+    `SELECT type, name, tbl_name AS tableName, coalesce(sql, '') AS sql FROM main.sqlite_schema ORDER BY rowid`,
+  );
 }
 
 /** Tables and views but those of SQLite itself (`sqlite_…`), by name. */
