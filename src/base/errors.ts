@@ -50,6 +50,9 @@ export const ERROR_CODES = {
   UNAUTHORIZED: ['never', 'The request has no token, or one without the right that it needs.'],
   FRAME_TOO_LARGE: ['never', 'A message is larger than the limit allows.'],
   VERIFY_FAILED: ['never', 'A check of the data found damage; details name it.'],
+  TERM_ENDED: ['safe', 'The term of this log has ended; nothing is appended before a higher one starts.'],
+  CLOCK_DRIFT: ['safe', 'A clock is further from another one than the limit allows.'],
+  COORDINATOR_DAMAGED: ['never', 'The record of the coordinator cannot be read; nothing is decided on it.'],
   INTERNAL: ['never', 'Nostos broke one of its own rules; please report it.'],
 } as const satisfies Record<string, readonly [Retry, string]>;
 

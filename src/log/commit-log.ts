@@ -37,6 +37,7 @@ export interface PageRequest {
   /** The last LSN wanted; the watermark where absent. */
   readonly to?: Lsn;
   readonly tenant?: TenantId;
+  readonly kinds?: readonly number[];
   readonly bytesMax: number;
 }
 
@@ -48,12 +49,19 @@ export interface LogPage {
   readonly end: Lsn;
 }
 
+export interface TenantLocation {
+  /** LSN of the tenant's last record among those that some file may still lack; 0 where there is none. */
+  readonly last: Lsn;
+  /** The record at the asked LSN; undefined where the log does not hold it any more, or not yet. */
+  readonly at?: { readonly term: Term; readonly lsn: Lsn; readonly hash: Hash };
+}
+
 export interface CommitLog {
   /** Rejects with DISK_FULL or IO_FAILED when nothing was kept, OUTCOME_UNKNOWN when that is not known. */
   append(entries: readonly LogEntry[]): Promise<Appended>;
   readPage(request: PageRequest): Promise<LogPage>;
-  /** The hash of the record at this LSN; undefined where the log no longer, or not yet, holds it. */
-  hashAt(lsn: Lsn): Promise<{ readonly term: Term; readonly hash: Hash } | undefined>;
+  /** What a tenant that says it is at `lsn` must know to catch up; `NO_TENANT` asks for the catalog. */
+  locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation>;
   /** The highest committed LSN that this thread has heard of. */
   readonly watermark: Lsn;
   /** Calls back whenever `watermark` has risen; returns what ends that. */

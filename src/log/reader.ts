@@ -1,0 +1,193 @@
+/**
+ * Streams any range of durable records across segments: a batch at a time, in bounded memory, each record checked
+ * against its CRC and the one before it. Records are views of buffers that belong to their batch, so they may be kept.
+ *
+ * A reader holds one file open between batches; close the iteration (leave the loop) to let go of it.
+ */
+import { join } from 'node:path';
+import type { Hash, Lsn, TenantId } from '../base/brands.ts';
+import type { Disk, DiskFile } from '../base/disk.ts';
+import { NostosError } from '../base/errors.ts';
+import type { ChainPoint } from './chain.ts';
+import { brokenLink, pointOf, sameBytes } from './chain.ts';
+import { logDamaged } from './damage.ts';
+import type { LogRecord } from './record.ts';
+import { hashRecord } from './record.ts';
+import { SegmentCursor } from './segment-cursor.ts';
+import { SEGMENT_HEADER_BYTES, segmentName } from './segment-header.ts';
+import type { SparseIndex } from './sparse-index.ts';
+
+export interface ReadOptions {
+  readonly from: Lsn;
+  /** The last record to read; by default the last one that is durable when reading starts. */
+  readonly to?: Lsn;
+  /** Only the records of this tenant. */
+  readonly tenant?: TenantId;
+  /** Records that are handed out at once, in bytes; at least one. */
+  readonly bytesMax?: number;
+}
+
+export interface ReadRecord {
+  readonly record: LogRecord;
+  readonly hash: Hash;
+}
+
+export interface LogBatch {
+  readonly records: readonly ReadRecord[];
+  /** Everything up to here was read, also what the tenant filter left out. */
+  readonly through: Lsn;
+}
+
+/** A segment as a reader needs it; the open one ends where its durable records do. */
+export interface ReadableSegment {
+  readonly number: number;
+  readonly anchor: ChainPoint;
+  readonly lastLsn: Lsn;
+  readonly endOffset: number;
+  readonly index: SparseIndex;
+}
+
+export interface ReaderSource {
+  readonly disk: Disk;
+  readonly dir: string;
+  readonly durable: ChainPoint;
+  readonly firstLsn: Lsn;
+  /** The segment that holds this record, which is from `firstLsn` to `durable`. */
+  segmentOf(lsn: Lsn): ReadableSegment;
+}
+
+const BATCH_BYTES = 1024 * 1024;
+
+export function* readLog(source: ReaderSource, options: ReadOptions): Generator<LogBatch, void, void> {
+  const bytesMax = options.bytesMax ?? BATCH_BYTES;
+  const to = Math.min(options.to ?? Infinity, source.durable.lsn) as Lsn;
+  let next = options.from;
+  let previous: ChainPoint | undefined;
+  while (next <= to) {
+    if (next < source.firstLsn) throw pruned(next, source.firstLsn);
+    const segment = source.segmentOf(next);
+    const file = openSegment(source, segment, next);
+    try {
+      const walk = new SegmentWalk(file, segment, next, bytesMax, previous);
+      while (next <= to && next <= segment.lastLsn) {
+        const batch = walk.batch(next, to, options.tenant);
+        next = (batch.through + 1) as Lsn;
+        if (batch.records.length > 0 || next > to) yield batch;
+      }
+      previous = walk.previous;
+    } finally {
+      file.close();
+    }
+  }
+}
+
+/** Where a record begins. */
+export function locateRecord(source: ReaderSource, lsn: Lsn): { segment: string; offset: number } {
+  if (lsn < source.firstLsn) throw pruned(lsn, source.firstLsn);
+  if (lsn > source.durable.lsn)
+    throw new NostosError('INVALID_ARGUMENT', `LSN ${lsn} is above the durable end of the log, ${source.durable.lsn}`, {
+      details: { lsn, durable: source.durable.lsn },
+    });
+  const segment = source.segmentOf(lsn);
+  const file = openSegment(source, segment, lsn);
+  try {
+    const walk = new SegmentWalk(file, segment, lsn, BATCH_BYTES, undefined);
+    return { segment: segmentName(segment.number), offset: walk.offset };
+  } finally {
+    file.close();
+  }
+}
+
+class SegmentWalk {
+  readonly #segment: ReadableSegment;
+  readonly #cursor: SegmentCursor;
+  readonly #bytesMax: number;
+  previous: ChainPoint | undefined;
+
+  /** Stands before the record `from`. */
+  constructor(file: DiskFile, segment: ReadableSegment, from: Lsn, bytesMax: number, previous: ChainPoint | undefined) {
+    this.#segment = segment;
+    this.#bytesMax = bytesMax;
+    if (previous !== undefined && !sameBytes(previous.hash, segment.anchor.hash))
+      throw this.#damage(from, 'its anchor is not the record before it');
+    const start = segment.index.floor(from);
+    this.#cursor = new SegmentCursor(
+      file,
+      start?.offset ?? SEGMENT_HEADER_BYTES,
+      segment.endOffset,
+      Math.min(BATCH_BYTES, Math.max(64 * 1024, bytesMax)),
+    );
+    if (from === segment.anchor.lsn + 1) this.previous = segment.anchor;
+    else this.#skipTo(from, start?.lsn ?? ((segment.anchor.lsn + 1) as Lsn));
+  }
+
+  get offset(): number {
+    return this.#cursor.offset;
+  }
+
+  batch(from: Lsn, to: Lsn, tenant: TenantId | undefined): LogBatch {
+    const records: ReadRecord[] = [];
+    let through = (from - 1) as Lsn;
+    const end = Math.min(to, this.#segment.lastLsn);
+    for (let bytes = 0; through < end && bytes < this.#bytesMax;) {
+      const lsn = (through + 1) as Lsn;
+      const record = this.#record(lsn);
+      bytes += record.bytes.length;
+      if (bytes > this.#bytesMax && records.length > 0) {
+        this.#cursor.back(record);
+        break;
+      }
+      const broken = this.previous === undefined ? wrongLsn(record, lsn) : brokenLink(this.previous, record);
+      if (broken !== undefined) {
+        this.#cursor.back(record);
+        throw this.#damage(lsn, broken);
+      }
+      const hash = hashRecord(record);
+      this.previous = pointOf(record, hash);
+      through = lsn;
+      if (tenant === undefined || record.tenant === tenant) records.push({ record, hash });
+    }
+    if (through === this.#segment.lastLsn && this.#cursor.offset !== this.#segment.endOffset)
+      throw this.#damage(through, 'it has more bytes than its records');
+    return { records, through };
+  }
+
+  #skipTo(lsn: Lsn, start: Lsn): void {
+    for (let at = start; at < lsn; at++) {
+      const offset = this.#cursor.offset;
+      const record = this.#record(at);
+      if (record.lsn !== at) throw this.#damage(at, `LSN ${record.lsn} stands in its place`, offset);
+      this.#segment.index.add(at, offset);
+      if (at + 1 === lsn) this.previous = pointOf(record, hashRecord(record));
+    }
+  }
+
+  #record(lsn: Lsn): LogRecord {
+    const found = this.#cursor.next();
+    if (typeof found !== 'string') return found;
+    throw this.#damage(lsn, found === 'corrupt' ? 'its CRC does not hold' : 'the record is not there');
+  }
+
+  #damage(lsn: Lsn, reason: string, offset = this.#cursor?.offset ?? 0): NostosError {
+    return logDamaged({ segment: segmentName(this.#segment.number), offset, lsn, reason });
+  }
+}
+
+function wrongLsn(record: LogRecord, lsn: Lsn): string | undefined {
+  return record.lsn === lsn ? undefined : `LSN ${record.lsn} stands in its place`;
+}
+
+function openSegment(source: ReaderSource, segment: ReadableSegment, lsn: Lsn): DiskFile {
+  const path = join(source.dir, segmentName(segment.number));
+  if (!source.disk.exists(path))
+    throw logDamaged({ segment: segmentName(segment.number), offset: 0, lsn, reason: 'the segment is missing' });
+  return source.disk.open(path, 'read');
+}
+
+export function pruned(lsn: Lsn, firstLsn: Lsn): NostosError {
+  return new NostosError(
+    'LOG_PRUNED',
+    `The log no longer holds LSN ${lsn}; it begins at ${firstLsn}. Restore from a snapshot that reaches ${firstLsn - 1} or further`,
+    { details: { lsn, firstLsn } },
+  );
+}

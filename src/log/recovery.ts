@@ -1,0 +1,397 @@
+/**
+ * Opening a log: find where it ends, and make sure of it. First everything is read and judged, and nothing on disk is
+ * changed; then the plan is carried out. So damage leaves the files as they were found.
+ *
+ * - A torn tail is cut at the last whole record, but never at or below a known watermark: one that the caller knows, or
+ *   that a whole later record names. There it is damage.
+ * - No record is written before its segment's header is durable; so a last segment without a header that holds no
+ *   record was never made, and one that does hold records is damaged.
+ * - What is found is written once more and fsynced before its end counts: after a failed fsync Linux marks pages clean
+ *   that never reached the disk, so neither what reads back nor a second fsync proves anything. Records up to a
+ *   watermark were durable when a later record named it; only what is above is rewritten.
+ *
+ * A crash in the middle of carrying out leaves a log that recovers in the same way: leftovers are removed again, a
+ * tail is cut again, the same bytes are rewritten.
+ */
+import { join } from 'node:path';
+import type { Generation, Hlc, Lsn } from '../base/brands.ts';
+import { NO_LSN } from '../base/brands.ts';
+import type { Disk } from '../base/disk.ts';
+import { NostosError } from '../base/errors.ts';
+import type { ChainPoint } from './chain.ts';
+import { genesis, sameBytes, samePoint } from './chain.ts';
+import { logDamaged } from './damage.ts';
+import { OpenSegment, digestFile } from './open-segment.ts';
+import { RecordKind } from './record.ts';
+import type { OnRecord } from './scan.ts';
+import { scanChain } from './scan.ts';
+import type { SealedSegment } from './sealed.ts';
+import { SEALED_FILE, sealedTable } from './sealed.ts';
+import { SegmentCursor } from './segment-cursor.ts';
+import type { SegmentHeader } from './segment-header.ts';
+import { SEGMENT_HEADER_BYTES, decodeSegmentHeader, segmentName, segmentNumber } from './segment-header.ts';
+import { SparseIndex } from './sparse-index.ts';
+import { loadTable } from './table-file.ts';
+import type { Tail } from './tail.ts';
+import { judgeTail, watermarkOfRecordsIn } from './tail.ts';
+import { TERMS_FILE, TermTable, termTable } from './terms.ts';
+
+export interface RecoveryOptions {
+  readonly dir: string;
+  /** Of the log when it is made; otherwise one that the log must have in its history. */
+  readonly generation: Generation;
+  readonly segmentBytesMax: number;
+  readonly preallocateBytes: number;
+  /** Known to be committed from elsewhere: tenants, the group record. Nothing up to there may be missing. */
+  readonly knownWatermark: Lsn;
+  /** Records from here on are read and checked, besides those of the last segment. */
+  readonly scanFrom?: Lsn;
+  /** Records above this one are rewritten even where a watermark covers them: the last fsync that is known to hold. */
+  readonly rewriteAbove?: Lsn;
+}
+
+export interface RecoveryReport {
+  /** Whether the log was made by this call. */
+  readonly created: boolean;
+  /** The first record held, or the one that will come first. */
+  readonly firstLsn: Lsn;
+  readonly end: ChainPoint;
+  readonly watermark: Lsn;
+  readonly segments: number;
+  readonly recordsScanned: number;
+  /** Bytes of a torn tail that were cut, and the LSN that would have come next; 0 when there was none. */
+  readonly tornBytes: number;
+  readonly cutFromLsn: Lsn;
+  /** Tables beside the segments that were missing or unreadable, and were made again. */
+  readonly rebuilt: readonly string[];
+}
+
+export interface Recovered {
+  readonly sealed: SealedSegment[];
+  readonly open: OpenSegment;
+  readonly terms: TermTable;
+  readonly end: ChainPoint;
+  readonly endHlc: Hlc;
+  readonly watermark: Lsn;
+  readonly report: RecoveryReport;
+}
+
+export function recover(disk: Disk, options: RecoveryOptions): Recovered {
+  disk.makeDirectory(options.dir);
+  const plan = new RecoveryPlan(disk, options);
+  const found = plan.read();
+  return found === undefined ? createLog(disk, options) : carryOut(disk, options, found);
+}
+
+/** What reading found; nothing on disk has changed yet. */
+interface Findings {
+  readonly leftovers: readonly string[];
+  readonly sealed: SealedSegment[];
+  readonly last: { readonly header: SegmentHeader; readonly index: SparseIndex; readonly tail: Tail };
+  readonly terms: TermTable;
+  readonly end: ChainPoint;
+  readonly endHlc: Hlc;
+  readonly watermark: Lsn;
+  readonly recordsScanned: number;
+  readonly rebuilt: readonly string[];
+}
+
+class RecoveryPlan {
+  readonly #disk: Disk;
+  readonly #options: RecoveryOptions;
+  #records = 0;
+  #watermark: Lsn;
+
+  constructor(disk: Disk, options: RecoveryOptions) {
+    this.#disk = disk;
+    this.#options = options;
+    this.#watermark = options.knownWatermark;
+  }
+
+  read(): Findings | undefined {
+    const { dir } = this.#options;
+    const rebuilt: string[] = [];
+    const held = loadTable(this.#disk, join(dir, SEALED_FILE), sealedTable);
+    const heldTerms = loadTable(this.#disk, join(dir, TERMS_FILE), termTable);
+    const all = this.#disk
+      .list(dir)
+      .map(segmentNumber)
+      .filter((number) => number !== undefined);
+    const first = held?.base ?? all[0] ?? 1;
+    const numbers = all.filter((number) => number >= first);
+    const leftovers = all.filter((number) => number < first).map(segmentName);
+    this.#refuseGaps(first, numbers, held !== undefined || heldTerms !== undefined);
+    const unmade = this.#unmadeLast(numbers);
+    if (unmade !== undefined) {
+      leftovers.push(unmade);
+      numbers.pop();
+    }
+    const lastNumber = numbers.at(-1);
+    if (lastNumber === undefined) return undefined;
+    if (held === undefined && numbers.length > 1) rebuilt.push(SEALED_FILE);
+
+    const needTerms = heldTerms === undefined && numbers.length > 1;
+    if (needTerms) rebuilt.push(TERMS_FILE);
+    const terms = new TermTable(heldTerms?.rows ?? [], needTerms);
+    const rows = new Map(held?.rows.map((row) => [row.number, row]));
+    const sealed: SealedSegment[] = [];
+    for (const number of numbers.slice(0, -1)) {
+      const row = this.#sealed(number, sealed.at(-1)?.last, rows.get(number), needTerms, terms);
+      sealed.push(row);
+    }
+    return this.#last(lastNumber, sealed, terms, leftovers, rebuilt);
+  }
+
+  #refuseGaps(first: number, numbers: readonly number[], hasTables: boolean): void {
+    const missing = numbers.length === 0 ? first : numbers.find((number, i) => number !== first + i);
+    if (missing === undefined || (numbers.length === 0 && !hasTables && this.#watermark === 0)) return;
+    const absent = numbers.length === 0 ? first : first + numbers.indexOf(missing);
+    throw logDamaged({
+      segment: segmentName(absent),
+      offset: 0,
+      lsn: (this.#endBefore(absent) + 1) as Lsn,
+      reason: 'the segment is missing',
+    });
+  }
+
+  /** The last LSN below that segment as far as the tables say; for naming damage only. */
+  #endBefore(number: number): number {
+    const rows = loadTable(this.#disk, join(this.#options.dir, SEALED_FILE), sealedTable)?.rows ?? [];
+    return rows.findLast((row) => row.number < number)?.last.lsn ?? 0;
+  }
+
+  /** Names the last segment where its creation was interrupted. */
+  #unmadeLast(numbers: readonly number[]): string | undefined {
+    const number = numbers.at(-1);
+    if (number === undefined || this.#header(number) !== undefined) return undefined;
+    const name = segmentName(number);
+    const path = join(this.#options.dir, name);
+    if (watermarkOfRecordsIn(this.#disk, path, 0, this.#options.generation) !== undefined || this.#isOnlyOne(numbers))
+      throw logDamaged({ segment: name, offset: 0, lsn: (this.#endBefore(number) + 1) as Lsn, reason: BAD_HEADER });
+    return name;
+  }
+
+  /** A log whose first segment has no header has lost everything, unless it was just being made. */
+  #isOnlyOne(numbers: readonly number[]): boolean {
+    return numbers.length === 1 && (this.#watermark > 0 || this.#disk.exists(join(this.#options.dir, TERMS_FILE)));
+  }
+
+  #header(number: number): SegmentHeader | undefined {
+    const file = this.#disk.open(join(this.#options.dir, segmentName(number)), 'read');
+    try {
+      const bytes = new Uint8Array(SEGMENT_HEADER_BYTES);
+      return decodeSegmentHeader(bytes.subarray(0, file.read(bytes, 0)));
+    } finally {
+      file.close();
+    }
+  }
+
+  #checkedHeader(number: number, previous: ChainPoint | undefined): SegmentHeader {
+    const header = this.#header(number);
+    const lsn = ((previous?.lsn ?? header?.anchor.lsn ?? 0) + 1) as Lsn;
+    const damage = (reason: string): NostosError =>
+      logDamaged({ segment: segmentName(number), offset: 0, lsn, reason });
+    if (header === undefined) throw damage(BAD_HEADER);
+    if (header.number !== number) throw damage(`it is segment ${header.number} under another name`);
+    if (previous !== undefined && !samePoint(header.anchor, previous))
+      throw damage(
+        `it follows (${header.anchor.generation}, term ${header.anchor.term}, LSN ${header.anchor.lsn}), ` +
+          `but the segment before it ends elsewhere, at LSN ${previous.lsn}; it is of another history`,
+      );
+    return header;
+  }
+
+  #sealed(
+    number: number,
+    previous: ChainPoint | undefined,
+    row: SealedSegment | undefined,
+    readWhole: boolean,
+    terms: TermTable,
+  ): SealedSegment {
+    const name = segmentName(number);
+    const { anchor } = this.#checkedHeader(number, previous);
+    const file = this.#disk.open(join(this.#options.dir, name), 'read');
+    try {
+      const sizeBytes = file.size();
+      if (row !== undefined && samePoint(row.anchor, anchor) && row.last.lsn < (this.#options.scanFrom ?? Infinity)) {
+        if (sizeBytes !== row.sizeBytes)
+          throw logDamaged({
+            segment: name,
+            offset: Math.min(sizeBytes, row.sizeBytes),
+            lsn: (anchor.lsn + 1) as Lsn,
+            reason: `it has ${sizeBytes} bytes instead of ${row.sizeBytes}`,
+          });
+        if (!readWhole) return row;
+      }
+      const scan = scanChain(
+        new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes),
+        anchor,
+        this.#collect(name, terms),
+      );
+      if (scan.fault !== undefined || scan.endOffset !== sizeBytes || scan.lastRecord === undefined)
+        throw logDamaged({
+          segment: name,
+          offset: scan.endOffset,
+          lsn: (scan.last.lsn + 1) as Lsn,
+          reason: scan.fault ?? 'zeros stand where a record should',
+        });
+      const digest = digestFile(file);
+      if (row !== undefined && samePoint(row.last, scan.last) && !sameBytes(row.digest, digest))
+        throw logDamaged({
+          segment: name,
+          offset: 0,
+          lsn: (anchor.lsn + 1) as Lsn,
+          reason: 'its BLAKE3 is another one',
+        });
+      this.#saw(scan.records, scan.watermark);
+      return {
+        number,
+        sizeBytes,
+        digest,
+        anchor,
+        last: scan.last,
+        lastHlc: scan.lastRecord.hlc,
+      };
+    } finally {
+      file.close();
+    }
+  }
+
+  #last(
+    number: number,
+    sealed: SealedSegment[],
+    terms: TermTable,
+    leftovers: readonly string[],
+    rebuilt: readonly string[],
+  ): Findings {
+    const name = segmentName(number);
+    const header = this.#checkedHeader(number, sealed.at(-1)?.last);
+    const index = new SparseIndex();
+    const collect = this.#collect(name, terms);
+    const file = this.#disk.open(join(this.#options.dir, name), 'read');
+    try {
+      const sizeBytes = file.size();
+      const scan = scanChain(
+        new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes),
+        header.anchor,
+        (record, hash, offset, previous) => {
+          index.add(record.lsn, offset);
+          collect(record, hash, offset, previous);
+        },
+      );
+      this.#saw(scan.records, scan.watermark);
+      const tail = judgeTail({ file, name, sizeBytes, scan, knownWatermark: this.#watermark });
+      terms.cut(scan.last.lsn);
+      this.#checkTerms(sealed, header, scan.last, terms);
+      return {
+        leftovers,
+        sealed,
+        last: { header, index, tail },
+        terms,
+        end: scan.last,
+        endHlc: scan.lastRecord?.hlc ?? sealed.at(-1)?.lastHlc ?? (0n as Hlc),
+        watermark: this.#watermark,
+        recordsScanned: this.#records,
+        rebuilt,
+      };
+    } finally {
+      file.close();
+    }
+  }
+
+  #collect(segment: string, terms: TermTable): OnRecord {
+    return (record, _hash, offset, previous) => {
+      if (record.kind !== RecordKind.termStart) return;
+      const { term, generation, lsn } = record;
+      if (!terms.add({ term, generation, firstLsn: lsn, previous }))
+        throw logDamaged({ segment, offset, lsn, reason: `its term ${term} is another one in the term table` });
+    };
+  }
+
+  /** Every term that a segment names has to be in the table, at the right place. */
+  #checkTerms(sealed: readonly SealedSegment[], last: SegmentHeader, end: ChainPoint, terms: TermTable): void {
+    const points = [sealed[0]?.anchor ?? last.anchor, ...sealed.map((row) => row.last), last.anchor, end];
+    const before = terms.entries.map((entry) => entry.previous);
+    const lost =
+      points.find((point) => !terms.contains(point, end.lsn)) ??
+      before.find((point, i) => point.term !== (terms.entries[i - 1]?.term ?? 0));
+    if (lost !== undefined)
+      throw logDamaged({
+        segment: TERMS_FILE,
+        offset: 0,
+        lsn: lost.lsn,
+        reason: `the term table does not have term ${lost.term} of generation ${lost.generation} at LSN ${lost.lsn}`,
+      });
+    const generations = new Set([
+      last.anchor.generation,
+      end.generation,
+      ...terms.entries.flatMap((entry) => [entry.generation, entry.previous.generation]),
+    ]);
+    if (!generations.has(this.#options.generation))
+      throw new NostosError(
+        'DIRECTORY_FOREIGN',
+        `The log in ${this.#options.dir} is of generation ${end.generation}, not of ${this.#options.generation}`,
+        { details: { dir: this.#options.dir, found: end.generation, expected: this.#options.generation } },
+      );
+  }
+
+  #saw(records: number, watermark: Lsn): void {
+    this.#records += records;
+    if (watermark > this.#watermark) this.#watermark = watermark;
+  }
+}
+
+const BAD_HEADER = 'its header does not check out';
+
+function createLog(disk: Disk, options: RecoveryOptions): Recovered {
+  const anchor = genesis(options.generation);
+  const open = OpenSegment.create({ disk, number: 1, anchor, ...options });
+  return {
+    sealed: [],
+    open,
+    terms: new TermTable([]),
+    end: anchor,
+    endHlc: 0n as Hlc,
+    watermark: NO_LSN,
+    report: {
+      created: true,
+      firstLsn: 1 as Lsn,
+      end: anchor,
+      watermark: NO_LSN,
+      segments: 1,
+      recordsScanned: 0,
+      tornBytes: 0,
+      cutFromLsn: NO_LSN,
+      rebuilt: [],
+    },
+  };
+}
+
+function carryOut(disk: Disk, options: RecoveryOptions, found: Findings): Recovered {
+  const { header, index, tail } = found.last;
+  for (const name of found.leftovers) disk.remove(join(options.dir, name));
+  const open = OpenSegment.resume({ disk, ...header, ...options }, tail.endOffset, index);
+  if (tail.tornBytes > 0) open.cut(tail.endOffset);
+  const above = Math.min(found.watermark, options.rewriteAbove ?? Infinity) as Lsn;
+  open.rewrite(above < header.anchor.lsn + 1 ? 0 : (index.floor(above)?.offset ?? 0));
+  disk.syncDirectory(options.dir);
+  return {
+    sealed: found.sealed,
+    open,
+    terms: found.terms,
+    end: found.end,
+    endHlc: found.endHlc,
+    watermark: found.watermark,
+    report: {
+      created: false,
+      firstLsn: ((found.sealed[0]?.anchor.lsn ?? header.anchor.lsn) + 1) as Lsn,
+      end: found.end,
+      watermark: found.watermark,
+      segments: found.sealed.length + 1,
+      recordsScanned: found.recordsScanned,
+      tornBytes: tail.tornBytes,
+      cutFromLsn: tail.tornBytes > 0 ? ((found.end.lsn + 1) as Lsn) : NO_LSN,
+      rebuilt: found.rebuilt,
+    },
+  };
+}

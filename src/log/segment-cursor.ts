@@ -1,0 +1,73 @@
+/**
+ * Walks the records of one segment file in bounded chunks. Each chunk is a buffer of its own, so the records that were
+ * handed out stay valid as long as somebody holds them, and memory is one chunk, or one record where that is larger.
+ */
+import type { DiskFile } from '../base/disk.ts';
+import type { LogRecord, RecordFault } from './record.ts';
+import { RECORD_HEADER_BYTES, RecordDecoder, recordBytesAt } from './record.ts';
+
+export const SCAN_CHUNK_BYTES = 1024 * 1024;
+const EMPTY = Buffer.alloc(0);
+
+export class SegmentCursor {
+  readonly #file: DiskFile;
+  readonly #end: number;
+  readonly #chunkBytes: number;
+  readonly #decoder = new RecordDecoder();
+  #chunk: Buffer = EMPTY;
+  #view = new DataView(EMPTY.buffer, EMPTY.byteOffset, 0);
+  #chunkStart: number;
+  #at = 0;
+
+  /** Reads from `offset` up to `end`, which is the end of the records or of the file. */
+  constructor(file: DiskFile, offset: number, end: number, chunkBytes = SCAN_CHUNK_BYTES) {
+    this.#file = file;
+    this.#chunkStart = offset;
+    this.#end = end;
+    this.#chunkBytes = chunkBytes;
+  }
+
+  /** Where in the file the next record begins. */
+  get offset(): number {
+    return this.#chunkStart + this.#at;
+  }
+
+  get done(): boolean {
+    return this.offset >= this.#end;
+  }
+
+  /** The record at `offset`, or why there is none; a fault does not move the cursor. */
+  next(): LogRecord | RecordFault {
+    let found = this.#decode();
+    if (typeof found === 'string' && found !== 'corrupt' && this.#refill(found)) found = this.#decode();
+    if (typeof found === 'string' && found === 'short' && this.#refill(found)) found = this.#decode();
+    if (typeof found !== 'string') this.#at += found.bytes.length;
+    return found;
+  }
+
+  /** Takes back the record that was just returned. */
+  back(record: LogRecord): void {
+    this.#at -= record.bytes.length;
+  }
+
+  #decode(): LogRecord | RecordFault {
+    return this.#decoder.decode(this.#chunk, this.#view, this.#at, this.#chunk.length);
+  }
+
+  /** Moves the chunk so that the record at the cursor is whole in it; false when it already holds all there is. */
+  #refill(fault: RecordFault): boolean {
+    const offset = this.offset;
+    const left = this.#chunk.length - this.#at;
+    const available = this.#end - offset;
+    if (left >= available) return false;
+    if (fault === 'blank' && left >= 2) return false;
+    const wanted = left >= RECORD_HEADER_BYTES ? recordBytesAt(this.#view, this.#at) : 0;
+    const chunk = Buffer.allocUnsafeSlow(Math.min(available, Math.max(this.#chunkBytes, wanted)));
+    const filled = this.#file.read(chunk, offset);
+    this.#chunk = chunk.subarray(0, filled);
+    this.#view = new DataView(chunk.buffer, chunk.byteOffset, filled);
+    this.#chunkStart = offset;
+    this.#at = 0;
+    return filled > left;
+  }
+}
