@@ -70,7 +70,7 @@ export class ChangesetCursor {
       }
       if (byte === PATCHSET_TABLE) this.#fail(at, 'is a patchset, which holds no old values');
       if (byte !== TABLE) this.#fail(at, `has ${byte} where a table or a change must start`);
-      at = this.#readTable(at);
+      at = this.readTable(at);
       this.end = at;
     }
     return false;
@@ -94,7 +94,8 @@ export class ChangesetCursor {
     return this.bytes.subarray(this.tableStart, this.nameEnd + 1);
   }
 
-  #readTable(start: number): number {
+  /** Reads the table header that starts here; answers where it ends. For walks that find the headers themselves. */
+  readTable(start: number): number {
     const { bytes } = this;
     let at = start + 1;
     const columnCount = this.#varint(at);
