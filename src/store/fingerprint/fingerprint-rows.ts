@@ -130,7 +130,8 @@ class TableSteps {
       const [first, later] = [db.prepare(sql('')), db.prepare(sql(`WHERE ${after}`))];
       return (...params) => {
         const statement = this.#started ? later : first;
-        statement.setReadBigInts(false);
+        // With numbers, run() throws when the last inserted rowid of the connection, whosever it was, is beyond 2^53.
+        statement.setReadBigInts(true);
         return { all: () => statement.all(...params), run: () => Number(statement.run(...params).changes) };
       };
     };
@@ -140,7 +141,7 @@ class TableSteps {
       (condition) =>
         `INSERT OR REPLACE INTO ${LAST_KEY} SELECT 1, * FROM (SELECT ${order.join()} ${from(condition)} OFFSET ?)`,
     );
-    this.#measure = (rowsMax) => Number((measure(rowsMax).all()[0] as { bytes: number | null }).bytes ?? 0);
+    this.#measure = (rowsMax) => Number((measure(rowsMax).all()[0] as { bytes: bigint | null }).bytes ?? 0);
     this.#copy = (rowsMax) => copy(rowsMax).run();
     this.#advance = () => void advance(1, this.#copied - 1).run();
   }
