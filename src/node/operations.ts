@@ -38,8 +38,15 @@ function operation<Schema extends z.ZodType, Result>(definition: Operation<Schem
 
 const tenant = z.string().min(1).max(200);
 const lsn = z.int().nonnegative().transform(toLsn);
-const sqlInput = z.union([z.null(), z.number(), z.bigint(), z.string(), z.boolean(), z.instanceof(Uint8Array)]);
-const parameters = z.union([z.array(sqlInput), z.record(z.string(), sqlInput)]).optional();
+const sqlInput = z.union([
+  z.null(),
+  z.number(),
+  z.bigint(),
+  z.string(),
+  z.boolean(),
+  z.custom<Uint8Array>((value) => value instanceof Uint8Array),
+]);
+const parameters = z.union([z.array(sqlInput).readonly(), z.record(z.string(), sqlInput).readonly()]).optional();
 
 const FOLLOW_POLL_MS = 250;
 

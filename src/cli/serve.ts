@@ -1,0 +1,109 @@
+import { join, resolve } from 'node:path';
+import { once } from 'node:events';
+import { mkdir } from 'node:fs/promises';
+import { Option, type Command } from 'commander';
+import { isServed } from '../node/admin-socket.ts';
+import { serveHttp } from '../node/http/server.ts';
+import { addToken, hashToken, ownerToken, readTokenFile, type Grant } from '../node/http/tokens.ts';
+import type { Access } from '../node/operations.ts';
+import { ExitError } from './exit-codes.ts';
+import { print, type Io } from './io.ts';
+import { style } from './render.ts';
+import { answer, verb, wholeNumber, type VerbOptions } from './verb.ts';
+
+interface ServeOptions extends VerbOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly tokenFile?: string;
+  readonly newToken?: Access;
+  readonly tenants: string;
+}
+
+export const OWNER_TOKEN_FILE = 'owner.token';
+
+async function makeToken(io: Io, options: ServeOptions): Promise<void> {
+  if (options.tokenFile === undefined)
+    throw new ExitError('usage', '--new-token adds to a token file', 'Say which: --token-file tokens.json');
+  const file = resolve(io.cwd, options.tokenFile);
+  const tenants = options.tenants.split(',').map((name) => name.trim());
+  const token = await addToken(file, { tenants, access: options.newToken! });
+  await answer(io, options, { token, file, tenants, access: options.newToken }, () => token);
+}
+
+interface GrantedAccess {
+  readonly grants: readonly Grant[];
+  /** The owner's token, where there is no token file. */
+  readonly token?: string;
+}
+
+/** Without a token file one token counts, which only the owner of the data directory can read. */
+async function readGrants(io: Io, options: ServeOptions, dir: string): Promise<GrantedAccess> {
+  if (options.tokenFile !== undefined) return { grants: await readTokenFile(resolve(io.cwd, options.tokenFile)) };
+  const token = await ownerToken(join(dir, OWNER_TOKEN_FILE));
+  return { grants: [{ hash: hashToken(token), tenants: ['*'], access: 'admin' }], token };
+}
+
+async function announce(
+  io: Io,
+  options: ServeOptions,
+  served: { url: string; dir: string } & GrantedAccess,
+): Promise<void> {
+  const { url, dir, token } = served;
+  if (options.json) return answer(io, options, { url, dir, pid: process.pid }, () => '');
+  // A token on a terminal is for its reader; elsewhere it would end up in a log.
+  const page = token !== undefined && io.stdoutIsTty ? `${url}/#token=${token}` : `${url}/`;
+  const how =
+    token === undefined
+      ? `tokens of ${options.tokenFile}`
+      : `the token in ${join(dir, OWNER_TOKEN_FILE)}, for its owner only`;
+  return print(
+    io.stdout,
+    `serving ${style(io, 'bold', dir)}\n  status page  ${style(io, 'cyan', page)}\n  API          ${url}/v1/…  metrics ${url}/metrics\n  access       ${how}\nCtrl-C ends it.\n`,
+  );
+}
+
+async function serve(io: Io, options: ServeOptions): Promise<void> {
+  const dir = resolve(io.cwd, options.dir);
+  if (await isServed(dir))
+    throw new ExitError(
+      'retry',
+      `a process has ${dir} open already`,
+      'End it first; nostos status --dir shows which it is.',
+    );
+  await mkdir(dir, { recursive: true });
+  const access = await readGrants(io, options, dir);
+  const { openNode } = await import('../node/open-node.ts');
+  await using node = await openNode({ dir, signal: io.signal });
+  const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
+  try {
+    await announce(io, options, { url: server.url, dir, ...access });
+    if (!io.signal.aborted) await once(io.signal, 'abort');
+  } finally {
+    await server.close();
+  }
+}
+
+export function serveVerb(io: Io): Command {
+  return verb('serve', {
+    summary: 'Run a node with HTTP: API, metrics and a status page.',
+    description:
+      'Serves on loopback only. Requests to /v1 and /metrics need a bearer token: those of --token-file, or without one ' +
+      `the owner's, which is kept in <dir>/${OWNER_TOKEN_FILE} with mode 0600. /healthz and /readyz need none. Makes the ` +
+      'data directory where there is none. Ends with exit code 0 on Ctrl-C or SIGTERM.',
+    examples: [
+      ['nostos serve', 'on http://127.0.0.1:4040, with the owner’s token'],
+      [
+        'nostos serve --new-token read --tenants acme,globex --token-file tokens.json',
+        'make a token and print it, once',
+      ],
+      ['nostos serve --token-file tokens.json --port 8080', 'only these tokens count'],
+      ['curl -H "Authorization: Bearer $TOKEN" 127.0.0.1:4040/v1/status', 'ask it'],
+    ],
+  })
+    .option('--host <address>', 'loopback address', '127.0.0.1')
+    .option('--port <number>', '0: any free one', wholeNumber('--port'), 4040)
+    .option('--token-file <file>', 'JSON file of hashed tokens')
+    .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
+    .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')
+    .action((options: ServeOptions) => (options.newToken === undefined ? serve(io, options) : makeToken(io, options)));
+}
