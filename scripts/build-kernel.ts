@@ -46,7 +46,7 @@ if (import.meta.main) {
   const current = process.argv.includes('--check') ? readFileSync(KERNEL_OUTPUT, 'utf8') : undefined;
   if (current === undefined) writeFileSync(KERNEL_OUTPUT, text);
   else if (current !== text) {
-    console.error('kernel.wasm.ts is not what its source gives; run node scripts/build-kernel.ts');
+    process.stderr.write('kernel.wasm.ts is not what its source gives; run node scripts/build-kernel.ts\n');
     process.exitCode = 1;
   }
 }

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { countChanges, parseChangeset } from './changeset.ts';
 import { checkMigrationStatement, checkSchema, schemaMayRollBack } from './schema-check.ts';
 
@@ -25,13 +26,18 @@ function rows(db: DatabaseSync, sql: string): unknown {
   return db.prepare(sql).all();
 }
 
-/** Applies as a replica does; false for what it cannot apply. */
-function applies(db: DatabaseSync, changeset: Uint8Array): boolean {
+/** Whether a replica refuses the changeset of a statement, or has other rows after it. */
+function goesWrong(schema: string, setup: string, sql: string): boolean {
+  const [source, replica] = [open(schema), open(schema)];
+  for (const db of [source, replica]) db.exec(setup);
+  const changeset = capture(source, sql);
   try {
-    return db.applyChangeset(changeset);
+    if (!replica.applyChangeset(changeset)) return true;
   } catch {
-    return false;
+    return true;
   }
+  const [expected, actual] = [source, replica].map((db) => rows(db, 'SELECT *, typeof(a) FROM t ORDER BY 1, 2'));
+  return !isDeepStrictEqual(actual, expected);
 }
 
 test('a table without PRIMARY KEY is refused: nothing of it is captured', () => {
@@ -59,15 +65,7 @@ test('a key column that may be NULL is refused: rows with a NULL key are not cap
 test('a key that is not compared byte by byte is refused: a change of case cannot be applied', () => {
   const schema = 'CREATE TABLE t(a TEXT COLLATE NOCASE PRIMARY KEY NOT NULL, v)';
   assert.deepEqual(codes(schema), ['KEY_COLLATION t.a']);
-  const [source, replica] = [open(schema), open(schema)];
-  for (const db of [source, replica]) db.exec(`INSERT INTO t VALUES ('key', 1)`);
-  const changeset = capture(source, `UPDATE t SET a = 'KEY'`);
-  const wrong =
-    !applies(replica, changeset) ||
-    rows(replica, 'SELECT a FROM t')?.toString() !== rows(source, 'SELECT a FROM t')?.toString();
-  assert.ok(
-    wrong || JSON.stringify(rows(replica, 'SELECT * FROM t')) !== JSON.stringify(rows(source, 'SELECT * FROM t')),
-  );
+  assert.ok(goesWrong(schema, `INSERT INTO t VALUES ('key', 1)`, `UPDATE t SET a = 'KEY'`));
   assert.deepEqual(codes('CREATE TABLE t(a TEXT NOT NULL, PRIMARY KEY (a COLLATE rtrim)) WITHOUT ROWID'), [
     'KEY_COLLATION t.a',
   ]);
@@ -76,10 +74,7 @@ test('a key that is not compared byte by byte is refused: a change of case canno
 test('a key column of another collation than its key is refused: applying finds the wrong row', () => {
   const schema = 'CREATE TABLE t(a TEXT COLLATE NOCASE NOT NULL, v, PRIMARY KEY (a COLLATE BINARY))';
   assert.deepEqual(codes(schema), ['KEY_COLLATION t.a']);
-  const [source, replica] = [open(schema), open(schema)];
-  for (const db of [source, replica]) db.exec(`INSERT INTO t VALUES ('a', 1), ('A', 1)`);
-  applies(replica, capture(source, `DELETE FROM t WHERE a = 'A' COLLATE BINARY`));
-  assert.notDeepEqual(rows(replica, 'SELECT * FROM t'), rows(source, 'SELECT * FROM t'));
+  assert.ok(goesWrong(schema, `INSERT INTO t VALUES ('a', 1), ('A', 1)`, `DELETE FROM t WHERE a = 'A' COLLATE BINARY`));
 });
 
 test('a REAL, NUMERIC or untyped key column is refused: 1 and 1.0 are one key to SQLite and two to the session', () => {
@@ -88,21 +83,11 @@ test('a REAL, NUMERIC or untyped key column is refused: 1 and 1.0 are one key to
   for (const type of ['REAL', 'ANY'])
     assert.deepEqual(codes(`CREATE TABLE t(a ${type} PRIMARY KEY NOT NULL) STRICT`), ['KEY_TYPE t.a']);
   for (const type of ['INT', 'INTEGER', 'TEXT', 'BLOB'])
-    assert.deepEqual(
-      codes(`CREATE TABLE t(a ${type} PRIMARY KEY NOT NULL, b) ${type && 'STRICT'}`.replace(', b)', ')')),
-      [],
-    );
+    assert.deepEqual(codes(`CREATE TABLE t(a ${type} PRIMARY KEY NOT NULL, b ANY) STRICT`), []);
   for (const type of ['BIGINT', 'varchar(9)', 'CLOB', 'TEXT'])
     assert.deepEqual(codes(`CREATE TABLE t(a ${type} PRIMARY KEY NOT NULL)`), [], type);
   const untyped = 'CREATE TABLE t(a PRIMARY KEY NOT NULL, v)';
-  const [source, replica] = [open(untyped), open(untyped)];
-  for (const db of [source, replica]) db.exec('INSERT INTO t VALUES (1, 0)');
-  const same = applies(replica, capture(source, 'UPDATE t SET a = 1.0, v = 2'));
-  assert.ok(
-    !same ||
-      JSON.stringify(rows(replica, 'SELECT *, typeof(a) FROM t')) !==
-        JSON.stringify(rows(source, 'SELECT *, typeof(a) FROM t')),
-  );
+  assert.ok(goesWrong(untyped, 'INSERT INTO t VALUES (1, 0)', 'UPDATE t SET a = 1.0, v = 2'));
 });
 
 test('an insert and a delete of one REAL key leave a phantom DELETE', () => {
@@ -132,14 +117,8 @@ test('ON CONFLICT REPLACE, IGNORE and ROLLBACK of a key are refused: they act ag
 test('unique values swapped under ON CONFLICT REPLACE or IGNORE go wrong on the replica', () => {
   for (const action of ['REPLACE', 'IGNORE']) {
     const schema = `CREATE TABLE t(id INTEGER PRIMARY KEY, a UNIQUE ON CONFLICT ${action})`;
-    const [source, replica] = [open(schema), open(schema)];
-    for (const db of [source, replica]) db.exec('INSERT INTO t VALUES (1, 1), (2, 2)');
     const swap = 'UPDATE t SET a = 9 WHERE id = 1; UPDATE t SET a = 1 WHERE id = 2; UPDATE t SET a = 2 WHERE id = 1';
-    const right = applies(replica, capture(source, swap));
-    assert.ok(
-      !right || JSON.stringify(rows(replica, 'SELECT * FROM t')) !== JSON.stringify(rows(source, 'SELECT * FROM t')),
-      action,
-    );
+    assert.ok(goesWrong(schema, 'INSERT INTO t VALUES (1, 1), (2, 2)', swap), action);
   }
 });
 

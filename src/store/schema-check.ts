@@ -193,7 +193,7 @@ function conflictClauses(createTable: string): ConflictClause[] {
 /** Modules whose content is in shadow tables, which are captured like any table. */
 const SHADOWED_MODULES = ['fts5', 'fts4', 'fts3', 'rtree', 'rtree_i32', 'geopoly'];
 /** Modules that only show what is stored elsewhere. */
-const VIEWING_MODULES = ['fts5vocab', 'fts4aux', 'fts3tokenize', 'dbstat'];
+const VIEWING_MODULES: ReadonlySet<string> = new Set(['fts5vocab', 'fts4aux', 'fts3tokenize', 'dbstat']);
 
 interface VirtualDeclaration {
   readonly module: string;
@@ -217,7 +217,7 @@ function parseVirtual(sql: string): VirtualDeclaration {
 
 function checkVirtual(table: CatalogTable, tables: readonly CatalogTable[]): SchemaProblem[] {
   const { module, options } = parseVirtual(table.sql);
-  if (VIEWING_MODULES.includes(module)) return [];
+  if (VIEWING_MODULES.has(module)) return [];
   if (!SHADOWED_MODULES.includes(module))
     return [
       {
@@ -273,7 +273,14 @@ function isConflictAction(tokens: readonly Token[], index: number): boolean {
   );
 }
 
-const TRANSACTION_CONTROL = ['BEGIN', 'COMMIT', 'END', 'ROLLBACK', 'SAVEPOINT', 'RELEASE'];
+const TRANSACTION_CONTROL: ReadonlySet<string> = new Set([
+  'BEGIN',
+  'COMMIT',
+  'END',
+  'ROLLBACK',
+  'SAVEPOINT',
+  'RELEASE',
+]);
 
 /** Why one statement of a migration is not allowed, before it runs; what it creates is seen by `checkSchema` after. */
 export function checkMigrationStatement(sql: string): SchemaProblem | undefined {
@@ -287,7 +294,7 @@ export function checkMigrationStatement(sql: string): SchemaProblem | undefined 
     why,
     remedy,
   });
-  if (TRANSACTION_CONTROL.includes(verb))
+  if (TRANSACTION_CONTROL.has(verb))
     return refuse('STATEMENT', `a migration is one transaction, which ${verb} would interfere with`, 'leave it out');
   if (verb === 'ATTACH' || verb === 'DETACH')
     return refuse('STATEMENT', 'attached databases are not replicated', 'put the tables into this tenant');

@@ -27,7 +27,7 @@ export interface TableShape {
 export interface SchemaShape {
   readonly tables: ReadonlyMap<string, TableShape>;
   /** Column names in the order of changesets; none for a table that is not replicated. */
-  columnNames(table: string): readonly string[];
+  readonly columnNames: (table: string) => readonly string[];
 }
 
 export function readSchemaShape(db: DatabaseSync): SchemaShape {

@@ -106,9 +106,17 @@ function beginAfter(tokens: readonly Token[], from: number): number {
     const { word } = tokens[at]!;
     if (word === '(') depth += 1;
     else if (word === ')') depth -= 1;
-    else if (word === 'BEGIN' && depth === 0 && STATEMENT_WORDS.includes(tokens[at + 1]?.word ?? '')) return at;
+    else if (word === 'BEGIN' && depth === 0 && STATEMENT_WORDS.has(tokens[at + 1]?.word ?? '')) return at;
   }
   return -1;
 }
 
-const STATEMENT_WORDS = ['INSERT', 'REPLACE', 'UPDATE', 'DELETE', 'SELECT', 'VALUES', 'WITH'];
+const STATEMENT_WORDS: ReadonlySet<string> = new Set([
+  'INSERT',
+  'REPLACE',
+  'UPDATE',
+  'DELETE',
+  'SELECT',
+  'VALUES',
+  'WITH',
+]);

@@ -197,7 +197,7 @@ function runSavepoint(db: DatabaseSync, steps: readonly Step[], undo: boolean): 
 /** Constraints and wrong types fail as they should; a syntax error (1) would be one of the generator. */
 function isSqliteError(error: unknown): boolean {
   if (!(error instanceof Error) || !('errcode' in error)) return false;
-  return error.errcode !== 1 || /generated column|no such/.test(error.message) === false;
+  return error.errcode !== 1;
 }
 
 /** All rows of all tables, each cell with its type; text as bytes, since it need not be valid. */
