@@ -3,12 +3,10 @@
  * resolves once its records can never be lost, and `readPage` shows nothing above the watermark.
  */
 import type { Generation, Hash, Hlc, Lsn, TenantId, Term } from '../base/brands.ts';
+import type { RecordKind } from './record.ts';
+import type { LogEntry } from './writer.ts';
 
-export interface LogEntry {
-  readonly tenant: TenantId;
-  readonly kind: number;
-  readonly payload: Uint8Array;
-}
+export type { LogEntry };
 
 export interface Appended {
   readonly generation: Generation;
@@ -25,7 +23,7 @@ export interface CommittedRecord {
   readonly lsn: Lsn;
   readonly hlc: Hlc;
   readonly tenant: TenantId;
-  readonly kind: number;
+  readonly kind: RecordKind;
   readonly watermark: Lsn;
   readonly hash: Hash;
   readonly payload: Uint8Array;
@@ -37,7 +35,7 @@ export interface PageRequest {
   /** The last LSN wanted; the watermark where absent. */
   readonly to?: Lsn;
   readonly tenant?: TenantId;
-  readonly kinds?: readonly number[];
+  readonly kinds?: readonly RecordKind[];
   readonly bytesMax: number;
 }
 

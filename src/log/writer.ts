@@ -269,9 +269,11 @@ export class LogWriter {
   }
 
   #unroll(mark: Mark): void {
-    for (let number = this.#open.number + 1; number > mark.segment; number--)
-      if (this.#disk.exists(this.#path(number))) this.#disk.remove(this.#path(number));
-    this.#disk.syncDirectory(this.#options.dir);
+    for (let number = this.#open.number + 1; number > mark.segment; number--) {
+      if (!this.#disk.exists(this.#path(number))) continue;
+      this.#disk.remove(this.#path(number));
+      this.#disk.syncDirectory(this.#options.dir);
+    }
     const { anchor } = this.sealed[mark.sealed] ?? this.#open;
     this.sealed.length = mark.sealed;
     const reopened = OpenSegment.resume(

@@ -1,0 +1,409 @@
+/**
+ * A disk in memory with a page cache in front of it, which loses power, fills up and fails on command.
+ *
+ * - What was written reads back at once, and is on the disk only after a sync that returned. A power cut keeps any part
+ *   of the rest: nothing, everything, a prefix, some writes, or some sectors of 512 bytes.
+ * - Names (creations, renames, removals, links) are durable after `syncDirectory` only, and vanish one by one.
+ * - A failed sync marks what was dirty as clean, as Linux does: it still reads back, and no later sync writes it.
+ * - Every step that changes something is counted and traced, so that a test can put a fault at each of them.
+ */
+import { posix } from 'node:path';
+import type { Disk, DiskFile, OpenMode } from '../base/disk.ts';
+import { diskError } from '../base/disk.ts';
+import type { SeededRandom } from '../base/random.ts';
+
+const SECTOR_BYTES = 512;
+
+export type StepKind =
+  | 'create'
+  | 'write'
+  | 'truncate'
+  | 'sync'
+  | 'sync-directory'
+  | 'rename'
+  | 'remove'
+  | 'link'
+  | 'make-directory';
+
+export interface Step {
+  readonly number: number;
+  readonly kind: StepKind;
+  readonly path: string;
+}
+
+export interface InjectedFault {
+  /** The step at which it strikes, as the trace of a run without faults counts them. */
+  readonly atStep: number;
+  /** `power`: this step may happen in part, and everything after it fails until `crash`. */
+  readonly kind: 'power' | 'ENOSPC' | 'EIO';
+  /** How many further steps that can fail in this way do fail; 0 by default. */
+  readonly repeat?: number;
+}
+
+/** Thrown by everything after a power cut; not a `NostosError`, since no program survives to see it. */
+export class PowerCut extends Error {
+  override readonly name = 'PowerCut';
+}
+
+type Pending =
+  | { readonly kind: 'write'; readonly offset: number; readonly bytes: Uint8Array }
+  | { readonly kind: 'truncate'; readonly size: number };
+
+class Inode {
+  cached = new Uint8Array(0);
+  durable = new Uint8Array(0);
+  pending: Pending[] = [];
+
+  sync(): void {
+    for (const op of this.pending) this.durable = applyTo(this.durable, op);
+    this.pending = [];
+  }
+}
+
+/** A change of names; several that belong together, as in a rename, happen together. */
+interface NameChange {
+  readonly dir: string;
+  readonly set: readonly (readonly [path: string, inode: Inode | undefined])[];
+}
+
+const CAN_FAIL: Readonly<Record<'ENOSPC' | 'EIO', readonly StepKind[]>> = {
+  ENOSPC: ['create', 'write', 'rename', 'link', 'make-directory'],
+  EIO: ['create', 'write', 'truncate', 'sync', 'sync-directory', 'rename', 'remove', 'link'],
+};
+
+export class FaultyDisk implements Disk {
+  #names = new Map<string, Inode>();
+  #durableNames = new Map<string, Inode>();
+  #directories = new Set<string>(['/', '.']);
+  #changes: NameChange[] = [];
+  #trace: Step[] = [];
+  #fault: InjectedFault | undefined;
+  #repeats = 0;
+  #off = false;
+  #fired: Step[] = [];
+  #openFiles = 0;
+
+  /** The steps so far; those that failed included. */
+  get trace(): readonly Step[] {
+    return this.#trace;
+  }
+
+  /** Where injected faults struck. */
+  get fired(): readonly Step[] {
+    return this.#fired;
+  }
+
+  /** Files that were opened and not closed. */
+  get openFiles(): number {
+    return this.#openFiles;
+  }
+
+  inject(fault: InjectedFault | undefined): void {
+    this.#fault = fault;
+    this.#repeats = fault?.repeat ?? 0;
+  }
+
+  open(path: string, mode: OpenMode): DiskFile {
+    this.#powered();
+    let inode = this.#names.get(path);
+    if (mode === 'create') {
+      const created = inode === undefined;
+      this.#step('create', path);
+      inode ??= new Inode();
+      if (created) this.#change({ dir: posix.dirname(path), set: [[path, inode]] });
+      else truncateTo(inode, 0);
+    } else if (inode === undefined) throw this.#errno('open', path, 'ENOENT');
+    this.#openFiles += 1;
+    return new FaultyFile(path, inode, {
+      powered: () => this.#powered(),
+      step: (kind, partly) => this.#step(kind, path, partly),
+      closed: () => (this.#openFiles -= 1),
+      errno: (operation, code) => this.#errno(operation, path, code),
+    });
+  }
+
+  list(dir: string): string[] {
+    this.#powered();
+    if (!this.#directories.has(dir)) throw this.#errno('list', dir, 'ENOENT');
+    const inside = [...this.#names.keys()].filter((path) => posix.dirname(path) === dir);
+    const below = [...this.#directories].filter((path) => path !== dir && posix.dirname(path) === dir);
+    return [...inside, ...below].map((path) => posix.basename(path)).sort();
+  }
+
+  exists(path: string): boolean {
+    this.#powered();
+    return this.#names.has(path) || this.#directories.has(path);
+  }
+
+  size(path: string): number {
+    this.#powered();
+    return this.#inode('stat', path).cached.length;
+  }
+
+  rename(from: string, to: string): void {
+    const inode = this.#inode('rename', from);
+    this.#step('rename', from);
+    this.#change({
+      dir: posix.dirname(to),
+      set: [
+        [to, inode],
+        [from, undefined],
+      ],
+    });
+  }
+
+  remove(path: string): void {
+    this.#inode('remove', path);
+    this.#step('remove', path);
+    this.#change({ dir: posix.dirname(path), set: [[path, undefined]] });
+  }
+
+  /** Durable at once: the log's directory is made before anything depends on it. */
+  makeDirectory(path: string): void {
+    this.#powered();
+    if (this.#directories.has(path)) return;
+    this.#step('make-directory', path);
+    for (let dir = path; !this.#directories.has(dir); dir = posix.dirname(dir)) this.#directories.add(dir);
+  }
+
+  syncDirectory(path: string): void {
+    if (!this.#directories.has(path)) throw this.#errno('sync', path, 'ENOENT');
+    this.#step('sync-directory', path);
+    for (const change of this.#changes) if (change.dir === path) applyNames(this.#durableNames, change);
+    this.#changes = this.#changes.filter((change) => change.dir !== path);
+  }
+
+  link(from: string, to: string): void {
+    const inode = this.#inode('link', from);
+    if (this.#names.has(to)) throw this.#errno('link', to, 'EEXIST');
+    this.#step('link', to);
+    this.#change({ dir: posix.dirname(to), set: [[to, inode]] });
+  }
+
+  /** The content of a file as it reads now. */
+  bytes(path: string): Uint8Array {
+    return this.#inode('read', path).cached.slice();
+  }
+
+  /** Damage that no sync undoes: on the disk and in the cache. */
+  overwrite(path: string, change: (bytes: Uint8Array) => Uint8Array): void {
+    const inode = this.#inode('write', path);
+    inode.sync();
+    inode.durable = Uint8Array.from(change(inode.durable.slice()));
+    inode.cached = inode.durable.slice();
+  }
+
+  flip(path: string, offset: number, bit: number): void {
+    this.overwrite(path, (bytes) => {
+      bytes[offset] = (bytes[offset] as number) ^ (1 << bit);
+      return bytes;
+    });
+  }
+
+  /** A copy as it is now, cache and all, without faults. */
+  clone(): FaultyDisk {
+    const copy = new FaultyDisk();
+    const twins = new Map<Inode, Inode>();
+    const twin = (inode: Inode): Inode => {
+      const known = twins.get(inode);
+      if (known !== undefined) return known;
+      const made = new Inode();
+      made.cached = inode.cached.slice();
+      made.durable = inode.durable.slice();
+      made.pending = [...inode.pending];
+      twins.set(inode, made);
+      return made;
+    };
+    copy.#names = new Map([...this.#names].map(([path, inode]) => [path, twin(inode)]));
+    copy.#durableNames = new Map([...this.#durableNames].map(([path, inode]) => [path, twin(inode)]));
+    copy.#directories = new Set(this.#directories);
+    copy.#changes = this.#changes.map(({ dir, set }) => ({
+      dir,
+      set: set.map(([path, inode]) => [path, inode && twin(inode)] as const),
+    }));
+    return copy;
+  }
+
+  /** What is on the disk after the power went and came back: everything synced, and some of the rest. */
+  crash(random: SeededRandom): FaultyDisk {
+    const after = this.clone();
+    const names = new Map(after.#durableNames);
+    for (const change of survivors(after.#changes, random)) applyNames(names, change);
+    for (const inode of new Set([...names.values(), ...after.#names.values()])) {
+      inode.durable = survivingContent(inode, random);
+      inode.cached = inode.durable.slice();
+      inode.pending = [];
+    }
+    after.#names = names;
+    after.#durableNames = new Map(names);
+    after.#changes = [];
+    return after;
+  }
+
+  #inode(operation: string, path: string): Inode {
+    this.#powered();
+    const inode = this.#names.get(path);
+    if (inode === undefined) throw this.#errno(operation, path, 'ENOENT');
+    return inode;
+  }
+
+  #change(change: NameChange): void {
+    applyNames(this.#names, change);
+    this.#changes.push(change);
+  }
+
+  #powered(): void {
+    if (this.#off) throw new PowerCut('the power is off');
+  }
+
+  /** Counts a step and lets a fault strike; `partly` does what the step has done by then. */
+  #step(kind: StepKind, path: string, partly?: (fault: InjectedFault) => void): void {
+    this.#powered();
+    const step = { number: this.#trace.length, kind, path };
+    this.#trace.push(step);
+    const fault = this.#fault;
+    if (fault === undefined || step.number < fault.atStep) return;
+    if (fault.kind !== 'power' && !CAN_FAIL[fault.kind].includes(kind)) return;
+    this.#fired.push(step);
+    partly?.(fault);
+    if (fault.kind === 'power') {
+      this.#off = true;
+      throw new PowerCut(`the power went at step ${step.number}, ${kind} ${path}`);
+    }
+    if (this.#repeats === 0) this.#fault = undefined;
+    else this.#repeats -= 1;
+    throw this.#errno(kind.startsWith('sync') ? 'sync' : kind, path, fault.kind);
+  }
+
+  #errno(operation: string, path: string, code: string): Error {
+    return diskError(operation, path, Object.assign(new Error(code), { code }));
+  }
+}
+
+interface FileHost {
+  powered(): void;
+  step(kind: StepKind, partly?: (fault: InjectedFault) => void): void;
+  closed(): void;
+  errno(operation: string, code: string): Error;
+}
+
+class FaultyFile implements DiskFile {
+  readonly path: string;
+  readonly #inode: Inode;
+  readonly #host: FileHost;
+  #closed = false;
+
+  constructor(path: string, inode: Inode, host: FileHost) {
+    this.path = path;
+    this.#inode = inode;
+    this.#host = host;
+  }
+
+  read(target: Uint8Array, offsetInFile: number): number {
+    this.#ready('read');
+    const part = this.#inode.cached.subarray(offsetInFile, offsetInFile + target.length);
+    target.set(part);
+    return part.length;
+  }
+
+  write(bytes: Uint8Array, offsetInFile: number): void {
+    this.#ready('write');
+    const put = (part: Uint8Array): void => {
+      const op: Pending = { kind: 'write', offset: offsetInFile, bytes: part.slice() };
+      this.#inode.cached = applyTo(this.#inode.cached, op);
+      this.#inode.pending.push(op);
+    };
+    this.#host.step('write', (fault) => put(fault.kind === 'power' ? bytes : bytes.subarray(0, bytes.length >>> 1)));
+    put(bytes);
+  }
+
+  dataSync(): void {
+    this.sync();
+  }
+
+  sync(): void {
+    this.#ready('sync');
+    this.#host.step('sync', (fault) => {
+      if (fault.kind !== 'power') this.#inode.pending = [];
+    });
+    this.#inode.sync();
+  }
+
+  truncate(sizeBytes: number): void {
+    this.#ready('truncate');
+    this.#host.step('truncate');
+    truncateTo(this.#inode, sizeBytes);
+  }
+
+  size(): number {
+    this.#ready('stat');
+    return this.#inode.cached.length;
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#host.closed();
+  }
+
+  #ready(operation: string): void {
+    this.#host.powered();
+    if (this.#closed) throw this.#host.errno(operation, 'EBADF');
+  }
+}
+
+function truncateTo(inode: Inode, size: number): void {
+  const op: Pending = { kind: 'truncate', size };
+  inode.cached = applyTo(inode.cached, op);
+  inode.pending.push(op);
+}
+
+function applyTo(content: Uint8Array<ArrayBuffer>, op: Pending): Uint8Array<ArrayBuffer> {
+  if (op.kind === 'truncate') return resized(content, op.size);
+  const end = op.offset + op.bytes.length;
+  const target = end > content.length ? resized(content, end) : content;
+  target.set(op.bytes, op.offset);
+  return target;
+}
+
+function resized(content: Uint8Array, size: number): Uint8Array<ArrayBuffer> {
+  const target = new Uint8Array(size);
+  target.set(content.subarray(0, size));
+  return target;
+}
+
+function applyNames(names: Map<string, Inode>, { set }: NameChange): void {
+  for (const [path, inode] of set) {
+    if (inode === undefined) names.delete(path);
+    else names.set(path, inode);
+  }
+}
+
+/** Nothing, everything, a prefix, or any of them. */
+function survivors<T>(all: readonly T[], random: SeededRandom): readonly T[] {
+  const way = random.below(4);
+  if (way === 0) return [];
+  if (way === 1) return all;
+  if (way === 2) return all.slice(0, random.below(all.length + 1));
+  return all.filter(() => random.chance(0.5));
+}
+
+function survivingContent(inode: Inode, random: SeededRandom): Uint8Array<ArrayBuffer> {
+  const bySector = random.chance(0.5);
+  const pieces = bySector ? inode.pending.flatMap(intoSectors) : inode.pending;
+  let content = inode.durable.slice();
+  for (const op of survivors(pieces, random)) content = applyTo(content, op);
+  return content;
+}
+
+function intoSectors(op: Pending): Pending[] {
+  if (op.kind === 'truncate') return [op];
+  const pieces: Pending[] = [];
+  for (let at = 0; at < op.bytes.length;) {
+    const offset = op.offset + at;
+    const length = Math.min(op.bytes.length - at, SECTOR_BYTES - (offset % SECTOR_BYTES));
+    pieces.push({ kind: 'write', offset, bytes: op.bytes.subarray(at, at + length) });
+    at += length;
+  }
+  return pieces;
+}

@@ -1,0 +1,10 @@
+/** Published as `nostos/testing`: time, disks and compliance suites for who writes an adapter or tests an application. */
+export { FaultyDisk, PowerCut } from './faulty-disk.ts';
+export type { InjectedFault, Step, StepKind } from './faulty-disk.ts';
+export { VirtualClock } from './virtual-clock.ts';
+export { coordinatorCompliance, groupRecord } from './coordinator-compliance.ts';
+export type { CoordinatorFactory, CoordinatorUnderTest } from './coordinator-compliance.ts';
+export { diskCompliance } from './disk-compliance.ts';
+export type { DiskUnderTest } from './disk-compliance.ts';
+export { seededRandom } from '../base/random.ts';
+export type { SeededRandom } from '../base/random.ts';
