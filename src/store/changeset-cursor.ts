@@ -31,6 +31,17 @@ const BYTES_MAX = 2 ** 31 - 1;
 
 const utf8 = new TextDecoder('utf-8', { ignoreBOM: true });
 
+/** Most names are short and ASCII, where setting up a decoder costs more than decoding. */
+function decodeName(bytes: Uint8Array, start: number, end: number): string {
+  let name = '';
+  for (let at = start; at < end; at += 1) {
+    const byte = bytes[at]!;
+    if (byte >= 0x80 || at > start + 64) return utf8.decode(bytes.subarray(start, end));
+    name += String.fromCharCode(byte);
+  }
+  return name;
+}
+
 export class ChangesetCursor {
   readonly bytes: Uint8Array;
   /** Of the current table group. */
@@ -47,9 +58,10 @@ export class ChangesetCursor {
   end = 0;
   /**
    * Offsets of the current change's cells; cell `i` is `bytes[cellAt[i] .. cellAt[i + 1]]`. For an UPDATE, old cells are
-   * `0 .. columnCount - 1`, new ones `columnCount .. 2 * columnCount - 1`.
+   * `0 .. columnCount - 1`, new ones `columnCount .. 2 * columnCount - 1`. A plain array: a cursor is made for every
+   * transaction, and a typed array costs more to make than a small changeset to walk.
    */
-  cellAt = new Int32Array(33);
+  readonly cellAt: number[] = [];
   #table: string | undefined;
 
   constructor(bytes: Uint8Array) {
@@ -82,7 +94,7 @@ export class ChangesetCursor {
 
   /** Name of the current table; decoded once per group. */
   get table(): string {
-    return (this.#table ??= utf8.decode(this.bytes.subarray(this.nameStart, this.nameEnd)));
+    return (this.#table ??= decodeName(this.bytes, this.nameStart, this.nameEnd));
   }
 
   isKey(column: number): boolean {
@@ -114,7 +126,6 @@ export class ChangesetCursor {
     this.nameEnd = nameEnd;
     this.tableOrdinal += 1;
     this.#table = undefined;
-    if (this.cellAt.length <= 2 * columnCount) this.cellAt = new Int32Array(2 * columnCount + 1);
     return nameEnd + 1;
   }
 
