@@ -115,6 +115,11 @@ export class Log {
     return this.#writer.sealed;
   }
 
+  /** The number of the segment that grows. */
+  get openSegment(): number {
+    return this.#writer.open.number;
+  }
+
   /** Bytes of records on disk, without what is preallocated. */
   get sizeBytes(): number {
     return this.#writer.sealed.reduce((sum, row) => sum + row.sizeBytes, this.#writer.open.endOffset);
@@ -153,7 +158,7 @@ export class Log {
   reopen(): RecoveryReport {
     const { durable, watermark, state } = this.#writer;
     if (state === 'closed') throw closed('reopen');
-    this.#writer.close();
+    this.#writer.abandon();
     const recovered = recover(this.#deps.disk, {
       ...this.#options,
       knownWatermark: Math.max(watermark, durable.lsn) as Lsn,

@@ -368,13 +368,9 @@ function createLog(disk: Disk, options: RecoveryOptions): Recovered {
 }
 
 function carryOut(disk: Disk, options: RecoveryOptions, found: Findings): Recovered {
-  const { header, index, tail } = found.last;
+  const { header, tail } = found.last;
   for (const name of found.leftovers) disk.remove(join(options.dir, name));
-  const open = OpenSegment.resume({ disk, ...header, ...options }, tail.endOffset, index);
-  if (tail.tornBytes > 0) open.cut(tail.endOffset);
-  const above = Math.min(found.watermark, options.rewriteAbove ?? Infinity) as Lsn;
-  open.rewrite(above < header.anchor.lsn + 1 ? 0 : (index.floor(above)?.offset ?? 0));
-  disk.syncDirectory(options.dir);
+  const open = found.end.lsn === header.anchor.lsn ? takeBack(disk, options, found) : resume(disk, options, found);
   return {
     sealed: found.sealed,
     open,
@@ -394,4 +390,33 @@ function carryOut(disk: Disk, options: RecoveryOptions, found: Findings): Recove
       rebuilt: found.rebuilt,
     },
   };
+}
+
+/** The last segment goes on. What is above the watermark is written once more, and all of it synced. */
+function resume(disk: Disk, options: RecoveryOptions, found: Findings): OpenSegment {
+  const { header, index, tail } = found.last;
+  const open = OpenSegment.resume({ disk, ...header, ...options }, tail.endOffset, index);
+  try {
+    if (tail.tornBytes > 0) open.cut(tail.endOffset);
+    const above = Math.min(found.watermark, options.rewriteAbove ?? Infinity) as Lsn;
+    open.rewrite(above <= header.anchor.lsn ? 0 : (index.floor(above)?.offset ?? 0));
+    disk.syncDirectory(options.dir);
+    return open;
+  } catch (error) {
+    open.close();
+    throw error;
+  }
+}
+
+/**
+ * The last segment holds no record: the one for which it was made is lost. What comes now may fit the segment before
+ * it, and segments are rolled by content, so that one is open again. It was synced whole before this one was made.
+ */
+function takeBack(disk: Disk, options: RecoveryOptions, found: Findings): OpenSegment {
+  const before = found.sealed.at(-1);
+  if (before === undefined) return resume(disk, options, found);
+  disk.remove(join(options.dir, segmentName(found.last.header.number)));
+  disk.syncDirectory(options.dir);
+  found.sealed.pop();
+  return OpenSegment.resume({ disk, ...before, ...options }, before.sizeBytes, new SparseIndex());
 }

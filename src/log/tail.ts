@@ -58,7 +58,7 @@ export function watermarkOfRecordsIn(disk: Disk, path: string, from: number, gen
 }
 
 /** Looks at every place where a record of this generation could begin, whatever stands between. */
-function highestWatermark(file: DiskFile, from: number, to: number, generation: Generation): Lsn | undefined {
+export function highestWatermark(file: DiskFile, from: number, to: number, generation: Generation): Lsn | undefined {
   const prefix = recordPrefix(generation);
   const bytes = Buffer.allocUnsafeSlow(Math.max(0, to - from));
   const filled = file.read(bytes, from);
@@ -71,7 +71,7 @@ function highestWatermark(file: DiskFile, from: number, to: number, generation: 
 }
 
 /** Where the last byte that is not zero ends; `from` when there is none. */
-function lastNonZero(file: DiskFile, from: number, to: number): number {
+export function lastNonZero(file: DiskFile, from: number, to: number): number {
   const chunk = Buffer.allocUnsafeSlow(Math.min(SCAN_CHUNK_BYTES, Math.max(0, to - from)));
   for (let end = to; end > from;) {
     const start = Math.max(from, end - chunk.length);

@@ -160,6 +160,12 @@ export class LogWriter {
     if (this.#state === 'open') this.#state = 'term-ended';
   }
 
+  /** Lets go of the file, to be read anew; stays `failed` where that does not succeed. */
+  abandon(): void {
+    this.#state = 'failed';
+    this.#open.close();
+  }
+
   close(): void {
     this.#state = 'closed';
     this.#open.close();
