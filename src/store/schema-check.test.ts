@@ -3,8 +3,12 @@ import assert from 'node:assert/strict';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
+import { seededRandom } from '../base/random.ts';
+import { isNostosError } from '../base/errors.ts';
 import { countChanges, parseChangeset } from './changeset.ts';
 import { checkMigrationStatement, checkSchema, schemaMayRollBack } from './schema-check.ts';
+import { replaceOrRollback, splitStatements, statementKeyword } from './sql-tokens.ts';
+import { guardTrigger, unguardTrigger } from './trigger-guard.ts';
 
 function open(schema: string): DatabaseSync {
   const db = new DatabaseSync(':memory:', { enableForeignKeyConstraints: false, defensive: false });
@@ -267,4 +271,52 @@ test('a schema that may roll back a whole transaction is known', () => {
     schemaMayRollBack(open('CREATE TABLE t(id INTEGER PRIMARY KEY, a NOT NULL ON CONFLICT ROLLBACK)')),
     true,
   );
+});
+
+test('no text makes the reading of statements throw anything but a typed error', () => {
+  const random = seededRandom(5);
+  const words = [
+    'CREATE',
+    'TEMP',
+    'TABLE',
+    'TRIGGER',
+    'IF',
+    'NOT',
+    'EXISTS',
+    '.',
+    'x',
+    '"y"',
+    'AS',
+    '(',
+    ')',
+    'WHEN',
+    'BEGIN',
+    'ON',
+    'END',
+    ';',
+    'PRAGMA',
+    "'",
+    '/*',
+    '--',
+    'EXPLAIN',
+    'QUERY',
+    'PLAN',
+    'INSERT',
+    'OR',
+    'ROLLBACK',
+    '\0',
+  ];
+  for (let round = 0; round < 20_000; round += 1) {
+    const sql = Array.from({ length: random.below(12) }, () => words[random.below(words.length)]).join(
+      random.chance(0.9) ? ' ' : '',
+    );
+    checkMigrationStatement(sql);
+    replaceOrRollback(sql);
+    splitStatements(sql).forEach(statementKeyword);
+    try {
+      assert.equal(unguardTrigger(guardTrigger(sql)), sql);
+    } catch (error) {
+      assert.ok(isNostosError(error, 'INVALID_ARGUMENT'), String(error));
+    }
+  }
 });

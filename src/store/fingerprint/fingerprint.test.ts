@@ -222,3 +222,13 @@ test('a scan can be paced and ended, and leaves nothing behind', () => {
   assert.throws(stop, /enough/);
   assert.equal(db.isTransaction, false);
 });
+
+test('the fingerprint of known bytes is the one that earlier versions wrote into logs', () => {
+  // INSERT INTO t(id, v) VALUES (1, 'x'), then UPDATE t SET v = NULL of row 2, which had 'y'.
+  const integer = (value: number): number[] => [1, 0, 0, 0, 0, 0, 0, 0, value];
+  const insert = [18, 0, ...integer(1), 3, 1, 0x78];
+  const update = [23, 0, ...integer(2), 3, 1, 0x79, 0, 5];
+  const changeset = Uint8Array.from([0x54, 2, 1, 0, 0x74, 0, ...insert, ...update]);
+  const total = of(changeset, () => ['id', 'v']).total();
+  assert.equal(Buffer.from(total).toString('hex'), 'de35b7b6933841507df0a2a42614d569');
+});

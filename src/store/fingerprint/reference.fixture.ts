@@ -76,9 +76,8 @@ export class ReferenceFingerprint {
         let row = table;
         for (const [column, flag] of group.keyFlags.entries())
           if (flag !== 0) row = this.#prf(row, ids[column]!, cells[column]!);
-        const existence = this.#prf(row, 0n, new Uint8Array(0));
-        if (change.op === 'insert') this.#add(row, existence, 1n);
-        if (change.op === 'delete') this.#add(row, existence, -1n);
+        if (change.op === 'insert') this.#add(row, row, 1n);
+        if (change.op === 'delete') this.#add(row, row, -1n);
         for (const [column, flag] of group.keyFlags.entries()) {
           if (flag !== 0) continue;
           this.#cell(row, ids[column]!, change.old[column], -1n);

@@ -8,7 +8,7 @@
  *   table  = prf(0, 0, 1, name)
  *   column = low word of prf(table, 2, name)
  *   row    = table; then for each key column in order: row = prf(row, column, raw cell)
- *   cell   = prf(row, column, raw cell); existence of the row = prf(row, 0, '')
+ *   cell   = prf(row, column, raw cell); that the row exists counts as row itself
  *   bucket = low 10 bits of row
  *
  * Memory, set up by `fingerprinter.ts`: buckets (1,024 x two u64 lanes) at 0, marks of touched buckets (u8) at 16,384, the
@@ -212,12 +212,9 @@ function countChange(op: u8): bool {
   if (!rowHash()) return false;
   const bucket = <usize>(lo & 1023);
   touch(bucket);
-  start(lo, hi);
   const plus = op == INSERT;
-  if (op != UPDATE) {
-    finish(0, 0, 0);
-    add(bucket, plus);
-  }
+  if (op != UPDATE) add(bucket, plus);
+  start(lo, hi);
   for (let column: u32 = 0; column < columnCount; column++) {
     const isKey = load<u8>(flags + column) != 0;
     const old = load<u8>(cellStart(column));
