@@ -122,8 +122,10 @@ class TableSteps {
     db.exec(`DROP TABLE IF EXISTS ${SCRATCH}; DROP TABLE IF EXISTS ${LAST_KEY};
       CREATE TABLE ${SCRATCH}(${scratchColumns.join()}, PRIMARY KEY (${keys.join()})) WITHOUT ROWID;
       CREATE TABLE ${LAST_KEY}(id INTEGER PRIMARY KEY, ${lastColumns.join()})`);
-    // With a row in LAST_KEY its key is where to go on; without one, at the start.
-    const after = `(${order.join()}) > (SELECT ${lastColumns.join()} FROM ${LAST_KEY})`;
+    // The unary plus takes the affinity away from the right side. With it, SQLite would search by the first key column
+    // only, and a table with few values in that would take quadratic time.
+    const lastKey = lastColumns.map((column) => `+${column}`).join();
+    const after = `(${order.join()}) > (SELECT ${lastKey} FROM ${LAST_KEY})`;
     const from = (condition: string): string => `FROM ${source} ${condition} ORDER BY ${order.join()} LIMIT ?`;
     const size = sum(columns.map((column) => `ifnull(octet_length(${column}), 0)`));
     const both = (sql: (condition: string) => string): ((...params: SQLInputValue[]) => StatementResult) => {
