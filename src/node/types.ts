@@ -1,5 +1,16 @@
 /** The public shapes of a node and its tenants. */
-import type { BootId, ClusterId, Generation, Lsn, NodeId, Position, StoreId, TenantId, TenantUuid, Term } from '../base/brands.ts';
+import type {
+  BootId,
+  ClusterId,
+  Generation,
+  Lsn,
+  NodeId,
+  Position,
+  StoreId,
+  TenantId,
+  TenantUuid,
+  Term,
+} from '../base/brands.ts';
 import type { LimitName } from '../base/limits.ts';
 import type { Int64Mode, Row, RunResult, SqlInput, SqlParameters, SqlStatement, SqlValue } from '../store/values.ts';
 
@@ -235,13 +246,19 @@ export interface Node extends AsyncDisposable {
   /** A handle; whether the tenant exists is seen at its first use. */
   tenant(name: string): Tenant;
   /** Migrates every tenant with the `migrations` of `openNode` (or those given). One that fails does not stop the others; run it again to go on. */
-  migrateAll(
-    options?: LongCallOptions & { readonly migrations?: readonly Migration[] },
-  ): Promise<{ readonly migrated: readonly MigrateReport[]; readonly failed: readonly { readonly tenant: string; readonly error: Error }[] }>;
+  migrateAll(options?: LongCallOptions & { readonly migrations?: readonly Migration[] }): Promise<{
+    readonly migrated: readonly MigrateReport[];
+    readonly failed: readonly { readonly tenant: string; readonly error: Error }[];
+  }>;
   status(): Promise<NodeStatus>;
   verify(options?: LongCallOptions & { readonly tenant?: string }): Promise<VerifyReport>;
   /** Summaries of records, oldest first. */
-  log(options?: { readonly from?: Lsn; readonly to?: Lsn; readonly tenant?: string; readonly signal?: AbortSignal }): AsyncIterableIterator<RecordSummary>;
+  log(options?: {
+    readonly from?: Lsn;
+    readonly to?: Lsn;
+    readonly tenant?: string;
+    readonly signal?: AbortSignal;
+  }): AsyncIterableIterator<RecordSummary>;
   close(): Promise<void>;
 }
 

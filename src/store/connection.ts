@@ -163,9 +163,7 @@ export class Connection {
         const name = arg1?.toLowerCase() ?? '';
         if (READ_PRAGMAS.has(name)) return constants.SQLITE_OK;
         if (arg2 === null && READ_PRAGMAS_WITHOUT_VALUE.has(name)) return constants.SQLITE_OK;
-        return this.#preparing === 'migration' && name === 'user_version'
-          ? constants.SQLITE_OK
-          : constants.SQLITE_DENY;
+        return this.#preparing === 'migration' && name === 'user_version' ? constants.SQLITE_OK : constants.SQLITE_DENY;
       }
       case constants.SQLITE_TRANSACTION:
       case constants.SQLITE_SAVEPOINT:

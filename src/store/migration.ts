@@ -23,9 +23,18 @@ import { WriterTransaction, isThenable } from './writer-transaction.ts';
 export type Migration = string | ((tx: WriterTransaction) => void);
 
 /** Tables whose changes are derived, or belong to one file. */
-export const isUnreplicated = (table: string): boolean => table.startsWith('sqlite_stat') || LOCAL_TABLES.includes(table);
+export const isUnreplicated = (table: string): boolean =>
+  table.startsWith('sqlite_stat') || LOCAL_TABLES.includes(table);
 
-const ROW_KEYWORDS: ReadonlySet<string> = new Set(['INSERT', 'UPDATE', 'DELETE', 'REPLACE', 'WITH', 'SELECT', 'VALUES']);
+const ROW_KEYWORDS: ReadonlySet<string> = new Set([
+  'INSERT',
+  'UPDATE',
+  'DELETE',
+  'REPLACE',
+  'WITH',
+  'SELECT',
+  'VALUES',
+]);
 
 /** Runs one migration inside the open transaction of the writer, whose foreign keys are off; answers with its steps. */
 export function runMigration(connection: Connection, migration: Migration): SchemaStep[] {

@@ -8,3 +8,6 @@ export const RESULTS_TABLE = 'nostos_results';
 export const LOCAL_TABLES: readonly string[] = ['nostos_meta', 'nostos_fingerprint', 'nostos_shapes'];
 
 export const OWN_TABLES: readonly string[] = [...LOCAL_TABLES, RESULTS_TABLE];
+
+/** Every name that Nostos itself uses in a tenant file. */
+export const OWN_OBJECTS: readonly string[] = [...OWN_TABLES, 'nostos_results_at'];

@@ -58,8 +58,14 @@ export class Replay {
     this.#state = state;
   }
 
-  async run(log: CommitLog, from: Lsn, to: Lsn, options: { tenant: CommittedRecord['tenant']; signal?: AbortSignal }): Promise<ReplayReport> {
-    for await (const page of readCommitted(log, { from, to, ...options })) for (const record of page) this.#take(record);
+  async run(
+    log: CommitLog,
+    from: Lsn,
+    to: Lsn,
+    options: { tenant: CommittedRecord['tenant']; signal?: AbortSignal },
+  ): Promise<ReplayReport> {
+    for await (const page of readCommitted(log, { from, to, ...options }))
+      for (const record of page) this.#take(record);
     this.#flush();
     return { records: this.#records, singleSteps: this.#singleSteps };
   }
@@ -88,7 +94,10 @@ export class Replay {
       case RecordKind.noop:
         return;
       default:
-        throw new NostosError('UNSUPPORTED_FORMAT', `record ${record.lsn} of kind ${record.kind} cannot be applied to a tenant`);
+        throw new NostosError(
+          'UNSUPPORTED_FORMAT',
+          `record ${record.lsn} of kind ${record.kind} cannot be applied to a tenant`,
+        );
     }
   }
 
@@ -122,7 +131,8 @@ export class Replay {
         expected.restore(before);
         return false;
       }
-      for (const { payload } of batch) if (payload.sequences.length > 0) writeSequences(this.#connection, payload.sequences);
+      for (const { payload } of batch)
+        if (payload.sequences.length > 0) writeSequences(this.#connection, payload.sequences);
       this.#moveTo(last.record, last.payload.fingerprint, this.#state.applied.schemaVersion);
       this.#connection.internal('commit').run();
       this.#records += batch.length;
@@ -171,7 +181,12 @@ export class Replay {
   }
 
   #moveTo(record: CommittedRecord, fingerprint: Uint8Array, schemaVersion: number): void {
-    const applied = { term: record.term, lsn: record.lsn, hash: record.hash, fingerprint: Uint8Array.from(fingerprint) };
+    const applied = {
+      term: record.term,
+      lsn: record.lsn,
+      hash: record.hash,
+      fingerprint: Uint8Array.from(fingerprint),
+    };
     writeApplied(this.#connection, applied);
     this.#state.applied = { ...applied, hash: toHash(Uint8Array.from(record.hash)), schemaVersion };
   }
@@ -179,7 +194,10 @@ export class Replay {
   #shape(version: number): SchemaShape {
     const shape = this.#state.shapes.get(version);
     if (shape === undefined)
-      throw new NostosError('TENANT_DAMAGED', `${this.#connection.path} does not know schema version ${version}, which the log uses`);
+      throw new NostosError(
+        'TENANT_DAMAGED',
+        `${this.#connection.path} does not know schema version ${version}, which the log uses`,
+      );
     return shape;
   }
 
@@ -208,4 +226,3 @@ export function checkChain(
 export function shapesFrom(serialized: ReadonlyMap<number, string>): Map<number, SchemaShape> {
   return new Map([...serialized].map(([version, text]) => [version, parseShape(text)]));
 }
-

@@ -13,7 +13,7 @@ import {
   readTables,
 } from './schema-catalog.ts';
 import { asciiUpper, nameOf, significantTokens, statementStart, type Token } from './sql-tokens.ts';
-import { OWN_TABLES, RESERVED_PREFIX } from './own-tables.ts';
+import { OWN_OBJECTS, RESERVED_PREFIX } from './own-tables.ts';
 
 export type SchemaProblemCode =
   | 'NO_PRIMARY_KEY'
@@ -46,7 +46,7 @@ const isReserved = (name: string): boolean => name.toLowerCase().startsWith(RESE
 
 /** Everything in the database that cannot be replicated; an empty list when all can. */
 export function checkSchema(db: DatabaseSync, options: SchemaCheckOptions = {}): SchemaProblem[] {
-  const own = options.ownTables ?? OWN_TABLES;
+  const own = options.ownTables ?? OWN_OBJECTS;
   const tables = readTables(db);
   return [
     ...checkNames(db, own),

@@ -61,9 +61,10 @@ export class Statements {
   }
 
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult {
-    return this.#with(statement, parameters, (prepared, bound, named) =>
-      named === undefined ? prepared.run(...bound) : prepared.run(named),
-    );
+    return this.#with(statement, parameters, (prepared, bound, named) => {
+      const { changes, lastInsertRowid } = named === undefined ? prepared.run(...bound) : prepared.run(named);
+      return { changes: Number(changes), lastInsertRowid };
+    });
   }
 
   get<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters): R | undefined {

@@ -142,6 +142,7 @@ export function readFingerprint(
 
 /** The counters of AUTOINCREMENT tables; changesets do not carry them. */
 export function readSequences(connection: Connection, tables: readonly string[]): SequenceValue[] {
+  if (tables.length === 0) return []; // without such a table, sqlite_sequence is not there either
   const select = connection.internal('select seq from sqlite_sequence where name = ?');
   select.setReadBigInts(true);
   return tables.flatMap((table) => {

@@ -1,0 +1,163 @@
+/** The engine as the caller's thread sees it: requests over a port, and the committed log. */
+import { extname } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
+import { NostosError, deserializeError } from '../base/errors.ts';
+import type {
+  Appended,
+  CommitLog,
+  CommittedRecord,
+  LogEntry,
+  LogPage,
+  PageRequest,
+  TenantLocation,
+} from '../log/commit-log.ts';
+import type { RecordKind } from '../log/record.ts';
+import type {
+  EngineMethod,
+  EngineOpened,
+  EngineOptions,
+  EngineReply,
+  EngineRequests,
+  PackedPage,
+  ProbeReport,
+} from './engine-protocol.ts';
+import type { LogStatus } from './types.ts';
+
+interface Waiting {
+  resolve(output: unknown): void;
+  reject(error: unknown): void;
+}
+
+export class EngineClient implements CommitLog {
+  readonly #worker: Worker;
+  readonly #generation: Generation;
+  readonly #waiting = new Map<number, Waiting>();
+  readonly #listeners = new Set<() => void>();
+  #nextId = 1;
+  #watermark: Lsn;
+  #gone: NostosError | undefined;
+  readonly opened: EngineOpened;
+
+  private constructor(worker: Worker, options: EngineOptions, opened: EngineOpened) {
+    this.#worker = worker;
+    this.#generation = options.generation;
+    this.#watermark = opened.watermark;
+    this.opened = opened;
+    worker.on('message', (reply: EngineReply) => this.#take(reply));
+    worker.on('error', (error: Error) =>
+      this.#lose(new NostosError('INTERNAL', `the engine thread failed: ${error.message}`, { cause: error })),
+    );
+    worker.on('exit', () => this.#lose(new NostosError('CLOSED', 'the node is closed')));
+  }
+
+  static async start(options: EngineOptions): Promise<EngineClient> {
+    const url = new URL(`./engine-thread${extname(import.meta.url)}`, import.meta.url);
+    const worker = new Worker(url, { workerData: options, name: 'nostos-engine' });
+    const opened = await new Promise<EngineOpened>((resolve, reject) => {
+      const failed = (error: unknown): void => reject(error);
+      worker.once('error', failed);
+      worker.once('message', (reply: EngineReply) => {
+        worker.off('error', failed);
+        if ('opened' in reply) resolve(reply.opened);
+        else if ('failed' in reply) reject(deserializeError(reply.failed));
+      });
+    });
+    return new EngineClient(worker, options, opened);
+  }
+
+  get watermark(): Lsn {
+    return this.#watermark;
+  }
+
+  onWatermark(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  async append(entries: readonly LogEntry[]): Promise<Appended> {
+    // Payloads are made for this call alone, so their memory moves instead of being copied.
+    const transfer = entries.map((entry) => entry.payload.buffer as ArrayBuffer);
+    const { term, firstLsn, hashes, watermark } = await this.#call('append', { entries }, transfer);
+    if (watermark > this.#watermark) {
+      this.#watermark = watermark;
+      for (const listener of this.#listeners) listener();
+    }
+    return { generation: this.#generation, term, firstLsn, hashes };
+  }
+
+  async readPage(request: PageRequest): Promise<LogPage> {
+    return unpack(await this.#call('readPage', request));
+  }
+
+  async locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {
+    return (await this.#call('locate', { tenant, lsn })) as TenantLocation;
+  }
+
+  advance(durable: Lsn): Promise<undefined> {
+    return this.#call('advance', { durable });
+  }
+
+  status(): Promise<LogStatus> {
+    return this.#call('status', undefined);
+  }
+
+  probe(durationMs: number): Promise<ProbeReport> {
+    return this.#call('probe', { durationMs });
+  }
+
+  async close(): Promise<void> {
+    if (this.#gone !== undefined) return;
+    const exited = new Promise<void>((resolve) => this.#worker.once('exit', () => resolve()));
+    await this.#call('close', undefined);
+    await exited;
+  }
+
+  #call<M extends EngineMethod>(
+    method: M,
+    input: EngineRequests[M][0],
+    transfer: ArrayBuffer[] = [],
+  ): Promise<EngineRequests[M][1]> {
+    if (this.#gone !== undefined) return Promise.reject(this.#gone);
+    return new Promise((resolve, reject) => {
+      const id = this.#nextId++;
+      this.#waiting.set(id, { resolve: resolve as (output: unknown) => void, reject });
+      this.#worker.postMessage({ id, method, input }, transfer);
+    });
+  }
+
+  #take(reply: EngineReply): void {
+    if (!('id' in reply)) return;
+    const waiting = this.#waiting.get(reply.id);
+    this.#waiting.delete(reply.id);
+    if (reply.ok) waiting?.resolve(reply.output);
+    else waiting?.reject(deserializeError(reply.error));
+  }
+
+  #lose(error: NostosError): void {
+    this.#gone ??= error;
+    for (const { reject } of this.#waiting.values()) reject(this.#gone);
+    this.#waiting.clear();
+  }
+}
+
+function unpack(page: PackedPage): LogPage {
+  const records: CommittedRecord[] = [];
+  let start = 0;
+  for (let index = 0; index < page.count; index += 1) {
+    const end = page.ends[index]!;
+    records.push({
+      generation: page.generation,
+      term: page.term[index] as CommittedRecord['term'],
+      lsn: page.lsn[index] as Lsn,
+      hlc: page.hlc[index] as CommittedRecord['hlc'],
+      tenant: page.tenant[index] as TenantId,
+      kind: page.kind[index] as RecordKind,
+      watermark: page.watermark[index] as Lsn,
+      hash: page.hashes.subarray(index * 32, index * 32 + 32) as Hash,
+      payload: page.payloads.subarray(start, end),
+    });
+    start = end;
+  }
+  return { records, next: page.next, end: page.end };
+}

@@ -1,0 +1,81 @@
+/** What the caller's thread and the engine thread say to each other. Plain data; buffers are transferred. */
+import type { BootId, ClusterId, Generation, Lsn, StoreId, TenantId, Term } from '../base/brands.ts';
+import type { SerializedError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
+import type { LogEntry, PageRequest } from '../log/commit-log.ts';
+import type { LogStatus } from './types.ts';
+
+export interface EngineOptions {
+  readonly dir: string;
+  readonly generation: Generation;
+  readonly store: StoreId;
+  readonly boot: BootId;
+  readonly cluster: ClusterId;
+  readonly limits: Limits;
+}
+
+export interface EngineOpened {
+  readonly watermark: Lsn;
+  readonly term: Term;
+  /** Tenants that have records which their files may lack. */
+  readonly dirty: readonly TenantId[];
+  /** Everything up to here is in the files of all tenants. */
+  readonly durable: Lsn;
+}
+
+/** Records of a page, their payloads side by side in one buffer. */
+export interface PackedPage {
+  readonly generation: Generation;
+  readonly count: number;
+  readonly term: Float64Array<ArrayBuffer>;
+  readonly lsn: Float64Array<ArrayBuffer>;
+  readonly hlc: BigUint64Array<ArrayBuffer>;
+  readonly tenant: Float64Array<ArrayBuffer>;
+  readonly kind: Uint16Array<ArrayBuffer>;
+  readonly watermark: Float64Array<ArrayBuffer>;
+  /** Where each payload ends in `payloads`. */
+  readonly ends: Float64Array<ArrayBuffer>;
+  readonly hashes: Uint8Array<ArrayBuffer>;
+  readonly payloads: Uint8Array<ArrayBuffer>;
+  readonly next: Lsn;
+  readonly end: Lsn;
+}
+
+export interface ProbeReport {
+  readonly ticks: number;
+  readonly appends: number;
+  readonly latenessMaxMs: number;
+}
+
+/** Each request by name: what goes in, what comes out. */
+export interface EngineRequests {
+  append: [
+    { readonly entries: readonly LogEntry[] },
+    { term: Term; firstLsn: Lsn; hashes: Uint8Array; watermark: Lsn },
+  ];
+  readPage: [PageRequest, PackedPage];
+  locate: [
+    { readonly tenant: TenantId; readonly lsn: Lsn },
+    { last: Lsn; at?: { term: Term; lsn: Lsn; hash: Uint8Array } },
+  ];
+  /** Everything up to `durable` is in the files of the tenants: the log may be pruned accordingly. */
+  advance: [{ readonly durable: Lsn }, undefined];
+  status: [undefined, LogStatus];
+  /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */
+  probe: [{ readonly durationMs: number }, ProbeReport];
+  close: [undefined, undefined];
+}
+
+export type EngineMethod = keyof EngineRequests;
+
+export interface EngineRequest<M extends EngineMethod = EngineMethod> {
+  readonly id: number;
+  readonly method: M;
+  readonly input: EngineRequests[M][0];
+}
+
+export type EngineReply =
+  | { readonly id: number; readonly ok: true; readonly output: unknown }
+  | { readonly id: number; readonly ok: false; readonly error: SerializedError }
+  | { readonly opened: EngineOpened }
+  | { readonly failed: SerializedError };

@@ -1,0 +1,112 @@
+/** The engine's thread: takes requests from its port, in groups, and answers them. */
+import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
+import { assert } from '../base/assert.ts';
+import { serializeError } from '../base/errors.ts';
+import { join } from 'node:path';
+import { EmbeddedCoordinator } from '../coordination/embedded.ts';
+import { Engine, type AppendCall } from './engine.ts';
+import type {
+  EngineMethod,
+  EngineOptions,
+  EngineReply,
+  EngineRequest,
+  EngineRequests,
+  PackedPage,
+} from './engine-protocol.ts';
+import { highestApplied } from './highest-applied.ts';
+
+assert(parentPort !== null, 'the engine runs in a worker thread');
+const port: MessagePort = parentPort;
+const options = workerData as EngineOptions;
+
+function reply(message: EngineReply, transfer: ArrayBuffer[] = []): void {
+  port.postMessage(message, transfer);
+}
+
+try {
+  const engine = await Engine.open(
+    {
+      coordinator: new EmbeddedCoordinator({ dir: join(options.dir, 'coordinator') }),
+      highestApplied: () => highestApplied(options.dir),
+    },
+    options,
+  );
+  serve(engine);
+  reply({ opened: engine.opened });
+} catch (error) {
+  reply({ failed: serializeError(error) });
+  port.close();
+}
+
+function serve(engine: Engine): void {
+  let appends: AppendCall[] = [];
+  let appending = false;
+
+  const flush = async (): Promise<void> => {
+    if (appending) return; // the one that runs takes what came meanwhile
+    appending = true;
+    while (appends.length > 0) {
+      const calls = appends;
+      appends = [];
+      if (engine.leading) engine.appendNow(calls);
+      else await engine.append(calls);
+    }
+    appending = false;
+  };
+
+  const take = (request: EngineRequest): void => {
+    if (request.method !== 'append') return void answer(engine, request);
+    const { entries } = request.input as EngineRequests['append'][0];
+    appends.push({
+      entries,
+      resolve: ({ term, firstLsn, hashes }) =>
+        reply({ id: request.id, ok: true, output: { term, firstLsn, hashes, watermark: engine.watermark } }),
+      reject: (error) => reply({ id: request.id, ok: false, error: serializeError(error) }),
+    });
+  };
+
+  port.on('message', (request: EngineRequest) => {
+    take(request);
+    // Whatever has arrived meanwhile shares the fsync.
+    for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port))
+      take(next.message as EngineRequest);
+    if (appends.length > 0) void flush();
+  });
+}
+
+async function answer(engine: Engine, request: EngineRequest): Promise<void> {
+  try {
+    const output = await run(engine, request.method, request.input);
+    reply({ id: request.id, ok: true, output }, request.method === 'readPage' ? buffersOf(output as PackedPage) : []);
+  } catch (error) {
+    reply({ id: request.id, ok: false, error: serializeError(error) });
+  }
+  if (request.method === 'close') port.close();
+}
+
+function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
+  switch (method) {
+    case 'readPage':
+      return engine.readPage(input as EngineRequests['readPage'][0]);
+    case 'locate': {
+      const { tenant, lsn } = input as EngineRequests['locate'][0];
+      return engine.locate(tenant, lsn);
+    }
+    case 'advance':
+      return engine.advance((input as EngineRequests['advance'][0]).durable);
+    case 'status':
+      return engine.status();
+    case 'probe':
+      return engine.probe((input as EngineRequests['probe'][0]).durationMs);
+    case 'close':
+      return engine.close();
+    case 'append':
+      return undefined; // taken in groups
+    default:
+      return method satisfies never;
+  }
+}
+
+function buffersOf(page: PackedPage): ArrayBuffer[] {
+  return Object.values(page).flatMap((value) => (ArrayBuffer.isView(value) ? [value.buffer as ArrayBuffer] : []));
+}

@@ -1,0 +1,391 @@
+/**
+ * The engine: owner of the log and of the node's place in its group. It runs in a thread that user code cannot stall
+ * (`engine-thread.ts`) and is driven by requests.
+ *
+ * What must hold: an append is answered only when its records are on disk and the watermark covers them. A failed
+ * append or fsync ends the term; the next append begins a new one, which the coordinator grants. After a failed fsync
+ * the log is read back from disk first, and the callers get what was really found:
+ *
+ * | state      | append                                   | log refuses (no space)     | fsync fails                    |
+ * |------------|------------------------------------------|----------------------------|--------------------------------|
+ * | leading    | write, fsync, raise W, answer            | refuse all, to term-ended  | reopen, answer by what is there |
+ * | term-ended | win a new term, then as leading          | refuse all                 | refuse all, to failed           |
+ * | failed     | reopen, win a new term, then as leading  | refuse all                 | refuse all, stay failed         |
+ *
+ * There is one attempt per group of appends, never a loop: whoever writes next tries again.
+ */
+import { join } from 'node:path';
+import { NO_LSN, NO_TENANT, type Hash, type Lsn, type TenantId, type Term } from '../base/brands.ts';
+import { HybridClock, systemClock, type Clock } from '../base/clock.ts';
+import { systemDisk, type Disk } from '../base/disk.ts';
+import { readIfExists, writeDurably } from '../base/durable-file.ts';
+import { NostosError } from '../base/errors.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
+import type { Coordinator, GroupRecord } from '../coordination/coordinator.ts';
+import type { Appended, LogEntry, PageRequest } from '../log/commit-log.ts';
+import { Log } from '../log/log.ts';
+import { RecordKind } from '../log/record.ts';
+import type { ReadRecord } from '../log/reader.ts';
+import type { RecoveryReport } from '../log/recovery.ts';
+import type { EngineOpened, EngineOptions, PackedPage, ProbeReport } from './engine-protocol.ts';
+import { monitorTimer } from './timer-monitor.ts';
+import type { LogStatus } from './types.ts';
+
+export interface EngineDeps {
+  readonly coordinator: Coordinator;
+  readonly disk?: Disk;
+  readonly clock?: Clock;
+  /** The highest position that any tenant file has; asked only when the log ends in a torn record. */
+  readonly highestApplied: () => Lsn;
+}
+
+export interface AppendCall {
+  readonly entries: readonly LogEntry[];
+  resolve(appended: Appended): void;
+  reject(error: unknown): void;
+}
+
+const DURABLE_FILE = 'durable';
+const CATALOG_KINDS: ReadonlySet<number> = new Set([RecordKind.tenantCreate, RecordKind.tenantDrop]);
+
+export class Engine {
+  readonly #deps: EngineDeps;
+  readonly #options: EngineOptions;
+  readonly #disk: Disk;
+  readonly #log: Log;
+  readonly #recovery: LogStatus['recovery'];
+  /** Per tenant the last LSN above `#durable`; under `NO_TENANT` that of the catalog. */
+  readonly #last = new Map<TenantId, Lsn>();
+  #durable: Lsn;
+
+  private constructor(
+    deps: EngineDeps,
+    options: EngineOptions,
+    disk: Disk,
+    log: Log,
+    recovery: LogStatus['recovery'],
+    durable: Lsn,
+  ) {
+    this.#deps = deps;
+    this.#options = options;
+    this.#disk = disk;
+    this.#log = log;
+    this.#recovery = recovery;
+    this.#durable = durable;
+  }
+
+  static async open(deps: EngineDeps, options: EngineOptions): Promise<Engine> {
+    const disk = deps.disk ?? systemDisk;
+    const clock = deps.clock ?? systemClock;
+    const startedMs = clock.monotonicMs();
+    const dir = join(options.dir, 'log');
+    const durable = readDurable(disk, dir);
+    const known = await deps.coordinator.read();
+    const committed = known?.record.committed;
+    const { log, report } = Log.open(
+      { disk, clock: new HybridClock(clock) },
+      {
+        dir,
+        generation: options.generation,
+        segmentBytesMax: options.limits.segmentBytesMax,
+        recordBytesMax: options.limits.recordBytesMax,
+        knownWatermark: committed?.generation === options.generation ? committed.lsn : NO_LSN,
+        scanFrom: (durable + 1) as Lsn,
+      },
+    );
+    const engine = new Engine(deps, options, disk, log, summary(report, clock.monotonicMs() - startedMs), durable);
+    engine.#indexTail();
+    await engine.#lead();
+    return engine;
+  }
+
+  get opened(): EngineOpened {
+    return {
+      watermark: this.#log.watermark,
+      term: this.#log.end.term,
+      dirty: [...this.#last.keys()].filter((tenant) => tenant !== NO_TENANT),
+      durable: this.#durable,
+    };
+  }
+
+  get watermark(): Lsn {
+    return this.#log.watermark;
+  }
+
+  /** One group: everything that waits, one write, one fsync. */
+  async append(calls: readonly AppendCall[]): Promise<void> {
+    try {
+      if (this.#log.state !== 'open') await this.#regain();
+    } catch (error) {
+      for (const call of calls) call.reject(error);
+      return;
+    }
+    this.appendNow(calls);
+  }
+
+  get leading(): boolean {
+    return this.#log.state === 'open';
+  }
+
+  appendNow(calls: readonly AppendCall[]): void {
+    const first = this.#log.end.lsn + 1;
+    let hashes: Uint8Array;
+    try {
+      const entries = calls.length === 1 ? calls[0]!.entries : calls.flatMap((call) => call.entries);
+      hashes = this.#log.append(entries).hashes;
+    } catch (error) {
+      // The log has cut what it had begun to write: nothing of this group was kept.
+      for (const call of calls) call.reject(error);
+      return;
+    }
+    let held = this.#log.end.lsn;
+    let failure: unknown;
+    try {
+      this.#log.sync();
+    } catch (error) {
+      failure = error;
+      held = this.#afterFailedSync(first as Lsn, hashes);
+    }
+    if (failure === undefined) this.#log.setWatermark(held);
+    this.#answer(calls, first, hashes, held, failure);
+  }
+
+  /** Reads back what a failed fsync left; answers with the last LSN of the group that is on disk. */
+  #afterFailedSync(first: Lsn, hashes: Uint8Array): Lsn {
+    try {
+      this.#log.reopen();
+    } catch {
+      return -1 as Lsn; // not even that is known
+    }
+    let held = first - 1;
+    for (const { record, hash } of this.#records(first)) {
+      const at = (record.lsn - first) * 32;
+      if (!Buffer.from(hash).equals(hashes.subarray(at, at + 32))) break;
+      held = record.lsn;
+    }
+    this.#log.setWatermark(this.#log.end.lsn);
+    return held as Lsn;
+  }
+
+  #answer(calls: readonly AppendCall[], firstLsn: number, hashes: Uint8Array, held: Lsn, failure: unknown): void {
+    const { term } = this.#log.end;
+    const { generation } = this.#options;
+    let first = firstLsn;
+    for (const call of calls) {
+      const count = call.entries.length;
+      const last = first + count - 1;
+      if (last <= held) {
+        const start = (first - firstLsn) * 32;
+        for (const [index, entry] of call.entries.entries())
+          this.#note(entry.kind, entry.tenant, (first + index) as Lsn);
+        call.resolve({ generation, term, firstLsn: first as Lsn, hashes: hashes.slice(start, start + count * 32) });
+      } else if (held >= 0 && first > held) {
+        call.reject(failure);
+      } else {
+        call.reject(
+          new NostosError(
+            'OUTCOME_UNKNOWN',
+            `it is not known whether the write at LSN ${last} was kept; the disk failed`,
+            {
+              cause: failure,
+              details: { position: { generation, term, lsn: last } },
+            },
+          ),
+        );
+      }
+      first = last + 1;
+    }
+  }
+
+  locate(tenant: TenantId, lsn: Lsn): { last: Lsn; at?: { term: Term; lsn: Lsn; hash: Hash } } {
+    const last = this.#last.get(tenant) ?? NO_LSN;
+    if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return { last };
+    for (const { record, hash } of this.#records(lsn, lsn)) return { last, at: { term: record.term, lsn, hash } };
+    return { last };
+  }
+
+  readPage(request: PageRequest): PackedPage {
+    const end = Math.min(request.to ?? Infinity, this.#log.watermark) as Lsn;
+    const { generation } = this.#options;
+    if (request.from > end) return pack(generation, [], request.from, end);
+    const kinds = request.kinds === undefined ? undefined : new Set<number>(request.kinds);
+    for (const batch of this.#log.read({
+      from: request.from,
+      to: end,
+      ...(request.tenant === undefined ? {} : { tenant: request.tenant }),
+      bytesMax: request.bytesMax,
+    })) {
+      const records =
+        kinds === undefined ? batch.records : batch.records.filter(({ record }) => kinds.has(record.kind));
+      return pack(generation, records, (batch.through + 1) as Lsn, end);
+    }
+    return pack(generation, [], (end + 1) as Lsn, end);
+  }
+
+  async advance(durable: Lsn): Promise<void> {
+    if (durable > this.#durable) {
+      writeDurably(
+        this.#disk,
+        join(this.#options.dir, 'log', DURABLE_FILE),
+        Buffer.from(JSON.stringify({ lsn: durable })),
+      );
+      this.#durable = durable;
+      for (const [tenant, last] of this.#last) if (last <= durable) this.#last.delete(tenant);
+    }
+    await this.#renew();
+    this.#log.prune({
+      durableApplied: this.#durable,
+      watermark: this.#log.watermark,
+      retainBytes: this.#options.limits.logRetainBytes,
+    });
+  }
+
+  status(): LogStatus {
+    return {
+      generation: this.#options.generation,
+      term: this.#log.end.term,
+      firstLsn: this.#log.firstLsn,
+      lastLsn: this.#log.end.lsn,
+      watermark: this.#log.watermark,
+      segments: this.#log.sealed.length + 1,
+      bytes: this.#log.sizeBytes,
+      recovery: this.#recovery,
+    };
+  }
+
+  probe(durationMs: number): Promise<ProbeReport> {
+    let appends = 0;
+    return monitorTimer(durationMs, () => {
+      const ignore = { entries: [{ tenant: NO_TENANT, kind: RecordKind.noop, payload: new Uint8Array(100) }] };
+      this.appendNow([{ ...ignore, resolve: () => (appends += 1), reject: () => {} }]);
+    }).then((timer) => ({ ...timer, appends }));
+  }
+
+  async close(): Promise<void> {
+    // The coordinator remembers W, so that the next open knows which records must be there.
+    if (this.#log.state === 'open') await this.#renew().catch(() => {});
+    this.#log.close();
+  }
+
+  *#records(from: Lsn, to?: Lsn): Generator<ReadRecord> {
+    for (const batch of this.#log.read(to === undefined ? { from } : { from, to })) yield* batch.records;
+  }
+
+  #indexTail(): void {
+    const from = Math.max(this.#durable + 1, this.#log.firstLsn) as Lsn;
+    if (from > this.#log.end.lsn) return;
+    for (const { record } of this.#records(from)) this.#note(record.kind, record.tenant, record.lsn);
+  }
+
+  #note(kind: number, tenant: TenantId, lsn: Lsn): void {
+    if (tenant !== NO_TENANT) this.#last.set(tenant, lsn);
+    if (CATALOG_KINDS.has(kind)) this.#last.set(NO_TENANT, lsn);
+  }
+
+  /** Wins a term and begins it with a record of its own; from then on the whole tail is committed. */
+  async #lead(): Promise<void> {
+    const { store, boot, generation } = this.#options;
+    const seen = await this.#deps.coordinator.read();
+    const previous = this.#log.end;
+    const base = seen?.record;
+    const term = (Math.max(base?.term ?? 0, previous.term) + 1) as Term;
+    const record: GroupRecord = {
+      generation,
+      term,
+      primary: { store, boot },
+      members: [store],
+      inSync: [store],
+      minInSync: 1,
+      renewal: (base?.renewal ?? 0) + 1,
+      committed: base?.committed ?? null,
+      nonce: randomHex128(systemRandom),
+    };
+    await this.#replace(seen?.version ?? 0, record);
+    const payload = Buffer.from(
+      JSON.stringify({
+        primary: store,
+        boot,
+        previous: { term: previous.term, lsn: previous.lsn },
+        watermark: this.#log.watermark,
+      }),
+    );
+    this.#log.startTerm(term, payload);
+    this.#log.sync();
+    this.#log.setWatermark(this.#log.end.lsn);
+  }
+
+  async #regain(): Promise<void> {
+    if (this.#log.state === 'failed') this.#log.reopen();
+    await this.#lead();
+  }
+
+  async #renew(): Promise<void> {
+    const seen = await this.#deps.coordinator.read();
+    const { generation, boot } = this.#options;
+    if (seen === undefined || seen.record.primary?.boot !== boot || this.#log.state !== 'open') return;
+    const { term } = this.#log.end;
+    const committed = { generation, term, lsn: this.#log.watermark };
+    if (seen.record.committed?.lsn === committed.lsn) return;
+    await this.#replace(seen.version, {
+      ...seen.record,
+      renewal: seen.record.renewal + 1,
+      committed,
+      nonce: randomHex128(systemRandom),
+    });
+  }
+
+  async #replace(version: number, record: GroupRecord): Promise<void> {
+    const answer = await this.#deps.coordinator.compareAndSet(version, record);
+    if (!answer.ok)
+      throw new NostosError('COORDINATOR_CONFLICT', 'another process replaced the group record of this node');
+  }
+}
+
+function summary(report: RecoveryReport, elapsedMs: number): LogStatus['recovery'] {
+  return { recordsScanned: report.recordsScanned, tornBytes: report.tornBytes, elapsedMs };
+}
+
+function readDurable(disk: Disk, dir: string): Lsn {
+  const bytes = readIfExists(disk, join(dir, DURABLE_FILE));
+  if (bytes === undefined) return NO_LSN;
+  try {
+    const { lsn } = JSON.parse(Buffer.from(bytes).toString()) as { lsn: unknown };
+    return typeof lsn === 'number' && Number.isSafeInteger(lsn) && lsn >= 0 ? (lsn as Lsn) : NO_LSN;
+  } catch {
+    return NO_LSN; // it only saves reading: without it everything that is held is looked at
+  }
+}
+
+function pack(generation: PackedPage['generation'], records: readonly ReadRecord[], next: Lsn, end: Lsn): PackedPage {
+  const count = records.length;
+  const bytes = records.reduce((sum, { record }) => sum + record.payload.length, 0);
+  const page: PackedPage = {
+    generation,
+    count,
+    term: new Float64Array(count),
+    lsn: new Float64Array(count),
+    hlc: new BigUint64Array(count),
+    tenant: new Float64Array(count),
+    kind: new Uint16Array(count),
+    watermark: new Float64Array(count),
+    ends: new Float64Array(count),
+    hashes: new Uint8Array(count * 32),
+    payloads: new Uint8Array(bytes),
+    next,
+    end,
+  };
+  let offset = 0;
+  for (const [index, { record, hash }] of records.entries()) {
+    page.payloads.set(record.payload, offset);
+    offset += record.payload.length;
+    page.term[index] = record.term;
+    page.lsn[index] = record.lsn;
+    page.hlc[index] = record.hlc;
+    page.tenant[index] = record.tenant;
+    page.kind[index] = record.kind;
+    page.watermark[index] = record.watermark;
+    page.ends[index] = offset;
+    page.hashes.set(hash, index * 32);
+  }
+  return page;
+}

@@ -1,0 +1,329 @@
+/** A node with its tenants. `open-node.ts` puts it together. */
+import { rmSync } from 'node:fs';
+import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
+import { hlcToMs, type Clock } from '../base/clock.ts';
+import { NostosError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
+import { readCommitted } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import type { Catalog, CatalogEntry } from '../store/catalog.ts';
+import { OpenTenants } from '../store/open-tenants.ts';
+import { encodeTenantCreate, encodeTenantDrop } from '../store/payload.ts';
+import { TenantStore } from '../store/tenant-store.ts';
+import type { Int64Mode } from '../store/values.ts';
+import { DurableBound } from './durable-bound.ts';
+import type { EngineClient } from './engine-client.ts';
+import type { ThreadMaintenance } from './maintenance.ts';
+import type { NodeIdentity } from './node-file.ts';
+import { tenantDir, tenantPath } from './paths.ts';
+import { countOpenFiles } from './process-limits.ts';
+import type { QueryThreads } from './query-threads.ts';
+import { VERSION } from './runtime.ts';
+import { Scrubber } from './scrubber.ts';
+import { TenantHandle, checkName, publicInfo, type TenantHandleDeps } from './tenant-handle.ts';
+import type {
+  LongCallOptions,
+  MigrateReport,
+  Migration,
+  Node,
+  NodeStatus,
+  RecordSummary,
+  Tenant,
+  TenantInfo,
+  Tenants,
+  VerifyReport,
+} from './types.ts';
+import { verifyNode } from './verify.ts';
+
+export interface NodeDeps {
+  readonly engine: EngineClient;
+  readonly catalog: Catalog;
+  readonly queries: QueryThreads;
+  readonly maintenance: ThreadMaintenance;
+  readonly clock: Clock;
+}
+
+export interface NodeSettings {
+  readonly dir: string;
+  readonly identity: NodeIdentity & { readonly boot: BootId };
+  readonly limits: Limits;
+  readonly int64: Int64Mode;
+  readonly migrations: readonly Migration[] | undefined;
+  readonly scrubIntervalMs: number | false;
+  readonly startedAtMs: number;
+}
+
+const LIST_DEFAULT = 1_000;
+
+export class NostosNode implements Node {
+  readonly dir: string;
+  readonly tenants: Tenants;
+  readonly #deps: NodeDeps;
+  readonly #settings: NodeSettings;
+  readonly #open: OpenTenants;
+  readonly #bound: DurableBound;
+  readonly #scrubber: Scrubber;
+  readonly #handleDeps: TenantHandleDeps;
+  readonly #creating = new Map<string, Promise<void>>();
+  readonly #writes = { committed: 0, failed: 0 };
+  #state: 'open' | 'closing' | 'closed' = 'open';
+  #closeAll: (() => Promise<void>) | undefined;
+  #closing: Promise<void> | undefined;
+
+  constructor(deps: NodeDeps, settings: NodeSettings) {
+    this.#deps = deps;
+    this.#settings = settings;
+    this.dir = settings.dir;
+    this.#open = new OpenTenants({ open: (entry) => this.#openTenant(entry) }, settings.limits);
+    this.#bound = new DurableBound({ ...deps, tenants: this.#open });
+    this.#scrubber = new Scrubber(
+      { catalog: deps.catalog, tenants: this.#open, maintenance: deps.maintenance },
+      { intervalMs: settings.scrubIntervalMs },
+    );
+    this.tenants = {
+      create: (name, options) => this.#create(name, options?.ifNotExists ?? false),
+      get: async (name) => this.#info(name),
+      list: async (options = {}) => this.#list(options),
+      count: async () => this.#catalog().count(),
+      drop: (name) => this.#drop(name),
+    };
+    this.#handleDeps = {
+      log: deps.engine,
+      catalog: deps.catalog,
+      tenants: this.#open,
+      queries: deps.queries,
+      maintenance: deps.maintenance,
+      clock: deps.clock,
+      limits: settings.limits,
+      int64: settings.int64,
+      dir: settings.dir,
+      migrations: settings.migrations,
+      assertOpen: () => this.#assertOpen(),
+      count: (outcome) => (this.#writes[outcome] += 1),
+      create: async (name) => void (await this.#create(name, false)),
+      drop: (name) => this.#drop(name),
+    };
+  }
+
+  /** Starts background work; `closeAll` closes everything that belongs to this node, in order, this one included. */
+  start(closeAll: () => Promise<void>): void {
+    this.#closeAll = closeAll;
+    this.#bound.start(this.#deps.engine.opened.dirty);
+    this.#scrubber.start();
+  }
+
+  tenant(name: string): Tenant {
+    this.#assertOpen();
+    return new TenantHandle(this.#handleDeps, name);
+  }
+
+  async migrateAll(options: LongCallOptions & { readonly migrations?: readonly Migration[] } = {}): Promise<{
+    migrated: readonly MigrateReport[];
+    failed: readonly { tenant: string; error: Error }[];
+  }> {
+    const migrations = options.migrations ?? this.#settings.migrations;
+    if (migrations === undefined)
+      throw new NostosError('INVALID_ARGUMENT', 'migrateAll needs migrations: give them here or to openNode');
+    const total = this.#catalog().count();
+    const migrated: MigrateReport[] = [];
+    const failed: { tenant: string; error: Error }[] = [];
+    for (const { name } of this.#all()) {
+      options.signal?.throwIfAborted();
+      try {
+        migrated.push(await new TenantHandle(this.#handleDeps, name).migrate(migrations));
+      } catch (error) {
+        failed.push({ tenant: name, error: error as Error });
+      }
+      options.onProgress?.({
+        phase: `migrated ${name}`,
+        done: migrated.length + failed.length,
+        total,
+        unit: 'tenants',
+      });
+    }
+    return { migrated, failed };
+  }
+
+  async status(): Promise<NodeStatus> {
+    this.#assertOpen();
+    const { identity, dir, startedAtMs } = this.#settings;
+    return {
+      dir,
+      node: identity.node,
+      cluster: identity.cluster,
+      store: identity.store,
+      boot: identity.boot,
+      role: 'primary',
+      version: VERSION,
+      pid: process.pid,
+      startedAtMs,
+      log: await this.#deps.engine.status(),
+      tenants: { total: this.#catalog().count(), open: this.#open.count },
+      writes: { ...this.#writes },
+      scrub: this.#scrubber.status(),
+      openFiles: countOpenFiles(),
+      residentBytes: process.memoryUsage.rss(),
+    };
+  }
+
+  verify(options: LongCallOptions & { readonly tenant?: string } = {}): Promise<VerifyReport> {
+    this.#assertOpen();
+    const { catalog, engine, maintenance } = this.#deps;
+    return verifyNode({ dir: this.dir, catalog, engine, maintenance, tenants: this.#open }, options);
+  }
+
+  async *log(
+    options: { readonly from?: Lsn; readonly to?: Lsn; readonly tenant?: string; readonly signal?: AbortSignal } = {},
+  ): AsyncIterableIterator<RecordSummary> {
+    this.#assertOpen();
+    const { engine } = this.#deps;
+    const { firstLsn } = await engine.status();
+    const tenant = options.tenant === undefined ? undefined : this.#find(options.tenant).id;
+    const pages = readCommitted(engine, {
+      from: options.from ?? firstLsn,
+      bytesMax: 1024 * 1024,
+      ...(options.to === undefined ? {} : { to: options.to }),
+      ...(tenant === undefined ? {} : { tenant }),
+      ...(options.signal === undefined ? {} : { signal: options.signal }),
+    });
+    for await (const page of pages)
+      for (const record of page)
+        yield {
+          position: { generation: record.generation, term: record.term, lsn: record.lsn },
+          timeMs: hlcToMs(record.hlc),
+          kind: kindName(record.kind),
+          tenant: record.tenant,
+          payloadBytes: record.payload.length,
+          watermark: record.watermark,
+          hash: Buffer.from(record.hash).toString('hex'),
+        };
+  }
+
+  /** Runs a timer and an append stream in the engine thread, to measure that nothing stalls it. */
+  probe(durationMs: number): ReturnType<EngineClient['probe']> {
+    return this.#deps.engine.probe(durationMs);
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#closeOnce();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Closes all tenants and says to the log what is durable; part of `closeAll`. */
+  async stop(): Promise<void> {
+    this.#state = 'closing';
+    this.#scrubber.stop();
+    await this.#bound.stop();
+    await this.#open.closeAll();
+    await this.#deps.catalog.checkpoint(this.#deps.maintenance);
+    await this.#bound.advance();
+    this.#state = 'closed';
+  }
+
+  async #closeOnce(): Promise<void> {
+    this.#state = 'closing';
+    await this.#closeAll?.();
+  }
+
+  #assertOpen(): void {
+    if (this.#state !== 'open') throw new NostosError('CLOSED', 'the node is closed');
+  }
+
+  #catalog(): Catalog {
+    this.#assertOpen();
+    return this.#deps.catalog;
+  }
+
+  #openTenant(entry: CatalogEntry): Promise<TenantStore> {
+    const { engine, clock, maintenance } = this.#deps;
+    return TenantStore.open(
+      { log: engine, clock, maintenance },
+      { identity: entry, path: tenantPath(this.dir, entry.id), limits: this.#settings.limits },
+    );
+  }
+
+  #find(name: string): CatalogEntry {
+    const entry = this.#catalog().get(name);
+    if (entry === undefined)
+      throw new NostosError('TENANT_NOT_FOUND', `there is no tenant ${JSON.stringify(name)}`, {
+        details: { tenant: name },
+      });
+    return entry;
+  }
+
+  #info(name: string): TenantInfo | undefined {
+    const entry = this.#catalog().get(checkName(name));
+    return entry === undefined ? undefined : publicInfo(entry);
+  }
+
+  #list({ after = '', limit = LIST_DEFAULT }: { readonly after?: string; readonly limit?: number }): TenantInfo[] {
+    if (!Number.isSafeInteger(limit) || limit < 1)
+      throw new NostosError('INVALID_ARGUMENT', `limit must be a whole number above 0, got ${String(limit)}`);
+    return this.#catalog().list(after, limit).map(publicInfo);
+  }
+
+  *#all(): Iterable<CatalogEntry> {
+    let after = '';
+    for (;;) {
+      const page = this.#catalog().list(after, LIST_DEFAULT);
+      yield* page;
+      if (page.length < LIST_DEFAULT) return;
+      after = page[page.length - 1]!.name;
+    }
+  }
+
+  async #create(given: string, ifNotExists: boolean): Promise<Tenant> {
+    const name = checkName(given);
+    const catalog = this.#catalog();
+    const known = catalog.get(name) !== undefined || this.#creating.has(name);
+    if (known && !ifNotExists)
+      throw new NostosError('TENANT_EXISTS', `there is a tenant ${JSON.stringify(name)} already`, {
+        details: { tenant: name },
+      });
+    if (catalog.get(name) === undefined) {
+      let creating = this.#creating.get(name);
+      if (creating === undefined) {
+        creating = this.#append(
+          catalog.takeId(),
+          RecordKind.tenantCreate,
+          encodeTenantCreate({ name, uuid: newUuid() }),
+        );
+        this.#creating.set(name, creating);
+        const done = (): boolean => this.#creating.delete(name);
+        creating.then(done, done);
+      }
+      await creating;
+    }
+    return this.tenant(name);
+  }
+
+  async #drop(name: string): Promise<void> {
+    const { id } = this.#find(checkName(name));
+    await this.#open.closed(id, async () => {
+      if (this.#catalog().byId(id) === undefined) return; // somebody else dropped it meanwhile
+      await this.#append(id, RecordKind.tenantDrop, encodeTenantDrop());
+      await this.#deps.queries.forget(tenantPath(this.dir, id));
+      rmSync(tenantDir(this.dir, id), { recursive: true, force: true });
+    });
+  }
+
+  async #append(tenant: TenantId, kind: RecordKind, payload: Uint8Array): Promise<void> {
+    const kept = Uint8Array.from(payload); // the engine takes the other one
+    const { firstLsn } = await this.#deps.engine.append([{ tenant, kind, payload }]);
+    this.#deps.catalog.apply({ kind, lsn: firstLsn, tenant, payload: kept });
+  }
+}
+
+function newUuid(): ReturnType<typeof toTenantUuid> {
+  return toTenantUuid(randomHex128(systemRandom));
+}
+
+function kindName(kind: number): string {
+  const found = Object.entries(RecordKind).find(([, value]) => value === kind);
+  return (found?.[0] ?? `kind-${kind}`).replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+}

@@ -1,0 +1,108 @@
+/**
+ * The composition root: opens a directory and puts lock, engine, tenants, threads and admin socket together.
+ *
+ * Order of opening: lock, identity, engine (log and term), catalog, admin socket. Closing goes the other way, and a
+ * failure while opening closes what was opened.
+ */
+import { mkdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { NO_TENANT, toBootId, type Lsn } from '../base/brands.ts';
+import { systemClock } from '../base/clock.ts';
+import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock.ts';
+import { NostosError } from '../base/errors.ts';
+import { DEFAULT_LIMITS, LIMIT_NAMES, type Limits } from '../base/limits.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
+import { readCommitted } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import { Catalog } from '../store/catalog.ts';
+import { serveAdmin } from './admin-socket.ts';
+import { EngineClient } from './engine-client.ts';
+import { ThreadMaintenance } from './maintenance.ts';
+import { NostosNode } from './node.ts';
+import { loadNode } from './node-file.ts';
+import { QueryThreads } from './query-threads.ts';
+import { openFilesLimit } from './process-limits.ts';
+import { VERSION, assertRuntime } from './runtime.ts';
+import type { Node, NodeOptions } from './types.ts';
+
+/**
+ * Opens the node in `dir`, which is formatted when it is empty. One process at a time may have a directory open.
+ *
+ * @example
+ * await using node = await openNode({ dir: './data' })
+ */
+export async function openNode(options: NodeOptions): Promise<Node> {
+  assertRuntime();
+  const dir = checkDir(options.dir);
+  const limits = checkLimits(options.limits);
+  const startedAtMs = systemClock.nowMs();
+  mkdirSync(dir, { recursive: true });
+  const opened: (() => unknown)[] = [];
+  try {
+    const lock: DirectoryLock = await acquireDirectoryLock(
+      { dir, timeoutMs: limits.lockTimeoutMs, holder: { command: process.argv.slice(1).join(' '), version: VERSION } },
+      options.signal === undefined ? {} : { signal: options.signal },
+    );
+    opened.push(() => lock.release());
+    const identity = loadNode(dir, options.cluster);
+    const boot = toBootId(randomHex128(systemRandom));
+    const engine = await EngineClient.start({ dir, boot, limits, ...identity });
+    opened.push(() => engine.close());
+    const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
+    opened.push(() => catalog.close());
+    await followCatalog(engine, catalog);
+    const maintenance = new ThreadMaintenance();
+    opened.push(() => maintenance.close());
+    const queries = new QueryThreads(limits);
+    opened.push(() => queries.close());
+    const node = new NostosNode(
+      { engine, catalog, queries, maintenance, clock: systemClock },
+      {
+        dir,
+        identity: { ...identity, boot },
+        limits,
+        int64: options.int64 ?? 'number',
+        migrations: options.migrations,
+        scrubIntervalMs: options.scrubIntervalMs ?? 60 * 60 * 1000,
+        startedAtMs,
+      },
+    );
+    opened.push(() => node.stop());
+    const admin = await serveAdmin({ node, path: join(dir, 'admin.sock'), limits });
+    opened.push(() => admin.close());
+    node.start(async () => {
+      for (const close of opened.toReversed()) await close();
+    });
+    return node;
+  } catch (error) {
+    for (const close of opened.toReversed()) await Promise.resolve(close()).catch(() => {});
+    throw error;
+  }
+}
+
+/** Applies to the catalog what the log has and its file has not. */
+async function followCatalog(engine: EngineClient, catalog: Catalog): Promise<void> {
+  const { last } = await engine.locate(NO_TENANT, catalog.applied);
+  if (last <= catalog.applied) return;
+  const kinds = [RecordKind.tenantCreate, RecordKind.tenantDrop];
+  const from = (Math.max(catalog.applied, engine.opened.durable) + 1) as Lsn;
+  for await (const page of readCommitted(engine, { from, to: last, kinds }))
+    for (const record of page) catalog.apply(record);
+}
+
+function checkDir(dir: unknown): string {
+  if (typeof dir !== 'string' || dir.length === 0 || dir.includes('\0'))
+    throw new NostosError('INVALID_ARGUMENT', 'openNode needs dir, the path of its data directory');
+  return resolve(dir);
+}
+
+function checkLimits(given: NodeOptions['limits'] = {}): Limits {
+  for (const [name, value] of Object.entries(given)) {
+    if (!(LIMIT_NAMES as readonly string[]).includes(name))
+      throw new NostosError('INVALID_ARGUMENT', `there is no limit ${name}; the limits are ${LIMIT_NAMES.join(', ')}`);
+    if (!Number.isSafeInteger(value) || value < 0)
+      throw new NostosError('INVALID_ARGUMENT', `the limit ${name} must be a whole number, got ${String(value)}`);
+  }
+  const limits = { ...DEFAULT_LIMITS, ...given };
+  return { ...limits, openFilesMax: Math.min(limits.openFilesMax, Math.floor(openFilesLimit() / 2)) };
+}

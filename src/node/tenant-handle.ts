@@ -1,0 +1,302 @@
+/** The public `Tenant`: checks its arguments, finds or opens the tenant, and hands over to `store/`. */
+import type { Lsn, Position } from '../base/brands.ts';
+import { NostosError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
+import type { Clock } from '../base/clock.ts';
+import type { CommitLog } from '../log/commit-log.ts';
+import type { Catalog, CatalogEntry } from '../store/catalog.ts';
+import { importInto } from '../store/import-file.ts';
+import type { Maintenance } from '../store/maintenance.ts';
+import type { Migration as StoreMigration } from '../store/migration.ts';
+import type { OpenTenants } from '../store/open-tenants.ts';
+import { Statements } from '../store/statements.ts';
+import { feed, idempotent, migrateStore, runTransaction } from '../store/tenant.ts';
+import type { TenantStore } from '../store/tenant-store.ts';
+import type { Int64Mode, Row, SqlParameters, SqlStatement } from '../store/values.ts';
+import { isThenable } from '../store/writer-transaction.ts';
+import type { QueryThreads } from './query-threads.ts';
+import type {
+  Change,
+  ChangesOptions,
+  ExportOptions,
+  ExportReport,
+  ImportOptions,
+  ImportReport,
+  LongCallOptions,
+  MigrateReport,
+  Migration,
+  QueryOptions,
+  Reader,
+  Tenant,
+  TenantStatus,
+  Transaction,
+  TransactionOptions,
+  WriteOptions,
+} from './types.ts';
+
+export interface TenantHandleDeps {
+  readonly log: CommitLog;
+  readonly catalog: Catalog;
+  readonly tenants: OpenTenants;
+  readonly queries: QueryThreads;
+  readonly maintenance: Maintenance;
+  readonly clock: Clock;
+  readonly limits: Limits;
+  readonly int64: Int64Mode;
+  readonly dir: string;
+  readonly migrations: readonly Migration[] | undefined;
+  readonly assertOpen: () => void;
+  readonly count: (outcome: 'committed' | 'failed') => void;
+  readonly create: (name: string) => Promise<void>;
+  readonly drop: (name: string) => Promise<void>;
+}
+
+export class TenantHandle implements Tenant {
+  readonly name: string;
+  readonly #deps: TenantHandleDeps;
+
+  constructor(deps: TenantHandleDeps, name: string) {
+    this.#deps = deps;
+    this.name = checkName(name);
+  }
+
+  write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
+    const { id, signal } = options;
+    const int64 = options.int64 ?? this.#deps.int64;
+    const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
+    const writing = { int64, ...(signal === undefined ? {} : { signal }) };
+    return this.#counted(this.#use((store) => store.write<T>(run, writing)));
+  }
+
+  transaction<T>(fn: (tx: Transaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
+    const { id, signal } = options;
+    const timeoutMs = Math.min(options.timeoutMs ?? Infinity, this.#deps.limits.transactionTimeoutMs);
+    const running = {
+      int64: options.int64 ?? this.#deps.int64,
+      timeoutMs,
+      ...(id === undefined ? {} : { id }),
+      ...(signal === undefined ? {} : { signal }),
+    };
+    return this.#counted(this.#use((store) => runTransaction(store, fn, running, this.#deps)));
+  }
+
+  read<T>(fn: (reader: Reader) => T, options: { readonly int64?: Int64Mode } = {}): Promise<T> {
+    return this.#use(async (store) => {
+      const connection = await store.reader();
+      const reader = new Statements(connection, options.int64 ?? this.#deps.int64);
+      connection.internal('begin').run();
+      try {
+        const result = fn(reader);
+        if (isThenable(result))
+          throw new NostosError(
+            'INVALID_ARGUMENT',
+            'the callback of read() must be synchronous, it returned a promise',
+          );
+        return result;
+      } finally {
+        if (connection.inTransaction) connection.internal('rollback').run();
+      }
+    });
+  }
+
+  query<R = Row>(
+    statement: string | SqlStatement,
+    parameters?: SqlParameters,
+    options: QueryOptions = {},
+  ): Promise<R[]> {
+    const text = typeof statement === 'string' ? statement : statement.text;
+    const given = parameters ?? (typeof statement === 'string' ? [] : statement.parameters);
+    const { limits, queries, int64 } = this.#deps;
+    return this.#use(
+      (store) =>
+        queries.query({
+          path: store.path,
+          statement: text,
+          parameters: given,
+          int64: options.int64 ?? int64,
+          rowsMax: limits.queryRowsMax,
+          timeoutMs: options.timeoutMs ?? limits.queryTimeoutMs,
+          signal: options.signal,
+        }) as Promise<R[]>,
+    );
+  }
+
+  async migrate(migrations: readonly Migration[], options: LongCallOptions = {}): Promise<MigrateReport> {
+    const { signal, onProgress } = options;
+    const total = migrations.length;
+    const report = await this.#use(
+      (store) =>
+        migrateStore(store, migrations as readonly StoreMigration[], {
+          ...(signal === undefined ? {} : { signal }),
+          onStep: (done) => onProgress?.({ phase: `migrating ${this.name}`, done, total, unit: 'steps' }),
+        }),
+      'bare',
+    );
+    const entry = this.#entry();
+    this.#deps.catalog.setSchemaVersion(entry.id, report.to);
+    return { tenant: this.name, ...report };
+  }
+
+  async *changes(options: ChangesOptions = {}): AsyncIterableIterator<Change> {
+    const { log, tenants, int64 } = this.#deps;
+    const entry = this.#entry();
+    const after = await this.#feedStart(entry, options.from);
+    const withStore = <T>(fn: (store: TenantStore) => T): Promise<T> => tenants.with(entry, fn);
+    yield* feed(log, withStore, entry, {
+      after,
+      untilCaughtUp: options.untilCaughtUp ?? false,
+      int64: options.int64 ?? int64,
+      ...(options.signal === undefined ? {} : { signal: options.signal }),
+    });
+  }
+
+  async importFile(file: string, options: ImportOptions = {}): Promise<ImportReport> {
+    const startedMs = this.#deps.clock.monotonicMs();
+    const report = await importInto(
+      {
+        tenant: this.name,
+        exists: () => this.#deps.catalog.get(this.name) !== undefined,
+        create: () => this.#deps.create(this.name),
+        drop: () => this.#deps.drop(this.name),
+        use: (fn) => this.#use(fn, 'bare'),
+        check: (path, signal) => this.#deps.maintenance.quickCheck(path, signal === undefined ? {} : { signal }),
+      },
+      file,
+      options,
+    );
+    const entry = this.#deps.catalog.get(this.name);
+    if (entry !== undefined)
+      await this.#use(async (store) => this.#deps.catalog.setSchemaVersion(entry.id, store.schemaVersion), 'bare');
+    return { ...report, tenant: this.name, elapsedMs: Math.round(this.#deps.clock.monotonicMs() - startedMs) };
+  }
+
+  async exportFile(file: string, options: ExportOptions = {}): Promise<ExportReport> {
+    const { signal, onProgress } = options;
+    return this.#use(async (store) => {
+      await store.reader(); // brings a file that lags behind up to date
+      const { term, lsn, bytes } = await this.#deps.maintenance.exportPlain(
+        { path: store.path, target: file, overwrite: options.overwrite ?? false },
+        {
+          ...(signal === undefined ? {} : { signal }),
+          onProgress: (phase) => onProgress?.({ phase, done: 0, unit: 'steps' }),
+        },
+      );
+      const { generation } = await this.#position();
+      return { tenant: this.name, file, bytes, position: { generation, term, lsn } as Position };
+    });
+  }
+
+  async status(): Promise<TenantStatus> {
+    const entry = this.#entry();
+    const { statSync } = await import('node:fs');
+    return this.#use(async (store) => {
+      const connection = await store.reader();
+      const tables = [...store.shape.tables.values()]
+        .filter((table) => table.type === 'table' && !table.name.startsWith('nostos_'))
+        .map(({ name }) => ({
+          name,
+          rows: (
+            connection.database.prepare(`select count(*) as n from "${name.replaceAll('"', '""')}"`).get() as {
+              n: number;
+            }
+          ).n,
+        }));
+      return {
+        ...publicInfo(entry),
+        schemaVersion: store.schemaVersion,
+        applied: { term: store.applied.term, lsn: store.applied.lsn },
+        durableApplied: store.durable,
+        fileBytes: statSync(store.path).size,
+        walBytes: store.walBytes(),
+        fingerprint: Buffer.from(store.expected.total()).toString('hex'),
+        tables,
+      };
+    });
+  }
+
+  #entry(): CatalogEntry {
+    this.#deps.assertOpen();
+    const entry = this.#deps.catalog.get(this.name);
+    if (entry === undefined)
+      throw new NostosError(
+        'TENANT_NOT_FOUND',
+        `there is no tenant ${JSON.stringify(this.name)}; create it with node.tenants.create`,
+        {
+          details: { tenant: this.name },
+        },
+      );
+    return entry;
+  }
+
+  /** Runs `fn` with the tenant open and, unless `bare`, at the schema that `openNode` was given. */
+  async #use<T>(fn: (store: TenantStore) => Promise<T>, mode: 'migrated' | 'bare' = 'migrated'): Promise<T> {
+    const { tenants, catalog, migrations } = this.#deps;
+    const entry = this.#entry();
+    return tenants.with(entry, async (store) => {
+      if (mode === 'migrated' && migrations !== undefined && store.schemaVersion !== migrations.length) {
+        await migrateStore(store, migrations as readonly StoreMigration[]);
+        catalog.setSchemaVersion(entry.id, store.schemaVersion);
+      }
+      return fn(store);
+    });
+  }
+
+  async #counted<T>(running: Promise<T>): Promise<T> {
+    try {
+      const result = await running;
+      this.#deps.count('committed');
+      return result;
+    } catch (error) {
+      this.#deps.count('failed');
+      throw error;
+    }
+  }
+
+  async #feedStart(entry: CatalogEntry, from: ChangesOptions['from']): Promise<Lsn> {
+    const { log } = this.#deps;
+    if (from === 'now') return log.watermark;
+    if (from === undefined) return (entry.createdAt - 1) as Lsn;
+    if (from.lsn > log.watermark)
+      throw new NostosError(
+        'POSITION_LOST',
+        `position ${from.lsn} is above the watermark ${log.watermark} of this log`,
+      );
+    const { at } = await log.locate(entry.id, from.lsn);
+    if (at !== undefined && at.term !== from.term)
+      throw new NostosError(
+        'POSITION_LOST',
+        `position ${from.lsn} of term ${from.term} is not in this history, which has term ${at.term} there`,
+        {
+          details: { lsn: from.lsn, term: from.term, found: at.term },
+        },
+      );
+    return from.lsn;
+  }
+
+  async #position(): Promise<{ generation: Position['generation'] }> {
+    const page = await this.#deps.log.readPage({ from: this.#deps.log.watermark, bytesMax: 1 });
+    return { generation: page.records[0]!.generation };
+  }
+}
+
+export function publicInfo(
+  entry: CatalogEntry,
+): Pick<TenantStatus, 'name' | 'id' | 'uuid' | 'schemaVersion' | 'createdAt'> {
+  const { name, id, uuid, schemaVersion, createdAt } = entry;
+  return { name, id, uuid, schemaVersion, createdAt };
+}
+
+export function checkName(name: unknown): string {
+  if (
+    typeof name !== 'string' ||
+    name.length === 0 ||
+    name.length > 200 ||
+    /[\u0000-\u001f\u007f]/.test(name) ||
+    !name.isWellFormed()
+  )
+    throw new NostosError(
+      'INVALID_ARGUMENT',
+      `a tenant name has 1 to 200 characters and no control characters, got ${JSON.stringify(name)}`,
+    );
+  return name;
+}

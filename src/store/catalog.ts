@@ -1,0 +1,157 @@
+/**
+ * `catalog.sqlite`: name, id and uuid of every tenant. It follows the log like a tenant does: each change is a record
+ * first, the file holds the LSN up to which it counts, and what it may have forgotten in a crash is read again from the
+ * log. Ids are never used twice; a dropped name may be.
+ */
+import { DatabaseSync, type StatementSync } from 'node:sqlite';
+import { NO_LSN, toLsn, toTenantId, toTenantUuid, type Lsn, type TenantId } from '../base/brands.ts';
+import { NostosError } from '../base/errors.ts';
+import type { CommittedRecord } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import type { Maintenance } from './maintenance.ts';
+import { decodeTenantCreate } from './payload.ts';
+import { fromSqlite } from './sqlite-errors.ts';
+import type { TenantIdentity } from './tenant-file.ts';
+
+const CATALOG_FORMAT = 1;
+const CREATE = `
+create table if not exists catalog (
+  id integer primary key check (id = 1), format integer not null, applied integer not null, next_id integer not null) strict;
+create table if not exists tenants (
+  id integer primary key, name text not null unique, uuid text not null, created_lsn integer not null,
+  schema_version integer not null default 0) strict;
+`;
+
+export interface CatalogEntry extends TenantIdentity {
+  readonly createdAt: Lsn;
+  readonly schemaVersion: number;
+}
+
+export class Catalog {
+  readonly #database: DatabaseSync;
+  readonly #path: string;
+  readonly #statements = new Map<string, StatementSync>();
+  #applied: Lsn;
+  #durable: Lsn;
+  #nextId: number;
+
+  private constructor(path: string) {
+    this.#path = path;
+    try {
+      this.#database = new DatabaseSync(path, { timeout: 5_000 });
+      this.#database.exec('pragma journal_mode = wal; pragma synchronous = normal');
+      this.#database.exec(CREATE);
+      this.#database.prepare('insert or ignore into catalog values (1, ?, 0, 1)').run(CATALOG_FORMAT);
+      const row = this.#database.prepare('select format, applied, next_id from catalog').get()!;
+      if ((row['format'] as number) > CATALOG_FORMAT)
+        throw new NostosError('UNSUPPORTED_FORMAT', `${path} has catalog format ${String(row['format'])}`);
+      this.#applied = toLsn(row['applied']);
+      this.#nextId = row['next_id'] as number;
+      this.#durable = NO_LSN;
+    } catch (error) {
+      throw fromSqlite(error);
+    }
+  }
+
+  static open(path: string): Catalog {
+    return new Catalog(path);
+  }
+
+  /** Every record up to here is in the catalog. */
+  get applied(): Lsn {
+    return this.#applied;
+  }
+
+  /** Every record up to here is in its file even after a power cut. */
+  get durable(): Lsn {
+    return this.#durable;
+  }
+
+  takeId(): TenantId {
+    const id = toTenantId(this.#nextId);
+    this.#nextId += 1;
+    return id;
+  }
+
+  get(name: string): CatalogEntry | undefined {
+    const row = this.#prepare('select * from tenants where name = ?').get(name);
+    return row === undefined ? undefined : entry(row);
+  }
+
+  byId(id: TenantId): CatalogEntry | undefined {
+    const row = this.#prepare('select * from tenants where id = ?').get(id);
+    return row === undefined ? undefined : entry(row);
+  }
+
+  list(after: string, limit: number): CatalogEntry[] {
+    return this.#prepare('select * from tenants where name > ? order by name limit ?').all(after, limit).map(entry);
+  }
+
+  count(): number {
+    return (this.#prepare('select count(*) as n from tenants').get() as { n: number }).n;
+  }
+
+  /** The same record may come twice: at its commit and from a replay. */
+  apply(record: Pick<CommittedRecord, 'kind' | 'lsn' | 'tenant' | 'payload'>): void {
+    if (record.lsn <= this.#applied) return;
+    try {
+      this.#database.exec('begin immediate');
+      if (record.kind === RecordKind.tenantCreate) {
+        const { name, uuid } = decodeTenantCreate(record.payload);
+        this.#prepare('insert or replace into tenants (id, name, uuid, created_lsn) values (?, ?, ?, ?)').run(
+          record.tenant,
+          name,
+          uuid,
+          record.lsn,
+        );
+        this.#nextId = Math.max(this.#nextId, record.tenant + 1);
+      } else if (record.kind === RecordKind.tenantDrop) {
+        this.#prepare('delete from tenants where id = ?').run(record.tenant);
+      }
+      this.#prepare('update catalog set applied = ?, next_id = ?').run(record.lsn, this.#nextId);
+      this.#database.exec('commit');
+      this.#applied = record.lsn;
+    } catch (error) {
+      if (this.#database.isTransaction) this.#database.exec('rollback');
+      throw fromSqlite(error);
+    }
+  }
+
+  /** Derived from the tenant's file; kept here so that a list need not open it. */
+  setSchemaVersion(id: TenantId, version: number): void {
+    this.#prepare('update tenants set schema_version = ? where id = ? and schema_version <> ?').run(
+      version,
+      id,
+      version,
+    );
+  }
+
+  /** Makes what is applied durable in the file itself. */
+  async checkpoint(maintenance: Maintenance): Promise<void> {
+    const lsn = this.#applied;
+    if (lsn <= this.#durable) return;
+    const { complete } = await maintenance.checkpoint(this.#path, 'passive');
+    if (complete) this.#durable = lsn;
+  }
+
+  close(): void {
+    this.#statements.clear();
+    if (this.#database.isOpen) this.#database.close();
+  }
+
+  #prepare(statement: string): StatementSync {
+    let prepared = this.#statements.get(statement);
+    if (prepared === undefined) this.#statements.set(statement, (prepared = this.#database.prepare(statement)));
+    return prepared;
+  }
+}
+
+function entry(row: Record<string, unknown>): CatalogEntry {
+  return {
+    id: toTenantId(row['id']),
+    name: row['name'] as string,
+    uuid: toTenantUuid(row['uuid']),
+    createdAt: toLsn(row['created_lsn']),
+    schemaVersion: row['schema_version'] as number,
+  };
+}

@@ -1,0 +1,49 @@
+/** Work on tenant files that takes long and therefore runs in a thread of its own. */
+import type { Lsn } from '../base/brands.ts';
+import type { CheckpointMode, CheckpointResult } from './checkpoint.ts';
+
+export interface ScrubRequest {
+  readonly path: string;
+  readonly fingerprintKey: Uint8Array;
+  /** Also run SQLite's own integrity check. */
+  readonly integrity: boolean;
+}
+
+export interface ScrubReport {
+  /** The position at which the rows were read. */
+  readonly lsn: Lsn;
+  readonly rows: number;
+  /** As it follows from the log, 32 hex digits. */
+  readonly expected: string;
+  /** As it follows from the rows. */
+  readonly actual: string;
+  /** What SQLite's integrity check found; empty when it found nothing. */
+  readonly integrity: readonly string[];
+}
+
+export interface CopyRequest {
+  readonly path: string;
+  /** A new file; it is written under a temporary name, synced and renamed. */
+  readonly target: string;
+  readonly overwrite: boolean;
+}
+
+export interface CopyReport {
+  readonly term: number;
+  readonly lsn: number;
+  readonly bytes: number;
+}
+
+export interface LongWork<P> {
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: P) => void;
+}
+
+export interface Maintenance {
+  checkpoint(path: string, mode: CheckpointMode): Promise<CheckpointResult>;
+  scrub(request: ScrubRequest, options?: LongWork<number>): Promise<ScrubReport>;
+  /** A plain SQLite file without anything of Nostos in it. */
+  exportPlain(request: CopyRequest, options?: LongWork<string>): Promise<CopyReport>;
+  /** SQLite's quick check of a file from elsewhere; what it found. */
+  quickCheck(path: string, options?: LongWork<never>): Promise<readonly string[]>;
+}

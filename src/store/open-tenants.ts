@@ -1,0 +1,168 @@
+/**
+ * The tenants that are open, at most as many as the limit of open files allows. Files open at the first use and close
+ * by least use; a tenant in use is never closed. Closing checkpoints, so a closed tenant needs nothing from the log.
+ */
+import type { Lsn, TenantId } from '../base/brands.ts';
+import type { CatalogEntry } from './catalog.ts';
+import type { TenantStore } from './tenant-store.ts';
+
+/** What a tenant may come to hold open: writer 3, reader 2. */
+const FILES_PER_TENANT = 5;
+/** Above this part of the limit, closing begins in the background, so that opening seldom waits for it. */
+const HIGH_WATER = 0.9;
+const CLOSES_AT_ONCE = 4;
+
+/** A tenant whose file lacks, durably, what comes after `durable`. */
+export interface Lag {
+  readonly id: TenantId;
+  readonly durable: Lsn;
+  /** Where it is open. */
+  readonly store?: TenantStore;
+}
+
+interface Entry {
+  readonly opening: Promise<TenantStore>;
+  store: TenantStore | undefined;
+  pins: number;
+}
+
+export class OpenTenants {
+  readonly #open: (entry: CatalogEntry) => Promise<TenantStore>;
+  readonly #filesMax: number;
+  /** In order of use, the least recent first. */
+  readonly #entries = new Map<TenantId, Entry>();
+  readonly #closing = new Map<TenantId, { readonly done: Promise<void>; readonly store: TenantStore | undefined }>();
+  /** Closed without everything in their files: the log must be kept for them. */
+  readonly #behind = new Map<TenantId, Lsn>();
+  #relieving: Promise<void> | undefined;
+
+  constructor(
+    deps: { readonly open: (entry: CatalogEntry) => Promise<TenantStore> },
+    options: { readonly openFilesMax: number },
+  ) {
+    this.#open = deps.open;
+    this.#filesMax = Math.max(options.openFilesMax, FILES_PER_TENANT);
+  }
+
+  get count(): number {
+    return this.#entries.size;
+  }
+
+  get openFiles(): number {
+    let files = 0;
+    for (const { store } of this.#entries.values()) files += store?.openFiles ?? FILES_PER_TENANT;
+    return files + this.#closing.size * FILES_PER_TENANT;
+  }
+
+  *lags(): Iterable<Lag> {
+    for (const [id, { store }] of this.#entries) if (store?.lag !== undefined) yield { id, durable: store.lag, store };
+    for (const [id, { store }] of this.#closing) if (store?.lag !== undefined) yield { id, durable: store.lag };
+    for (const [id, durable] of this.#behind) yield { id, durable };
+  }
+
+  /** Runs `fn` with the tenant open; it stays open until `fn` has ended. */
+  async with<T>(entry: CatalogEntry, fn: (store: TenantStore) => Promise<T> | T): Promise<T> {
+    const open = await this.#pin(entry);
+    try {
+      return await fn(await open.opening);
+    } finally {
+      open.pins -= 1;
+    }
+  }
+
+  /** The open tenant, if it is open already and can be used at once: the short way of a hot path. */
+  peek(id: TenantId): TenantStore | undefined {
+    const open = this.#entries.get(id);
+    if (open?.store === undefined) return undefined;
+    this.#touch(id, open);
+    return open.store;
+  }
+
+  /** Closes a tenant and keeps it closed while `fn` runs. */
+  async closed<T>(id: TenantId, fn: () => Promise<T>): Promise<T> {
+    await this.#close(id);
+    return fn();
+  }
+
+  async closeAll(): Promise<void> {
+    const results = await Promise.allSettled([...this.#entries.keys()].map((id) => this.#close(id)));
+    await Promise.allSettled([...this.#closing.values()].map(({ done }) => done));
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
+  async #pin(entry: CatalogEntry): Promise<Entry> {
+    for (;;) {
+      const known = this.#entries.get(entry.id);
+      if (known !== undefined) {
+        this.#touch(entry.id, known);
+        known.pins += 1;
+        return known;
+      }
+      const closing = this.#closing.get(entry.id);
+      if (closing !== undefined) {
+        await closing.done.catch(() => {});
+        continue;
+      }
+      if (this.#relieve()) {
+        await this.#relieving;
+        continue;
+      }
+      return this.#start(entry);
+    }
+  }
+
+  #start(entry: CatalogEntry): Entry {
+    const opening = this.#open(entry);
+    const created: Entry = { opening, store: undefined, pins: 1 };
+    this.#entries.set(entry.id, created);
+    opening.then(
+      (store) => {
+        created.store = store;
+        this.#behind.delete(entry.id);
+      },
+      () => {
+        if (this.#entries.get(entry.id) === created) this.#entries.delete(entry.id);
+      },
+    );
+    return created;
+  }
+
+  #touch(id: TenantId, entry: Entry): void {
+    this.#entries.delete(id);
+    this.#entries.set(id, entry);
+  }
+
+  /** Starts closing if needed; true where the caller must wait for it. */
+  #relieve(): boolean {
+    const files = this.openFiles + FILES_PER_TENANT;
+    if (files > this.#filesMax * HIGH_WATER) {
+      this.#relieving ??= this.#closeIdle().finally(() => (this.#relieving = undefined));
+      return files > this.#filesMax && this.#closing.size > 0;
+    }
+    return false;
+  }
+
+  async #closeIdle(): Promise<void> {
+    const idle: TenantId[] = [];
+    for (const [id, entry] of this.#entries) {
+      if (idle.length >= CLOSES_AT_ONCE) break;
+      if (entry.pins === 0 && entry.store?.idle === true) idle.push(id);
+    }
+    await Promise.allSettled(idle.map((id) => this.#close(id)));
+  }
+
+  #close(id: TenantId): Promise<void> {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) return this.#closing.get(id)?.done ?? Promise.resolve();
+    this.#entries.delete(id);
+    const done = this.#closeStore(id, entry).finally(() => this.#closing.delete(id));
+    this.#closing.set(id, { done, store: entry.store });
+    return done;
+  }
+
+  async #closeStore(id: TenantId, entry: Entry): Promise<void> {
+    const store = await entry.opening;
+    await store.close();
+    if (store.lag !== undefined) this.#behind.set(id, store.lag);
+  }
+}

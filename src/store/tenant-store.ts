@@ -1,0 +1,531 @@
+/**
+ * One open tenant: its file, its writer, and the queue of what wants to write.
+ *
+ * Writing: run a group in an open SQLite transaction, append its records, and COMMIT only when the log says that they
+ * are committed; then answer the callers. So the file never holds what the log may lose. A crash before the append
+ * leaves neither; one after it leaves the record, which the next open applies.
+ *
+ * If COMMIT fails on committed records, or SQLite rolled the group back after they were captured, the writes have
+ * succeeded all the same: the file is closed and catches up from the log (`#recover`).
+ *
+ * Everything that writes goes through one queue, so that at any time one group, asynchronous transaction, migration or
+ * import has the writer.
+ */
+import { mkdirSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { NO_LSN, type Lsn } from '../base/brands.ts';
+import type { Clock } from '../base/clock.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
+import type { Appended, CommitLog, LogEntry } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import { stripTables, touchedTables } from './changeset.ts';
+import { Connection } from './connection.ts';
+import { ExpectedFingerprint } from './expected-fingerprint.ts';
+import { runGroup, type Job, type Outcome } from './group.ts';
+import type { Maintenance } from './maintenance.ts';
+import { autoincrementTables, isUnreplicated } from './migration.ts';
+import { encodeChangesetPayload } from './payload.ts';
+import { Replay, checkChain, shapesFrom } from './replay.ts';
+import { schemaMayRollBack } from './schema-check.ts';
+import { readSchemaShape, serializeShape, type SchemaShape } from './schema-shape.ts';
+import { fromSqlite } from './sqlite-errors.ts';
+import {
+  formatTenantFile,
+  lastHash,
+  readFingerprint,
+  readSequences,
+  readShapes,
+  readTenantMeta,
+  writeApplied,
+  writeFingerprint,
+  writeSchemaVersion,
+  type AppliedPosition,
+  type TenantIdentity,
+} from './tenant-file.ts';
+import type { Int64Mode } from './values.ts';
+
+export interface TenantDeps {
+  readonly log: CommitLog;
+  readonly clock: Clock;
+  readonly maintenance: Maintenance;
+}
+
+export interface TenantOptions {
+  readonly identity: TenantIdentity;
+  readonly path: string;
+  readonly limits: Limits;
+}
+
+interface WriteJob extends Job {
+  readonly kind: 'write';
+  readonly signal: AbortSignal | undefined;
+  resolve(result: unknown): void;
+  reject(error: unknown): void;
+}
+
+interface ExclusiveJob {
+  readonly kind: 'exclusive';
+  run(): Promise<void>;
+}
+
+/** The WAL is looked at after so many bytes of changes. */
+const WAL_CHECK_BYTES = 128 * 1024;
+/** Room in a record for what stands beside the changeset. */
+const RECORD_RESERVE_BYTES = 64 * 1024;
+/** A group ends after so many changed rows. */
+const GROUP_CHANGES_MAX = 20_000;
+
+export class TenantStore {
+  readonly identity: TenantIdentity;
+  readonly path: string;
+  readonly #deps: TenantDeps;
+  readonly #options: TenantOptions;
+  #writer: Connection | undefined;
+  #reader: Connection | undefined;
+  #applied!: AppliedPosition;
+  /** Everything up to here is in the file even after a power cut. */
+  #durable: Lsn = NO_LSN;
+  /** LSN up to which the stored fingerprint counts. */
+  #noted: Lsn = NO_LSN;
+  #schemaVersion = 0;
+  #shapes = new Map<number, SchemaShape>();
+  #expected!: ExpectedFingerprint;
+  #separate = false;
+  #needsReplay = false;
+  #appending = false;
+  #queue: (WriteJob | ExclusiveJob)[] = [];
+  #draining = false;
+  #closed = false;
+  #changedBytes = 0;
+  #checkpointing: Promise<void> | undefined;
+
+  private constructor(deps: TenantDeps, options: TenantOptions) {
+    this.#deps = deps;
+    this.#options = options;
+    this.identity = options.identity;
+    this.path = options.path;
+  }
+
+  /** Opens the file, creating it where there is none, and brings it up to the log. */
+  static async open(deps: TenantDeps, options: TenantOptions): Promise<TenantStore> {
+    const store = new TenantStore(deps, options);
+    try {
+      await store.#recover();
+    } catch (error) {
+      store.#release();
+      throw error;
+    }
+    return store;
+  }
+
+  get applied(): AppliedPosition {
+    return this.#applied;
+  }
+
+  get durable(): Lsn {
+    return this.#durable;
+  }
+
+  /** Where the file lacks something that the log has, the position up to which it lacks nothing. */
+  get lag(): Lsn | undefined {
+    return this.#durable < this.#applied.lsn || this.#needsReplay || this.#appending ? this.#durable : undefined;
+  }
+
+  get schemaVersion(): number {
+    return this.#schemaVersion;
+  }
+
+  get shape(): SchemaShape {
+    return this.#shapes.get(this.#schemaVersion)!;
+  }
+
+  shapeAt(version: number): SchemaShape | undefined {
+    return this.#shapes.get(version);
+  }
+
+  get expected(): ExpectedFingerprint {
+    return this.#expected;
+  }
+
+  get idle(): boolean {
+    return !this.#draining && this.#queue.length === 0;
+  }
+
+  /** Open files that this tenant accounts for. */
+  get openFiles(): number {
+    return (this.#writer === undefined ? 0 : 3) + (this.#reader === undefined ? 0 : 2);
+  }
+
+  write<T>(run: Job['run'], options: { readonly int64: Int64Mode; readonly signal?: AbortSignal }): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      this.#enqueue({
+        kind: 'write',
+        int64: options.int64,
+        signal: options.signal,
+        run,
+        resolve: resolve as (result: unknown) => void,
+        reject,
+      });
+    });
+  }
+
+  /** Runs `fn` while nothing else writes to this tenant. */
+  exclusive<T>(fn: () => Promise<T>): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      this.#enqueue({
+        kind: 'exclusive',
+        run: async () => {
+          try {
+            if (this.#needsReplay) await this.#recover();
+            resolve(await fn());
+          } catch (error) {
+            reject(error);
+          }
+        },
+      });
+    });
+  }
+
+  /** The writer's connection, for callers inside `exclusive`. */
+  get writer(): Connection {
+    if (this.#writer === undefined) throw new NostosError('CLOSED', `tenant ${this.identity.name} is closed`);
+    return this.#writer;
+  }
+
+  /** A connection that sees what is committed. */
+  async reader(): Promise<Connection> {
+    if (this.#needsReplay) await this.exclusive(async () => {});
+    this.#reader ??= this.#connect('reader');
+    return this.#reader;
+  }
+
+  /**
+   * Ends an open SQLite transaction whose session captured `changesets`, one record each: appends them and commits.
+   * `entries` go first into the same append. Throws with the transaction undone when they were not kept.
+   */
+  async commit(
+    changesets: readonly Uint8Array[],
+    state: 'intact' | 'spoilt' = 'intact',
+  ): Promise<Appended | undefined> {
+    const before = this.#expected.snapshot();
+    const entries = changesets.flatMap((changeset) => this.#entry(changeset));
+    if (entries.length === 0) {
+      this.#endEmpty();
+      return undefined;
+    }
+    const appended = await this.append(entries, before);
+    const count = appended.hashes.length / 32;
+    this.#finishCommit(
+      {
+        term: appended.term,
+        lsn: (appended.firstLsn + count - 1) as Lsn,
+        hash: lastHash(appended.hashes),
+        fingerprint: this.#expected.total(),
+      },
+      state,
+    );
+    this.#changedBytes += entries.reduce((sum, entry) => sum + entry.payload.length, 0);
+    return appended;
+  }
+
+  /** Appends records of this tenant; undoes the open transaction and the fingerprint if they were not kept. */
+  async append(entries: readonly LogEntry[], before: Uint8Array): Promise<Appended> {
+    this.#appending = true;
+    try {
+      return await this.#deps.log.append(entries);
+    } catch (error) {
+      this.#appending = false;
+      this.#expected.restore(before);
+      this.rollback();
+      if (isNostosError(error, 'OUTCOME_UNKNOWN')) this.#needsReplay = true;
+      throw error;
+    }
+  }
+
+  /** COMMIT of a migration: like `commit`, with the schema that it led to. */
+  finishSchema(applied: AppliedPosition, schemaVersion: number, shape: SchemaShape): void {
+    this.#finishCommit(applied, 'intact', () => {
+      writeSchemaVersion(this.writer, schemaVersion, serializeShape(shape));
+      writeFingerprint(this.writer, applied.lsn, this.#expected.serialize());
+    });
+    if (this.#needsReplay) return;
+    this.#noted = applied.lsn;
+    this.#schemaVersion = schemaVersion;
+    this.#shapes.set(schemaVersion, shape);
+    this.#separate = schemaMayRollBack(this.writer.database);
+  }
+
+  /** Throws, with the open transaction undone, when a changeset does not fit a record. */
+  assertFits(changeset: Uint8Array): void {
+    const limit = this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES;
+    if (changeset.length <= limit) return;
+    this.rollback();
+    throw new NostosError(
+      'TRANSACTION_TOO_LARGE',
+      `the transaction changes ${changeset.length} bytes, the limit is ${limit}; split it into smaller ones`,
+      { details: { bytes: changeset.length, limit } },
+    );
+  }
+
+  /** Keeps the WAL small in between, for callers inside `exclusive`. */
+  async relieve(): Promise<void> {
+    if (this.#changedBytes >= WAL_CHECK_BYTES) await this.#relieveWal();
+  }
+
+  /** The connections are not to be used any more: the next use opens new ones. */
+  invalidate(): void {
+    this.#needsReplay = true;
+  }
+
+  rollback(): void {
+    const writer = this.#writer;
+    if (writer?.inTransaction !== true) return;
+    try {
+      writer.internal('rollback').run();
+    } catch {
+      this.#needsReplay = true; // SQLite itself could not go back: open the file anew
+    }
+  }
+
+  /** Writes everything into the file and closes it. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    await this.exclusive(async () => {
+      this.#closed = true;
+      await this.#checkpointing;
+      // Whatever fails here costs a replay at the next open, nothing else.
+      if (this.#durable < this.#applied.lsn) await this.#checkpoint('truncate').catch(() => {});
+      this.#release();
+    }).catch((error: unknown) => {
+      this.#release();
+      throw error;
+    });
+  }
+
+  /** Brings the file itself up to date, so that the log need not be kept for it. */
+  async checkpoint(): Promise<void> {
+    await this.exclusive(async () => {
+      await this.#checkpointing;
+      if (this.#durable < this.#applied.lsn) await this.#checkpoint('restart');
+    });
+  }
+
+  #enqueue(job: WriteJob | ExclusiveJob): void {
+    if (this.#closed || this.#queue.length >= this.#options.limits.tenantQueueMax) {
+      const error = this.#closed
+        ? new NostosError('CLOSED', `tenant ${this.identity.name} is closed`)
+        : new NostosError('QUEUE_FULL', `${this.#queue.length} writes wait for tenant ${this.identity.name} already`);
+      if (job.kind === 'write') job.reject(error);
+      else queueMicrotask(() => void job.run()); // its own checks answer
+      return;
+    }
+    this.#queue.push(job);
+    if (this.#draining) return;
+    this.#draining = true;
+    // Those who write in the same turn share a group.
+    queueMicrotask(() => void this.#drain());
+  }
+
+  async #drain(): Promise<void> {
+    while (this.#queue.length > 0) {
+      const head = this.#queue[0]!;
+      if (head.kind === 'exclusive') {
+        this.#queue.shift();
+        await head.run();
+      } else {
+        await this.#writeGroup(this.#takeGroup());
+      }
+      if (this.#changedBytes >= WAL_CHECK_BYTES) await this.#relieveWal();
+    }
+    this.#draining = false;
+  }
+
+  #takeGroup(): WriteJob[] {
+    const max = this.#options.limits.groupTransactionsMax;
+    let count = 0;
+    while (count < this.#queue.length && count < max && this.#queue[count]!.kind === 'write') count += 1;
+    return this.#queue.splice(0, count) as WriteJob[];
+  }
+
+  async #writeGroup(all: WriteJob[]): Promise<void> {
+    const jobs: WriteJob[] = [];
+    for (const job of all) {
+      if (job.signal?.aborted === true) job.reject(job.signal.reason);
+      else jobs.push(job);
+    }
+    if (jobs.length === 0) return;
+    let outcomes: Outcome<WriteJob>[] = [];
+    try {
+      if (this.#needsReplay) await this.#recover();
+      const result = runGroup(this.writer, jobs, this.#separate ? 'separate' : 'shared', {
+        changesetBytesMax: this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES,
+        changesMax: GROUP_CHANGES_MAX,
+        deferredKeys: this.#hasDeferredKeys(),
+      });
+      outcomes = result.outcomes;
+      if (result.left.length > 0) this.#queue.unshift(...result.left);
+      await this.commit(result.records, result.state);
+      if (this.#needsReplay) await this.#recover().catch(() => {}); // tried again by whoever comes next
+    } catch (error) {
+      this.rollback();
+      if (outcomes.length === 0) for (const job of jobs) job.reject(error);
+      // A failed one may have read what an earlier one wrote, so even its answer waited for the log.
+      for (const outcome of outcomes) outcome.job.reject(outcome.kind === 'failed' ? outcome.error : error);
+      return;
+    }
+    for (const outcome of outcomes) {
+      if (outcome.kind === 'done') outcome.job.resolve(outcome.result);
+      else outcome.job.reject(outcome.error);
+    }
+  }
+
+  #entry(captured: Uint8Array): LogEntry[] {
+    const changeset = stripTables(captured, isUnreplicated);
+    if (changeset.length === 0) return [];
+    const { shape } = this;
+    this.#expected.apply(changeset, shape);
+    const counters = autoincrementTables(shape);
+    const touched = counters.length === 0 ? [] : touchedTables(changeset).filter((table) => counters.includes(table));
+    const payload = encodeChangesetPayload({
+      schemaVersion: this.#schemaVersion,
+      fingerprint: this.#expected.total(),
+      sequences: touched.length === 0 ? [] : readSequences(this.writer, touched),
+      changeset,
+    });
+    return [{ tenant: this.identity.id, kind: RecordKind.changeset, payload }];
+  }
+
+  #endEmpty(): void {
+    const writer = this.#writer;
+    if (writer?.inTransaction === true) writer.internal('commit').run();
+  }
+
+  #finishCommit(applied: AppliedPosition, state: 'intact' | 'spoilt', extra?: () => void): void {
+    try {
+      if (state === 'spoilt') {
+        this.#needsReplay = true;
+      } else {
+        writeApplied(this.writer, applied);
+        extra?.();
+        this.writer.internal('commit').run();
+        this.#applied = applied;
+      }
+    } catch {
+      this.rollback();
+      this.#needsReplay = true;
+    }
+    this.#appending = false;
+  }
+
+  #hasDeferredKeys(): boolean {
+    for (const table of this.shape.tables.values()) if (table.hasDeferrableForeignKeys) return true;
+    return false;
+  }
+
+  /** Keeps the WAL small: in the background first, and with the queue held when that was not enough. */
+  async #relieveWal(): Promise<void> {
+    this.#changedBytes = 0;
+    const { checkpointBytes, checkpointHoldBytes } = this.#options.limits;
+    const bytes = this.walBytes();
+    if (bytes >= checkpointHoldBytes) {
+      await this.#checkpointing;
+      await this.#checkpoint('restart').catch(() => {});
+    } else if (bytes >= checkpointBytes && this.#checkpointing === undefined) {
+      this.#checkpointing = this.#checkpoint('passive')
+        .catch(() => {})
+        .finally(() => (this.#checkpointing = undefined));
+    }
+  }
+
+  walBytes(): number {
+    return statSync(`${this.path}-wal`, { throwIfNoEntry: false })?.size ?? 0;
+  }
+
+  async #checkpoint(mode: 'passive' | 'restart' | 'truncate'): Promise<void> {
+    if (this.#needsReplay || this.#writer === undefined) return;
+    const { lsn } = this.#applied;
+    if (this.#noted !== lsn) {
+      writeFingerprint(this.writer, lsn, this.#expected.serialize());
+      this.#noted = lsn;
+    }
+    const { complete } = await this.#deps.maintenance.checkpoint(this.path, mode);
+    if (!complete || lsn <= this.#durable) return;
+    this.#durable = lsn;
+  }
+
+  #connect(role: 'writer' | 'reader' | 'applier'): Connection {
+    return new Connection(this.path, { role, statementCacheMax: this.#options.limits.statementCacheMax });
+  }
+
+  #release(): void {
+    this.#reader?.close();
+    this.#reader = undefined;
+    this.#writer?.close();
+    this.#writer = undefined;
+  }
+
+  /** (Re)opens the file and applies what the log has and the file has not. */
+  async #recover(): Promise<void> {
+    this.#release();
+    mkdirSync(dirname(this.path), { recursive: true });
+    try {
+      this.#writer = this.#connect('writer');
+      await this.#catchUp(this.#writer);
+      this.#separate = schemaMayRollBack(this.writer.database);
+      this.#needsReplay = false;
+    } catch (error) {
+      this.#release();
+      this.#needsReplay = true;
+      throw fromSqlite(error);
+    }
+  }
+
+  async #catchUp(opened: Connection): Promise<void> {
+    const { log } = this.#deps;
+    const { identity } = this.#options;
+    if (readTenantMeta(opened) === undefined) {
+      formatTenantFile(opened, identity);
+      const shape = readSchemaShape(opened.database);
+      writeSchemaVersion(opened, 0, serializeShape(shape));
+    }
+    const meta = readTenantMeta(opened)!;
+    if (meta.identity.uuid !== identity.uuid)
+      throw new NostosError(
+        'TENANT_DAMAGED',
+        `${this.path} belongs to tenant ${meta.identity.name} (${meta.identity.uuid})`,
+      );
+    const noted = readFingerprint(opened);
+    const expected = ExpectedFingerprint.parse(identity.uuid, noted?.buckets);
+    const state = { applied: meta, shapes: shapesFrom(readShapes(opened)), expected };
+    const from = ((noted?.lsn ?? NO_LSN) + 1) as Lsn;
+    this.#durable = noted?.lsn ?? NO_LSN;
+    this.#noted = this.#durable;
+    const location = await log.locate(identity.id, meta.lsn);
+    if (location.at !== undefined) checkChain(location.at, meta);
+    else if (meta.lsn > log.watermark) throw this.#aheadOfLog(meta.lsn);
+    if (location.last >= from) {
+      this.#release();
+      using applier = this.#connect('applier');
+      await new Replay(applier, state).run(log, from, location.last, { tenant: identity.id });
+    }
+    this.#writer ??= this.#connect('writer');
+    this.#applied = state.applied;
+    this.#schemaVersion = state.applied.schemaVersion;
+    this.#shapes = state.shapes;
+    this.#expected = expected;
+    if (!Buffer.from(expected.total()).equals(state.applied.fingerprint))
+      throw new NostosError(
+        'TENANT_DAMAGED',
+        `${this.path}: its stored fingerprint does not lead to the one of record ${state.applied.lsn}`,
+      );
+  }
+
+  #aheadOfLog(lsn: Lsn): NostosError {
+    return new NostosError(
+      'LOG_DAMAGED',
+      `tenant ${this.identity.name} holds record ${lsn}, the log ends at ${this.#deps.log.watermark}: the log has lost acknowledged records`,
+      { details: { lsn, watermark: this.#deps.log.watermark } },
+    );
+  }
+}

@@ -1,0 +1,318 @@
+/** A tenant as its users see it. Each call finds the open tenant, opening it where needed, and works on that. */
+import { decode, encode } from '@msgpack/msgpack';
+import type { Lsn, Position } from '../base/brands.ts';
+import { hlcToMs, type Clock } from '../base/clock.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
+import { readCommitted, type CommitLog, type CommittedRecord } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import type { CatalogEntry } from './catalog.ts';
+import { changesetRows } from './changeset.ts';
+import type { Connection } from './connection.ts';
+import { begin, probeDeferredKeys } from './group.ts';
+import {
+  applySchemaCounters,
+  countViolations,
+  finishMigration,
+  runMigration,
+  type Migration,
+  type MigrationResult,
+} from './migration.ts';
+import { decodeChangesetPayload, decodeSchemaPayload, encodeSchemaPayload } from './payload.ts';
+import { fromSqlite } from './sqlite-errors.ts';
+import { lastHash } from './tenant-file.ts';
+import type { TenantStore } from './tenant-store.ts';
+import type { Int64Mode } from './values.ts';
+import { WriterTransaction } from './writer-transaction.ts';
+
+/** Old answers of idempotent writes are looked for in one of so many milliseconds. */
+const PRUNE_EVERY = 256;
+
+export interface TransactionDeps {
+  readonly clock: Clock;
+  readonly limits: Limits;
+}
+
+/** Wraps a callback so that a second call with the same id answers with the first one's result. */
+export function idempotent<T>(
+  fn: (tx: WriterTransaction) => T,
+  id: string,
+  deps: TransactionDeps,
+): (tx: WriterTransaction, connection: Connection) => T {
+  if (id.length === 0 || id.length > 512)
+    throw new NostosError('INVALID_ARGUMENT', `an id has 1 to 512 characters, got ${id.length}`);
+  return (tx, connection) => {
+    const known = connection.internal('select result from nostos_results where id = ?').get(id);
+    if (known !== undefined) return decodeResult(known['result'] as Uint8Array) as T;
+    const result = fn(tx);
+    rememberResult(connection, id, result, deps);
+    return result;
+  };
+}
+
+export function knownResult(connection: Connection, id: string): { readonly result: unknown } | undefined {
+  const known = connection.internal('select result from nostos_results where id = ?').get(id);
+  return known === undefined ? undefined : { result: decodeResult(known['result'] as Uint8Array) };
+}
+
+export function rememberResult(connection: Connection, id: string, result: unknown, deps: TransactionDeps): void {
+  const nowMs = deps.clock.nowMs();
+  connection
+    .internal('insert into nostos_results (id, result, at_ms) values (?, ?, ?)')
+    .run(id, encodeResult(result), nowMs);
+  if (nowMs % PRUNE_EVERY === 0)
+    connection.internal('delete from nostos_results where at_ms < ?').run(nowMs - deps.limits.idempotencyKeepMs);
+}
+
+function encodeResult(result: unknown): Uint8Array {
+  try {
+    return encode({ result: result ?? null, absent: result === undefined }, { useBigInt64: true });
+  } catch (error) {
+    throw new NostosError(
+      'INVALID_ARGUMENT',
+      'the result of a write with an id must be plain data, to be kept for a retry',
+      {
+        cause: error,
+      },
+    );
+  }
+}
+
+function decodeResult(bytes: Uint8Array): unknown {
+  const { result, absent } = decode(bytes, { useBigInt64: true }) as { result: unknown; absent: boolean };
+  return absent ? undefined : result;
+}
+
+/** An asynchronous transaction: it alone has the writer until its callback has ended, or its time is up. */
+export async function runTransaction<T>(
+  store: TenantStore,
+  fn: (tx: WriterTransaction) => Promise<T>,
+  options: {
+    readonly int64: Int64Mode;
+    readonly timeoutMs: number;
+    readonly signal?: AbortSignal;
+    readonly id?: string;
+  },
+  deps: TransactionDeps,
+): Promise<T> {
+  options.signal?.throwIfAborted();
+  return store.exclusive(async () => {
+    const connection = store.writer;
+    begin(connection);
+    const session = connection.database.createSession();
+    const tx = new WriterTransaction(connection, options.int64);
+    let result: T;
+    let changeset: Uint8Array;
+    try {
+      const known = options.id === undefined ? undefined : knownResult(connection, options.id);
+      if (known === undefined) {
+        result = await withinTime(fn(tx), options);
+        tx.finish();
+        if (options.id !== undefined) rememberResult(connection, options.id, result, deps);
+      } else result = known.result as T;
+      if (!connection.inTransaction)
+        throw new NostosError('TRANSACTION_DOOMED', 'SQLite has rolled this transaction back');
+      probeDeferredKeys(connection);
+      changeset = session.changeset();
+      store.assertFits(changeset);
+    } catch (error) {
+      tx.abandon();
+      session.close();
+      store.rollback();
+      throw fromSqlite(error);
+    }
+    session.close();
+    await store.commit(changeset.length === 0 ? [] : [changeset]);
+    return result;
+  });
+}
+
+async function withinTime<T>(
+  running: Promise<T>,
+  options: { readonly timeoutMs: number; readonly signal?: AbortSignal },
+): Promise<T> {
+  const { timeoutMs, signal } = options;
+  const { promise, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(
+    () =>
+      reject(new NostosError('TRANSACTION_TIMEOUT', `the transaction took longer than ${timeoutMs} ms and was undone`)),
+    timeoutMs,
+  );
+  const abort = (): void => reject(signal?.reason);
+  signal?.addEventListener('abort', abort, { once: true });
+  running.catch(() => {}); // if its time is up, nobody waits for it any more
+  try {
+    return await Promise.race([running, promise]);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener('abort', abort);
+  }
+}
+
+/** Runs the migrations above the tenant's version, each as a record of its own. */
+export async function migrateStore(
+  store: TenantStore,
+  migrations: readonly Migration[],
+  options: { readonly signal?: AbortSignal; readonly onStep?: (version: number) => void } = {},
+): Promise<{ from: number; to: number }> {
+  const from = store.schemaVersion;
+  if (from > migrations.length)
+    throw new NostosError(
+      'SCHEMA_MISMATCH',
+      `tenant ${store.identity.name} has schema version ${from}, these migrations lead to ${migrations.length} only; give all of them, or run the newer program`,
+      { details: { version: from, migrations: migrations.length } },
+    );
+  if (from === migrations.length) return { from, to: from };
+  return store.exclusive(async () => {
+    while (store.schemaVersion < migrations.length) {
+      options.signal?.throwIfAborted();
+      await migrateOnce(store, (connection) => runMigration(connection, migrations[store.schemaVersion]!));
+      options.onStep?.(store.schemaVersion);
+    }
+    return { from, to: store.schemaVersion };
+  });
+}
+
+/** One schema record: what `run` does, then its checks. The caller has the writer. */
+export async function migrateOnce(
+  store: TenantStore,
+  run: (connection: Connection) => MigrationResult['payload']['steps'],
+  options: { readonly keepViolations?: boolean } = {},
+): Promise<void> {
+  const connection = store.writer;
+  const version = store.schemaVersion + 1;
+  const before = store.expected.snapshot();
+  connection.database.exec('pragma foreign_keys = off');
+  try {
+    let result: MigrationResult;
+    try {
+      const violations = options.keepViolations === true ? Infinity : countViolations(connection);
+      begin(connection);
+      const steps = run(connection);
+      if (!connection.inTransaction) throw new NostosError('SQL_FAILED', 'SQLite has rolled the migration back');
+      result = finishMigration(connection, steps, version, store.expected);
+      applySchemaCounters(connection, result.payload);
+      if (violations !== Infinity && countViolations(connection) > violations)
+        throw new NostosError(
+          'CONSTRAINT_FAILED',
+          'FOREIGN KEY constraint failed: the migration leaves rows that point nowhere',
+        );
+    } catch (error) {
+      store.expected.restore(before);
+      store.rollback();
+      throw migrationFailed(fromSqlite(error), store.identity.name, version);
+    }
+    const payload = encodeSchemaPayload(result.payload);
+    const appended = await store.append([{ tenant: store.identity.id, kind: RecordKind.schema, payload }], before);
+    store.finishSchema(
+      {
+        term: appended.term,
+        lsn: appended.firstLsn,
+        hash: lastHash(appended.hashes),
+        fingerprint: result.payload.fingerprint,
+      },
+      version,
+      result.shape,
+    );
+  } finally {
+    if (connection.database.isOpen) connection.database.exec('pragma foreign_keys = on');
+  }
+}
+
+function migrationFailed(error: unknown, tenant: string, version: number): unknown {
+  if (isNostosError(error, 'SCHEMA_REFUSED') || isNostosError(error, 'DISK_FULL') || isNostosError(error, 'IO_FAILED'))
+    return error;
+  const why = error instanceof Error ? error.message : String(error);
+  return new NostosError('MIGRATION_FAILED', `migration ${version} of tenant ${tenant} was undone: ${why}`, {
+    cause: error,
+    details: { tenant, version },
+  });
+}
+
+export interface FeedItem {
+  readonly position: Position;
+  readonly timeMs: number;
+  readonly kind: 'changeset' | 'schema';
+  readonly schemaVersion: number;
+  readonly rows: ReturnType<typeof changesetRows> extends Iterable<infer R> ? readonly R[] : never;
+}
+
+/** The committed changes of a tenant after `after`, and then, unless `untilCaughtUp`, those to come. */
+export async function* feed(
+  log: CommitLog,
+  withStore: <T>(fn: (store: TenantStore) => T) => Promise<T>,
+  entry: CatalogEntry,
+  options: {
+    readonly after: Lsn;
+    readonly untilCaughtUp: boolean;
+    readonly int64: Int64Mode;
+    readonly signal?: AbortSignal;
+  },
+): AsyncGenerator<FeedItem> {
+  let next = (options.after + 1) as Lsn;
+  const { signal } = options;
+  for (;;) {
+    signal?.throwIfAborted();
+    const end = log.watermark;
+    if (next <= end) {
+      const range = {
+        from: next,
+        to: end,
+        tenant: entry.id,
+        bytesMax: 1024 * 1024,
+        ...(signal === undefined ? {} : { signal }),
+      };
+      for await (const page of readCommitted(log, range)) {
+        for (const record of page) {
+          if (record.kind === RecordKind.tenantDrop) return;
+          const item = await feedItem(record, withStore, options.int64);
+          if (item !== undefined) yield item;
+        }
+      }
+      next = (end + 1) as Lsn;
+    } else if (options.untilCaughtUp) return;
+    else await nextWatermark(log, end, signal);
+  }
+}
+
+async function feedItem(
+  record: CommittedRecord,
+  withStore: <T>(fn: (store: TenantStore) => T) => Promise<T>,
+  int64: Int64Mode,
+): Promise<FeedItem | undefined> {
+  const { generation, term, lsn } = record;
+  const base = { position: { generation, term, lsn }, timeMs: hlcToMs(record.hlc) };
+  if (record.kind === RecordKind.changeset) {
+    const { schemaVersion, changeset } = decodeChangesetPayload(record.payload);
+    const shape = await withStore((store) => store.shapeAt(schemaVersion));
+    if (shape === undefined)
+      throw new NostosError('TENANT_DAMAGED', `schema version ${schemaVersion} of record ${lsn} is not known`);
+    const rows = [...changesetRows(changeset, shape.columnNames, { int64 })].filter(
+      (row) => !row.table.startsWith('nostos_'),
+    );
+    return rows.length === 0 ? undefined : { ...base, kind: 'changeset', schemaVersion, rows };
+  }
+  if (record.kind !== RecordKind.schema) return undefined;
+  return { ...base, kind: 'schema', schemaVersion: decodeSchemaPayload(record.payload).schemaVersion, rows: [] };
+}
+
+function nextWatermark(log: CommitLog, seen: Lsn, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void => {
+      stop();
+      reject(signal?.reason);
+    };
+    const stop = log.onWatermark(() => {
+      if (log.watermark <= seen) return;
+      stop();
+      signal?.removeEventListener('abort', abort);
+      resolve();
+    });
+    signal?.addEventListener('abort', abort, { once: true });
+    if (log.watermark > seen) {
+      stop();
+      signal?.removeEventListener('abort', abort);
+      resolve();
+    }
+  });
+}
