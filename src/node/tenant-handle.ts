@@ -60,12 +60,15 @@ export class TenantHandle implements Tenant {
     this.name = checkName(name);
   }
 
-  write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
+  async write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
     const { id, signal } = options;
     const int64 = options.int64 ?? this.#deps.int64;
     const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
     const writing = { int64, ...(signal === undefined ? {} : { signal }) };
-    return this.#counted(this.#use((store) => store.write<T>(run, writing)));
+    const open = this.#openStore();
+    return this.#counted(
+      open === undefined ? this.#use((store) => store.write<T>(run, writing)) : open.write<T>(run, writing),
+    );
   }
 
   transaction<T>(fn: (tx: Transaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
@@ -226,6 +229,15 @@ export class TenantHandle implements Tenant {
         },
       );
     return entry;
+  }
+
+  /** The short way of a hot path: the tenant if it is open, and at the right schema. */
+  #openStore(): TenantStore | undefined {
+    const { tenants, migrations } = this.#deps;
+    const store = tenants.peek(this.#entry().id);
+    return store === undefined || (migrations !== undefined && store.schemaVersion !== migrations.length)
+      ? undefined
+      : store;
   }
 
   /** Runs `fn` with the tenant open and, unless `bare`, at the schema that `openNode` was given. */

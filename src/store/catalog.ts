@@ -14,6 +14,7 @@ import { fromSqlite } from './sqlite-errors.ts';
 import type { TenantIdentity } from './tenant-file.ts';
 
 const CATALOG_FORMAT = 1;
+const KNOWN_MAX = 4_096;
 const CREATE = `
 create table if not exists catalog (
   id integer primary key check (id = 1), format integer not null, applied integer not null, next_id integer not null) strict;
@@ -31,6 +32,8 @@ export class Catalog {
   readonly #database: DatabaseSync;
   readonly #path: string;
   readonly #statements = new Map<string, StatementSync>();
+  /** Entries asked for lately: every call of a tenant begins with its name. */
+  readonly #known = new Map<string, CatalogEntry>();
   #applied: Lsn;
   #durable: Lsn;
   #nextId: number;
@@ -74,8 +77,14 @@ export class Catalog {
   }
 
   get(name: string): CatalogEntry | undefined {
+    const known = this.#known.get(name);
+    if (known !== undefined) return known;
     const row = this.#prepare('select * from tenants where name = ?').get(name);
-    return row === undefined ? undefined : entry(row);
+    if (row === undefined) return undefined;
+    const found = entry(row);
+    if (this.#known.size >= KNOWN_MAX) this.#known.clear();
+    this.#known.set(name, found);
+    return found;
   }
 
   byId(id: TenantId): CatalogEntry | undefined {
@@ -111,6 +120,7 @@ export class Catalog {
       this.#prepare('update catalog set applied = ?, next_id = ?').run(record.lsn, this.#nextId);
       this.#database.exec('commit');
       this.#applied = record.lsn;
+      this.#known.clear();
     } catch (error) {
       if (this.#database.isTransaction) this.#database.exec('rollback');
       throw fromSqlite(error);

@@ -24,17 +24,19 @@ interface Entry {
   readonly opening: Promise<TenantStore>;
   store: TenantStore | undefined;
   pins: number;
+  /** Counts uses, to find the one used least recently. */
+  usedAt: number;
 }
 
 export class OpenTenants {
   readonly #open: (entry: CatalogEntry) => Promise<TenantStore>;
   readonly #filesMax: number;
-  /** In order of use, the least recent first. */
   readonly #entries = new Map<TenantId, Entry>();
   readonly #closing = new Map<TenantId, { readonly done: Promise<void>; readonly store: TenantStore | undefined }>();
   /** Closed without everything in their files: the log must be kept for them. */
   readonly #behind = new Map<TenantId, Lsn>();
   #relieving: Promise<void> | undefined;
+  #uses = 0;
 
   constructor(
     deps: { readonly open: (entry: CatalogEntry) => Promise<TenantStore> },
@@ -70,11 +72,14 @@ export class OpenTenants {
     }
   }
 
-  /** The open tenant, if it is open already and can be used at once: the short way of a hot path. */
+  /**
+   * The tenant if it is open already. Only for a call that puts something into its queue at once: what waits there keeps
+   * it open.
+   */
   peek(id: TenantId): TenantStore | undefined {
     const open = this.#entries.get(id);
     if (open?.store === undefined) return undefined;
-    this.#touch(id, open);
+    open.usedAt = this.#uses += 1;
     return open.store;
   }
 
@@ -94,7 +99,7 @@ export class OpenTenants {
     for (;;) {
       const known = this.#entries.get(entry.id);
       if (known !== undefined) {
-        this.#touch(entry.id, known);
+        known.usedAt = this.#uses += 1;
         known.pins += 1;
         return known;
       }
@@ -113,7 +118,7 @@ export class OpenTenants {
 
   #start(entry: CatalogEntry): Entry {
     const opening = this.#open(entry);
-    const created: Entry = { opening, store: undefined, pins: 1 };
+    const created: Entry = { opening, store: undefined, pins: 1, usedAt: (this.#uses += 1) };
     this.#entries.set(entry.id, created);
     opening.then(
       (store) => {
@@ -127,11 +132,6 @@ export class OpenTenants {
     return created;
   }
 
-  #touch(id: TenantId, entry: Entry): void {
-    this.#entries.delete(id);
-    this.#entries.set(id, entry);
-  }
-
   /** Starts closing if needed; true where the caller must wait for it. */
   #relieve(): boolean {
     const files = this.openFiles + FILES_PER_TENANT;
@@ -143,11 +143,11 @@ export class OpenTenants {
   }
 
   async #closeIdle(): Promise<void> {
-    const idle: TenantId[] = [];
-    for (const [id, entry] of this.#entries) {
-      if (idle.length >= CLOSES_AT_ONCE) break;
-      if (entry.pins === 0 && entry.store?.idle === true) idle.push(id);
-    }
+    const idle = [...this.#entries]
+      .filter(([, entry]) => entry.pins === 0 && entry.store?.idle === true)
+      .toSorted(([, a], [, b]) => a.usedAt - b.usedAt)
+      .slice(0, CLOSES_AT_ONCE)
+      .map(([id]) => id);
     await Promise.allSettled(idle.map((id) => this.#close(id)));
   }
 

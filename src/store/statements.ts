@@ -61,10 +61,15 @@ export class Statements {
   }
 
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult {
-    return this.#with(statement, parameters, (prepared, bound, named) => {
-      const { changes, lastInsertRowid } = named === undefined ? prepared.run(...bound) : prepared.run(named);
-      return { changes: Number(changes), lastInsertRowid };
-    });
+    return this.#with(
+      statement,
+      parameters,
+      (prepared, bound, named) => {
+        const { changes, lastInsertRowid } = named === undefined ? prepared.run(...bound) : prepared.run(named);
+        return { changes: Number(changes), lastInsertRowid: this.#integer(lastInsertRowid as bigint) };
+      },
+      'run',
+    );
   }
 
   get<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters): R | undefined {
@@ -99,18 +104,24 @@ export class Statements {
     return row === undefined ? undefined : (Object.values(row)[0] as V);
   }
 
+  #integer(value: bigint): number | bigint {
+    const number = Number(value);
+    return this.#int64 === 'bigint' || !Number.isSafeInteger(number) ? value : number;
+  }
+
   #with<T>(
     statement: string | SqlStatement,
     parameters: SqlParameters | undefined,
     call: (prepared: StatementSync, bound: Bindable[], named: Record<string, Bindable> | undefined) => T,
-    which: 'cached' | 'own' = 'cached',
+    which: 'cached' | 'own' | 'run' = 'cached',
   ): T {
     const text = typeof statement === 'string' ? statement : statement?.text;
     checkStatement(text);
     const given = parameters ?? (typeof statement === 'string' ? NONE : statement.parameters);
     const [bound, named] = bindings(given);
-    const prepared =
-      which === 'cached' ? this.#connection.user(text, this.#int64) : this.#connection.prepareUser(text, this.#int64);
+    // `run` reads nothing but the last rowid, which SQLite may have from an earlier statement and beyond 2^53.
+    const int64 = which === 'run' ? 'bigint' : this.#int64;
+    const prepared = which === 'own' ? this.#connection.prepareUser(text, int64) : this.#connection.user(text, int64);
     try {
       return call(prepared, bound, named);
     } catch (error) {

@@ -17,6 +17,8 @@ export class Fingerprint {
   readonly buckets: BigUint64Array;
   /** The same lanes in halves, for sums without bigints. */
   readonly #halves: Uint32Array;
+  /** The sum of all buckets in halves, moved along: each commit asks for it. */
+  readonly #sum = new Uint32Array(4);
 
   constructor() {
     this.buckets = new BigUint64Array(LANES);
@@ -28,6 +30,7 @@ export class Fingerprint {
       throw new NostosError('INVALID_ARGUMENT', `a fingerprint has ${FINGERPRINT_BYTES} bytes, got ${bytes.length}`);
     const result = new Fingerprint();
     new Uint8Array(result.buckets.buffer).set(bytes);
+    result.#sumUp();
     return result;
   }
 
@@ -37,9 +40,7 @@ export class Fingerprint {
 
   /** 16 bytes: the wrapping sum of all buckets, lane by lane. */
   total(): Uint8Array {
-    const sum = new BigUint64Array(2);
-    for (let lane = 0; lane < LANES; lane += 1) sum[lane % 2]! += this.buckets[lane]!;
-    return new Uint8Array(sum.buffer);
+    return new Uint8Array(this.#sum.buffer.slice(0));
   }
 
   add(other: Fingerprint): void {
@@ -48,15 +49,17 @@ export class Fingerprint {
 
   subtract(other: Fingerprint): void {
     for (let lane = 0; lane < LANES; lane += 1) this.buckets[lane]! -= other.buckets[lane]!;
+    this.#sumUp();
   }
 
   /** Adds one bucket out of an array that is laid out like `buckets`, in halves of its lanes. */
   addBucket(from: Uint32Array, bucket: number): void {
     const halves = this.#halves;
-    for (let at = 4 * bucket; at < 4 * bucket + 4; at += 2) {
-      const low = halves[at]! + from[at]!;
-      halves[at] = low;
-      halves[at + 1] = halves[at + 1]! + from[at + 1]! + (low > 0xffffffff ? 1 : 0);
+    const sum = this.#sum;
+    for (let lane = 0; lane < 4; lane += 2) {
+      const at = 4 * bucket + lane;
+      addInto(halves, at, from[at]!, from[at + 1]!);
+      addInto(sum, lane, from[at]!, from[at + 1]!);
     }
   }
 
@@ -83,6 +86,20 @@ export class Fingerprint {
   clone(): Fingerprint {
     const copy = new Fingerprint();
     copy.buckets.set(this.buckets);
+    copy.#sum.set(this.#sum);
     return copy;
   }
+
+  #sumUp(): void {
+    const sum = new BigUint64Array(2);
+    for (let lane = 0; lane < LANES; lane += 1) sum[lane % 2]! += this.buckets[lane]!;
+    this.#sum.set(new Uint32Array(sum.buffer));
+  }
+}
+
+/** Adds a 64-bit number to the one at `at`, both in halves, the low one first. */
+function addInto(halves: Uint32Array, at: number, low: number, high: number): void {
+  const sum = halves[at]! + low;
+  halves[at] = sum;
+  halves[at + 1] = halves[at + 1]! + high + (sum > 0xffffffff ? 1 : 0);
 }
