@@ -1,5 +1,5 @@
 /** What makes record after record one history: each is the next LSN, of the right term, and names the hash before it. */
-import type { Generation, Hash, Position, Term } from '../base/brands.ts';
+import type { Generation, Hash, Position } from '../base/brands.ts';
 import { NO_LSN, NO_TERM, ZERO_HASH } from '../base/brands.ts';
 import type { LogRecord } from './record.ts';
 import { RecordKind } from './record.ts';
@@ -32,7 +32,7 @@ export function brokenLink(previous: ChainPoint, record: LogRecord): string | un
 }
 
 export function pointOf(record: LogRecord, hash: Hash): ChainPoint {
-  return { generation: record.generation, term: record.term as Term, lsn: record.lsn, hash };
+  return { generation: record.generation, term: record.term, lsn: record.lsn, hash };
 }
 
 export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {

@@ -1,4 +1,4 @@
-/** A fault at every step of a scripted workload; each is seen to fire. The random walk is `simulate.ts`. */
+/** A fault at every step of a scripted workload; each is seen to fire. The random walk is `testing/log-simulation.ts`. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Generation, Lsn, TenantId, Term } from '../base/brands.ts';
@@ -11,7 +11,7 @@ import { VirtualClock } from '../testing/virtual-clock.ts';
 import { layoutSegments } from './layout.ts';
 import { Log } from './log.ts';
 import { RecordKind } from './record.ts';
-import { simulateLog } from './simulate.ts';
+import { simulateLog } from '../testing/log-simulation.ts';
 import { verifyLog } from './verify.ts';
 import type { LogEntry } from './writer.ts';
 

@@ -191,7 +191,7 @@ class Verifier {
     if (!samePoint(row.last, scan.last))
       this.#damage(SEALED_FILE, 0, scan.last.lsn, `it says that ${name} ends at LSN ${row.last.lsn}`);
     else if (!sameBytes(row.digest, digestFile(file)))
-      this.#damage(name, 0, (row.anchor.lsn + 1) as Lsn, 'its BLAKE3 is not the one that was recorded');
+      this.#damage(name, 0, row.anchor.lsn + 1, 'its BLAKE3 is not the one that was recorded');
   }
 
   #damage(segment: string, offset: number, lsn: number, reason: string): void {

@@ -67,7 +67,7 @@ export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
     const [a, b] = [await open(), await open()];
     const [mine, theirs] = [groupRecord({ renewal: 1 }), groupRecord({ renewal: 2 })];
     const results = await Promise.all([a.compareAndSet(0, mine), b.compareAndSet(0, theirs)]);
-    assert.deepEqual(results.map((result) => result.ok).sort(), [false, true]);
+    assert.equal(results.filter((result) => result.ok).length, 1);
     const current = await a.read();
     const refused = results.find((result) => !result.ok);
     assert.deepEqual(refused, { ok: false, current });
@@ -102,7 +102,10 @@ export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
     ended.abort();
     await coordinator.compareAndSet(3, groupRecord());
     const versions = seen.map((current) => current.version);
-    assert.deepEqual(versions, [...new Set(versions)].sort());
+    assert.deepEqual(
+      versions,
+      [...new Set(versions)].toSorted((a, b) => a - b),
+    );
     assert.equal(versions.at(-1), 3);
   });
 

@@ -309,7 +309,7 @@ class FaultyFile implements DiskFile {
   write(bytes: Uint8Array, offsetInFile: number): void {
     this.#ready('write');
     const put = (part: Uint8Array): void => {
-      const op: Pending = { kind: 'write', offset: offsetInFile, bytes: part.slice() };
+      const op: Pending = { kind: 'write', offset: offsetInFile, bytes: new Uint8Array(part) };
       this.#inode.cached = applyTo(this.#inode.cached, op);
       this.#inode.pending.push(op);
     };

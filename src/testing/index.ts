@@ -6,5 +6,7 @@ export { coordinatorCompliance, groupRecord } from './coordinator-compliance.ts'
 export type { CoordinatorFactory, CoordinatorUnderTest } from './coordinator-compliance.ts';
 export { diskCompliance } from './disk-compliance.ts';
 export type { DiskUnderTest } from './disk-compliance.ts';
+export { simulateLog } from './log-simulation.ts';
+export type { LogSimulation, SimulateOptions } from './log-simulation.ts';
 export { seededRandom } from '../base/random.ts';
 export type { SeededRandom } from '../base/random.ts';

@@ -13,15 +13,15 @@ import { HybridClock } from '../base/clock.ts';
 import { isNostosError } from '../base/errors.ts';
 import type { SeededRandom } from '../base/random.ts';
 import { seededRandom } from '../base/random.ts';
-import type { InjectedFault } from '../testing/faulty-disk.ts';
-import { FaultyDisk, PowerCut } from '../testing/faulty-disk.ts';
-import { VirtualClock } from '../testing/virtual-clock.ts';
-import { layoutSegments } from './layout.ts';
-import { Log } from './log.ts';
-import { RecordKind } from './record.ts';
-import { segmentName } from './segment-header.ts';
-import { verifyLog } from './verify.ts';
-import type { Appended, LogEntry } from './writer.ts';
+import type { InjectedFault } from './faulty-disk.ts';
+import { FaultyDisk, PowerCut } from './faulty-disk.ts';
+import { VirtualClock } from './virtual-clock.ts';
+import { layoutSegments } from '../log/layout.ts';
+import { Log } from '../log/log.ts';
+import { RecordKind } from '../log/record.ts';
+import { segmentName } from '../log/segment-header.ts';
+import { verifyLog } from '../log/verify.ts';
+import type { Appended, LogEntry } from '../log/writer.ts';
 
 /** How often each thing happened; a run in which something never did has not shown much. */
 export interface LogSimulation {

@@ -2,7 +2,6 @@
 import type { Generation, TenantId, Term } from '../base/brands.ts';
 import { HybridClock } from '../base/clock.ts';
 import type { Disk } from '../base/disk.ts';
-import { VirtualClock } from '../testing/virtual-clock.ts';
 import { Log } from './log.ts';
 import { RecordKind } from './record.ts';
 
@@ -11,8 +10,8 @@ export const GOLDEN_OPTIONS = { segmentBytesMax: 700, recordBytesMax: 400, preal
 
 /** One record of each kind, two terms, three segments. */
 export function writeGoldenLog(disk: Disk, dir: string): Log {
-  const clock = new VirtualClock(1_700_000_000_000);
-  const deps = { disk, clock: new HybridClock(clock) };
+  let nowMs = 1_700_000_000_000;
+  const deps = { disk, clock: new HybridClock({ nowMs: () => nowMs, monotonicMs: () => 0 }) };
   const { log } = Log.open(deps, { dir, generation: GOLDEN_GENERATION, ...GOLDEN_OPTIONS });
   log.startTerm(1 as Term, Buffer.from('first'));
   log.sync();
@@ -21,7 +20,7 @@ export function writeGoldenLog(disk: Disk, dir: string): Log {
   log.append(kinds.map((kind, i) => ({ tenant: i as TenantId, kind, payload: Buffer.alloc(i * 11, kind) })));
   log.sync();
   log.setWatermark(log.durable.lsn);
-  clock.advance(1_000);
+  nowMs += 1_000;
   log.startTerm(7 as Term, Buffer.from('second'));
   log.append([{ tenant: (2 ** 40) as TenantId, kind: RecordKind.changeset, payload: Buffer.from('far tenant') }]);
   log.sync();
