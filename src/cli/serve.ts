@@ -3,7 +3,6 @@ import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import { Option, type Command } from 'commander';
 import { isServed } from '../node/admin-socket.ts';
-import { serveHttp } from '../node/http/server.ts';
 import { addToken, hashToken, ownerToken, readTokenFile, type Grant } from '../node/http/tokens.ts';
 import type { Access } from '../node/operations.ts';
 import { ExitError } from './exit-codes.ts';
@@ -73,6 +72,7 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
   await mkdir(dir, { recursive: true });
   const access = await readGrants(io, options, dir);
   const { openNode } = await import('../node/open-node.ts');
+  const { serveHttp } = await import('../node/http/server.ts');
   await using node = await openNode({ dir, signal: io.signal });
   const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
   try {

@@ -4,7 +4,6 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Option, type Command } from 'commander';
 import { serializeError, isNostosError } from '../base/errors.ts';
-import { serveHttp } from '../node/http/server.ts';
 import { createToken, hashToken } from '../node/http/tokens.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
@@ -12,9 +11,9 @@ import { duration, style, table } from './render.ts';
 import { createSample } from './sample.ts';
 import type { Check, TourContext, TourPart } from './tour/part.ts';
 import { PARTS } from './tour/parts.ts';
-import { answer, verb, type VerbOptions } from './verb.ts';
+import { answer, plainVerb, type PlainOptions } from './verb.ts';
 
-interface TourOptions extends VerbOptions {
+interface TourOptions extends PlainOptions {
   readonly only?: string;
   readonly keep?: true;
   readonly serve: boolean;
@@ -101,6 +100,7 @@ function verdict(io: Io, reports: readonly PartReport[]): string {
 /** Shows the node of the last part until Ctrl-C. */
 async function showStatusPage(io: Io, dir: string): Promise<void> {
   const { openNode } = await import('../node/open-node.ts');
+  const { serveHttp } = await import('../node/http/server.ts');
   const token = createToken();
   await using node = await openNode({ dir });
   const server = await serveHttp({
@@ -142,7 +142,7 @@ async function runTour(tour: Tour): Promise<void> {
 }
 
 export function tourVerb(io: Io): Command {
-  return verb('tour', {
+  return plainVerb('tour', {
     summary: 'See it at work on real data, break it, and see it verified.',
     description:
       'Works in a temporary directory, which is removed at the end, on a sample of its own or on a copy of your database. ' +

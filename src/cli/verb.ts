@@ -9,9 +9,12 @@ import { print, type Io } from './io.ts';
 import { accessNode, type NodeAccess } from './node-access.ts';
 import { callWithDisplay } from './progress.ts';
 
-export interface VerbOptions {
-  readonly dir: string;
+export interface PlainOptions {
   readonly json?: true;
+}
+
+export interface VerbOptions extends PlainOptions {
+  readonly dir: string;
 }
 
 export interface TenantOptions extends VerbOptions {
@@ -33,13 +36,19 @@ function examplesText(examples: VerbHelp['examples']): string {
   return `\nExamples:\n${lines.join('\n')}`;
 }
 
-export function verb(name: string, help: VerbHelp): Command {
+/** A verb that has no node of its own choosing. */
+export function plainVerb(name: string, help: VerbHelp): Command {
   return new Command(name)
     .summary(help.summary)
     .description(help.description === undefined ? help.summary : `${help.summary}\n\n${help.description}`)
-    .addOption(new Option('--dir <path>', 'data directory of the node').env('NOSTOS_DIR').default(DEFAULT_DIR))
     .option('--json', 'answer with JSON')
     .addHelpText('after', examplesText(help.examples));
+}
+
+export function verb(name: string, help: VerbHelp): Command {
+  return plainVerb(name, help).addOption(
+    new Option('--dir <path>', 'data directory of the node').env('NOSTOS_DIR').default(DEFAULT_DIR),
+  );
 }
 
 export function tenantOption(): Option {
@@ -74,6 +83,6 @@ export async function callWithProgress<Name extends OperationName>(
 }
 
 /** The answer of a verb: one JSON document with `--json`, else what `human` says. */
-export async function answer(io: Io, options: VerbOptions, result: unknown, human: () => string): Promise<void> {
+export async function answer(io: Io, options: PlainOptions, result: unknown, human: () => string): Promise<void> {
   await print(io.stdout, `${options.json ? stringifyJson(result, 2) : human()}\n`);
 }

@@ -10,13 +10,17 @@ import type { Node, Tenant } from '../../node/types.ts';
 import { callWithDisplay } from '../progress.ts';
 import { count, duration } from '../render.ts';
 import { compareFiles } from './compare.ts';
-import type { Check, PartResult, TourContext, TourPart } from './part.ts';
+import type { Check, PartResult, TourContext } from './part.ts';
 import { runVictim, type VictimBook } from './victim.ts';
 import { LINES_PER_WRITE, amountOf, bodyOf, runWrite, schemaOf, type Workload } from './workload.ts';
 
 const TENANT = 'tour';
-/** Acknowledged writes after which each kill comes. */
-const KILLS = [1_500, 700, 2_300] as const;
+/** When each kill comes: after so many acknowledged writes, and at another point of the way to the disk each time. */
+const KILLS = [
+  { killAfter: 1_500, killDelayMs: 1 },
+  { killAfter: 700, killDelayMs: 3 },
+  { killAfter: 2_300, killDelayMs: 6 },
+] as const;
 
 /** A prefix for which the source has no table. */
 function freePrefix(file: string): string {
@@ -36,7 +40,6 @@ async function addTables(tenant: Tenant, workload: Workload): Promise<void> {
 
 async function prepare(context: TourContext, workload: Workload): Promise<number> {
   await using node = await openNode({ dir: context.dir, scrubIntervalMs: false, signal: context.signal });
-  await node.tenants.create(TENANT, { ifNotExists: true });
   const tenant = node.tenant(TENANT);
   const report = await callWithDisplay(context.io, (onProgress) =>
     tenant.importFile(context.source.file, { addKey: true, keepViolations: true, onProgress, signal: context.signal }),
@@ -52,9 +55,9 @@ async function prepare(context: TourContext, workload: Workload): Promise<number
 async function killAll(context: TourContext, workload: Workload): Promise<VictimBook[]> {
   const books: VictimBook[] = [];
   let first = 1;
-  for (const killAfter of KILLS) {
+  for (const kill of KILLS) {
     const { dir, signal } = context;
-    const book = await runVictim({ dir, tenant: TENANT, workload, first, killAfter, signal });
+    const book = await runVictim({ dir, tenant: TENANT, workload, first, ...kill, signal });
     books.push(book);
     first = Math.max(...book.asked) + 1;
     await context.say(
@@ -173,7 +176,7 @@ async function checkExport(context: TourContext, workload: Workload, tenant: Ten
   );
 }
 
-async function run(context: TourContext): Promise<PartResult> {
+export async function crash(context: TourContext): Promise<PartResult> {
   const workload: Workload = { kind: context.source.kind, prefix: freePrefix(context.source.file) };
   const imported = await prepare(context, workload);
   const books = await killAll(context, workload);
@@ -199,9 +202,3 @@ async function run(context: TourContext): Promise<PartResult> {
   checks.unshift(check('a real database was imported', imported > 0, `${count(imported)} rows`));
   return { checks, dir: context.dir };
 }
-
-export const crash: TourPart = {
-  name: 'crash',
-  title: 'A process is killed in the middle of its writes, and nothing that it acknowledged is lost.',
-  run,
-};

@@ -12,8 +12,10 @@ export interface VictimOptions {
   readonly workload: Workload;
   /** Number of its first write. */
   readonly first: number;
-  /** It is killed as soon as so many writes were acknowledged. */
+  /** It is killed when so many writes were acknowledged, */
   readonly killAfter: number;
+  /** and so much later: while the next group of writes is on its way to the disk. */
+  readonly killDelayMs: number;
   readonly signal: AbortSignal;
 }
 
@@ -46,7 +48,7 @@ export async function runVictim(options: VictimOptions): Promise<VictimBook> {
     const id = Number(line.slice(1));
     if (line.startsWith('+')) asked.add(id);
     else acknowledged.add(id);
-    if (acknowledged.size === killAfter) stop();
+    if (acknowledged.size === killAfter) setTimeout(stop, options.killDelayMs);
   });
   try {
     const [code, signal] = (await once(child, 'close')) as [number | null, string | null];
