@@ -32,7 +32,10 @@ export const ERROR_CODES = {
   TENANT_NOT_FOUND: ['never', 'There is no tenant of this name.'],
   TENANT_EXISTS: ['never', 'There is a tenant of this name already.'],
   TENANT_DAMAGED: ['never', 'The database file of a tenant is damaged or disagrees with the log.'],
-  SCHEMA_REFUSED: ['never', 'The schema has something that cannot be replicated; details name each object and its remedy.'],
+  SCHEMA_REFUSED: [
+    'never',
+    'The schema has something that cannot be replicated; details name each object and its remedy.',
+  ],
   MIGRATION_FAILED: ['never', 'A migration failed and was undone.'],
   SCHEMA_MISMATCH: ['never', 'The tenant has a schema version that these migrations do not lead to.'],
   SQL_FAILED: ['never', 'SQLite refused the statement; the transaction is undone.'],

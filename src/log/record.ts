@@ -5,8 +5,8 @@
  * Little-endian, 64-bit numbers that are safe integers. Whatever does not check out is a `RecordFault`, since only the
  * caller knows whether it stands in a torn tail or in damage; what checks out and is not known here is from the future.
  */
-import { blake3 } from '@napi-rs/blake-hash';
 import { crc32 } from 'node:zlib';
+import { hashBlake3 } from '../base/blake3.ts';
 import type { Generation, Hash, Hlc, Lsn, TenantId, Term } from '../base/brands.ts';
 import { HASH_BYTES } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
@@ -114,7 +114,7 @@ export class GroupEncoder {
     const bytes = buffer.subarray(at, end);
     view.setUint32(at + AT.crc, recordCrc(bytes), true);
     this.#length = end;
-    return blake3(bytes) as Uint8Array as Hash;
+    return hashBlake3(bytes);
   }
 
   /** The group's bytes from there on; valid until the next `begin`. */
@@ -179,7 +179,7 @@ export function decodeRecord(bytes: Uint8Array): LogRecord | RecordFault {
 }
 
 export function hashRecord(record: LogRecord): Hash {
-  return blake3(record.bytes) as Uint8Array as Hash;
+  return hashBlake3(record.bytes);
 }
 
 /** How long the record at `at` says it is; at least its header has to be there. */
