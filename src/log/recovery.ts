@@ -267,6 +267,8 @@ class RecoveryPlan {
     const name = segmentName(number);
     const header = this.#checkedHeader(number, sealed.at(-1)?.last);
     const index = new SparseIndex();
+    // The table may name a term whose first record was not synced and is lost: of this segment only records tell.
+    terms.cut(header.anchor.lsn);
     const collect = this.#collect(name, terms);
     const file = this.#disk.open(join(this.#options.dir, name), 'read');
     try {
@@ -281,7 +283,6 @@ class RecoveryPlan {
       );
       this.#saw(scan.records, scan.watermark);
       const tail = judgeTail({ file, name, sizeBytes, scan, knownWatermark: this.#watermark });
-      terms.cut(scan.last.lsn);
       this.#checkTerms(sealed, header, scan.last, terms);
       return {
         leftovers,

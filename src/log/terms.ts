@@ -1,7 +1,8 @@
 /**
  * `log/terms`: which term began where, for good. A position is checked against it long after its segment was pruned.
  * It is written before the segment that holds a term-start is sealed; later term-starts are found in the open segment,
- * which every opening reads. So the table on disk plus the open segment is always the whole truth.
+ * which every opening reads. So the table on disk, up to where the open segment begins, plus that segment is always the
+ * whole truth; what the table says beyond may be of a record that was lost before it was synced.
  */
 import type { Generation, Lsn, Position, Term } from '../base/brands.ts';
 import type { ChainPoint } from './chain.ts';

@@ -216,6 +216,28 @@ test('a reservation holds the log while it makes progress, and no longer', () =>
   log.close();
 });
 
+test('a term whose first record is lost leaves no trace, although pruning wrote it to the table', () => {
+  const { disk, log } = open();
+  log.startTerm(term(1), NOTHING);
+  for (let i = 0; i < 10; i++) log.append(entries(1, 1000));
+  log.sync();
+  log.setWatermark(log.durable.lsn);
+  log.startTerm(term(2), NOTHING);
+  assert.ok(log.prune({ durableApplied: log.durable.lsn, watermark: log.watermark, retainBytes: 0 }).segments > 0);
+  let lost = 0;
+  for (let seed = 0; seed < 20; seed++) {
+    const after = open(disk.crash(seededRandom(seed))).log;
+    if (after.end.lsn === 11) lost += 1;
+    after.startTerm(term(3), NOTHING);
+    assert.deepEqual(
+      after.terms.map((entry) => entry.term),
+      after.end.lsn === 12 ? [1, 3] : [1, 2, 3],
+    );
+    after.close();
+  }
+  assert.ok(lost > 3);
+});
+
 test('times in the log never fall, also when the wall clock does', () => {
   const { disk, log, clock } = open();
   log.startTerm(term(1), NOTHING);
