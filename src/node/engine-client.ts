@@ -1,6 +1,6 @@
 /** The engine as the caller's thread sees it: requests over a port, and the committed log. */
 import { extname } from 'node:path';
-import { Worker } from 'node:worker_threads';
+import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
 import { NostosError, deserializeError } from '../base/errors.ts';
 import type {
@@ -19,18 +19,21 @@ import type {
   EngineOptions,
   EngineReply,
   EngineRequests,
+  EngineStart,
   PackedPage,
   ProbeReport,
 } from './engine-protocol.ts';
 import type { LogStatus } from './types.ts';
 
 interface Waiting {
+  readonly method: EngineMethod;
   resolve(output: unknown): void;
   reject(error: unknown): void;
 }
 
 export class EngineClient implements CommitLog {
   readonly #worker: Worker;
+  readonly #port: MessagePort;
   readonly #generation: Generation;
   readonly #waiting = new Map<number, Waiting>();
   readonly #listeners = new Set<() => void>();
@@ -39,12 +42,13 @@ export class EngineClient implements CommitLog {
   #gone: NostosError | undefined;
   readonly opened: EngineOpened;
 
-  private constructor(worker: Worker, options: EngineOptions, opened: EngineOpened) {
+  private constructor(worker: Worker, port: MessagePort, options: EngineOptions, opened: EngineOpened) {
     this.#worker = worker;
+    this.#port = port;
     this.#generation = options.generation;
     this.#watermark = opened.watermark;
     this.opened = opened;
-    worker.on('message', (reply: EngineReply) => this.#take(reply));
+    port.on('message', (reply: EngineReply) => this.#take(reply));
     worker.on('error', (error: Error) =>
       this.#lose(new NostosError('INTERNAL', `the engine thread failed: ${error.message}`, { cause: error })),
     );
@@ -53,17 +57,22 @@ export class EngineClient implements CommitLog {
 
   static async start(options: EngineOptions): Promise<EngineClient> {
     const url = new URL(`./engine-thread${extname(import.meta.url)}`, import.meta.url);
-    const worker = new Worker(url, { workerData: options, name: 'nostos-engine' });
+    const { port1, port2 } = new MessageChannel();
+    const worker = new Worker(url, {
+      workerData: { options, port: port2 },
+      transferList: [port2],
+      name: 'nostos-engine',
+    });
     const opened = await new Promise<EngineOpened>((resolve, reject) => {
       const failed = (error: unknown): void => reject(error);
       worker.once('error', failed);
-      worker.once('message', (reply: EngineReply) => {
+      worker.once('message', (start: EngineStart) => {
         worker.off('error', failed);
-        if ('opened' in reply) resolve(reply.opened);
-        else if ('failed' in reply) reject(deserializeError(reply.failed));
+        if ('opened' in start) resolve(start.opened);
+        else reject(deserializeError(start.failed));
       });
     });
-    return new EngineClient(worker, options, opened);
+    return new EngineClient(worker, port1, options, opened);
   }
 
   get watermark(): Lsn {
@@ -121,13 +130,12 @@ export class EngineClient implements CommitLog {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
       const id = this.#nextId++;
-      this.#waiting.set(id, { resolve: resolve as (output: unknown) => void, reject });
-      this.#worker.postMessage({ id, method, input }, transfer);
+      this.#waiting.set(id, { method, resolve: resolve as (output: unknown) => void, reject });
+      this.#port.postMessage({ id, method, input }, transfer);
     });
   }
 
   #take(reply: EngineReply): void {
-    if (!('id' in reply)) return;
     const waiting = this.#waiting.get(reply.id);
     this.#waiting.delete(reply.id);
     if (reply.ok) waiting?.resolve(reply.output);
@@ -136,7 +144,13 @@ export class EngineClient implements CommitLog {
 
   #lose(error: NostosError): void {
     this.#gone ??= error;
-    for (const { reject } of this.#waiting.values()) reject(this.#gone);
+    this.#port.close();
+    for (const { method, reject } of this.#waiting.values())
+      reject(
+        method === 'append'
+          ? new NostosError('OUTCOME_UNKNOWN', `it is not known whether the write was kept: ${error.message}`, { cause: error })
+          : this.#gone,
+      );
     this.#waiting.clear();
   }
 }

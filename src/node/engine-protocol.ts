@@ -76,6 +76,7 @@ export interface EngineRequest<M extends EngineMethod = EngineMethod> {
 
 export type EngineReply =
   | { readonly id: number; readonly ok: true; readonly output: unknown }
-  | { readonly id: number; readonly ok: false; readonly error: SerializedError }
-  | { readonly opened: EngineOpened }
-  | { readonly failed: SerializedError };
+  | { readonly id: number; readonly ok: false; readonly error: SerializedError };
+
+/** What the thread says first, and only once. */
+export type EngineStart = { readonly opened: EngineOpened } | { readonly failed: SerializedError };
