@@ -83,10 +83,26 @@ export class OpenTenants {
     return open.store;
   }
 
-  /** Closes a tenant and keeps it closed while `fn` runs. */
+  /** Closes a tenant and keeps it closed while `fn` runs; whoever wants it meanwhile waits. */
   async closed<T>(id: TenantId, fn: () => Promise<T>): Promise<T> {
-    await this.#close(id);
-    return fn();
+    for (let closing = this.#closing.get(id); closing !== undefined; closing = this.#closing.get(id))
+      await closing.done.catch(() => {});
+    const entry = this.#entries.get(id);
+    const held = Promise.withResolvers<void>();
+    this.#entries.delete(id);
+    this.#closing.set(id, { done: held.promise, store: entry?.store });
+    try {
+      if (entry !== undefined) await this.#closeStore(id, entry);
+      return await fn();
+    } finally {
+      this.#closing.delete(id);
+      held.resolve();
+    }
+  }
+
+  /** A dropped tenant lacks nothing any more. */
+  forget(id: TenantId): void {
+    this.#behind.delete(id);
   }
 
   async closeAll(): Promise<void> {
@@ -161,8 +177,12 @@ export class OpenTenants {
   }
 
   async #closeStore(id: TenantId, entry: Entry): Promise<void> {
-    const store = await entry.opening;
-    await store.close();
-    if (store.lag !== undefined) this.#behind.set(id, store.lag);
+    // One that could not be opened has told its users, and what it lacks the log keeps as it did before.
+    const store = await entry.opening.catch(() => undefined);
+    try {
+      await store?.close();
+    } finally {
+      if (store?.lag !== undefined) this.#behind.set(id, store.lag);
+    }
   }
 }
