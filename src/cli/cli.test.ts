@@ -77,26 +77,27 @@ test('a database is imported, changed, verified and exported, equal cell by cell
 test('sql takes arguments, stdin and parameters, and answers as a table and as JSON', async (t) => {
   const cwd = await withNotes(t);
   const tenant = ['--tenant', 'acme'];
-  await ok(cwd, ['sql', ...tenant], "insert into notes values (1, 'one'); insert into notes values (2, 'a;b')");
-  await ok(cwd, [
-    'sql',
-    'insert into notes values (?, ?)',
-    '--params',
-    '[{"$int": "9007199254740993"}, null]',
-    ...tenant,
-  ]);
-  const select = ['sql', 'select * from notes order by id', ...tenant];
+  await writeFile(join(cwd, '2.sql'), 'create table numbers (id integer primary key not null, n integer, body text)');
+  await ok(cwd, ['migrate', '1.sql', '2.sql', ...tenant]);
+  await ok(
+    cwd,
+    ['sql', ...tenant],
+    "insert into numbers values (1, 1, 'one'); insert into numbers values (2, 2, 'a;b')",
+  );
+  const big = '[3, {"$int": "9007199254740993"}, null]';
+  await ok(cwd, ['sql', 'insert into numbers values (?, ?, ?)', '--params', big, ...tenant]);
+  const select = ['sql', 'select n, body from numbers order by id', ...tenant];
   assert.equal(
     await ok(cwd, select),
-    '              id  body\n               1  one\n               2  a;b\n9007199254740993  NULL\n',
+    '               n  body\n               1  one\n               2  a;b\n9007199254740993  NULL\n',
   );
   assert.deepEqual(await okJson(cwd, select), [
     {
       verb: 'SELECT',
       rows: [
-        { id: 1, body: 'one' },
-        { id: 2, body: 'a;b' },
-        { id: { $int: '9007199254740993' }, body: null },
+        { n: 1, body: 'one' },
+        { n: 2, body: 'a;b' },
+        { n: { $int: '9007199254740993' }, body: null },
       ],
     },
   ]);

@@ -1,0 +1,214 @@
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { isNostosError } from '../../base/errors.ts';
+import { openNode } from '../open-node.ts';
+import type { Node } from '../types.ts';
+import { serveHttp, type HttpServer } from './server.ts';
+import { addToken, createToken, hashToken, ownerToken, readTokenFile, type Grant } from './tokens.ts';
+
+const LIMITS = { requestBytesMax: 10_000 };
+const tokens = { admin: createToken(), reader: createToken(), writer: createToken(), watcher: createToken() };
+const grants: Grant[] = [
+  { hash: hashToken(tokens.admin), tenants: ['*'], access: 'admin' },
+  { hash: hashToken(tokens.reader), tenants: ['acme'], access: 'read' },
+  { hash: hashToken(tokens.writer), tenants: ['acme'], access: 'write' },
+  { hash: hashToken(tokens.watcher), tenants: ['*'], access: 'read' },
+];
+
+let dir: string;
+let node: Node;
+let server: HttpServer;
+
+before(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'nostos-test-'));
+  node = await openNode({ dir: join(dir, 'data'), scrubIntervalMs: false });
+  for (const name of ['acme', 'globex']) {
+    const tenant = await node.tenants.create(name);
+    await tenant.migrate(['create table notes (id integer primary key not null, body text, big integer, bytes blob)']);
+  }
+  server = await serveHttp({ node, port: 0, grants, limits: LIMITS });
+});
+
+after(async () => {
+  await server.close();
+  await node.close();
+  await rm(dir, { recursive: true, force: true });
+});
+
+interface Answer {
+  readonly status: number;
+  readonly body: unknown;
+}
+
+async function ask(method: string, path: string, token?: string, body?: unknown): Promise<Answer> {
+  const headers: Record<string, string> = { 'content-type': 'application/json' };
+  if (token !== undefined) headers['authorization'] = `Bearer ${token}`;
+  const init = {
+    method,
+    headers,
+    ...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
+  };
+  const response = await fetch(server.url + path, init);
+  const text = await response.text();
+  const isJson = response.headers.get('content-type')?.startsWith('application/json') ?? false;
+  return { status: response.status, body: isJson ? JSON.parse(text) : text };
+}
+
+function codeOf({ body }: Answer): string {
+  return (body as { error: { code: string } }).error.code;
+}
+
+test('probes and the page need no token; the page holds no data and allows nothing from elsewhere', async () => {
+  assert.deepEqual(await ask('GET', '/healthz'), { status: 200, body: 'ok\n' });
+  assert.deepEqual(await ask('GET', '/readyz'), { status: 200, body: 'ready\n' });
+  const page = await fetch(`${server.url}/`);
+  const html = await page.text();
+  assert.match(html, /^<!doctype html>/);
+  assert.ok(!html.includes('acme') && !html.includes(dir));
+  assert.match(page.headers.get('content-security-policy')!, /default-src 'none'.*connect-src 'self'/);
+  assert.doesNotMatch(html, /(?:src|href)="https?:/);
+});
+
+test('rights are per tenant and by kind', async () => {
+  const select = { sql: 'select 1 as one' };
+  const insert = { sql: "insert into notes (body) values ('by right')" };
+  const cases: readonly (readonly [string, string, string | undefined, unknown, number])[] = [
+    ['GET', '/v1/status', undefined, undefined, 401],
+    ['GET', '/v1/status', 'wrong', undefined, 401],
+    ['GET', '/v1/status', tokens.reader, undefined, 403],
+    ['GET', '/v1/status', tokens.watcher, undefined, 200],
+    ['GET', '/metrics', undefined, undefined, 401],
+    ['GET', '/metrics', tokens.reader, undefined, 403],
+    ['GET', '/metrics', tokens.watcher, undefined, 200],
+    ['POST', '/v1/tenants/acme/query', tokens.reader, select, 200],
+    ['POST', '/v1/tenants/globex/query', tokens.reader, select, 403],
+    ['POST', '/v1/tenants/acme/execute', tokens.reader, insert, 403],
+    ['POST', '/v1/tenants/acme/execute', tokens.writer, insert, 200],
+    ['POST', '/v1/tenants/acme/query', tokens.reader, { ...select, tenant: 'globex' }, 200],
+    ['DELETE', '/v1/tenants/acme', tokens.writer, undefined, 403],
+    ['POST', '/v1/tenants', tokens.watcher, { name: 'new' }, 403],
+    ['POST', '/v1/verify', tokens.reader, { tenant: ['acme'] }, 403],
+    ['GET', '/v1/log?tenant=acme', tokens.reader, undefined, 200],
+    ['GET', '/v1/log', tokens.reader, undefined, 403],
+  ];
+  for (const [method, path, token, body, status] of cases)
+    assert.equal((await ask(method, path, token, body)).status, status, `${method} ${path} by ${token?.slice(0, 12)}`);
+});
+
+test('a right to read cannot write, however the SQL is dressed', async () => {
+  const count = async (): Promise<unknown> => (await node.tenant('acme').query('select count(*) as n from notes'))[0];
+  const beforehand = await count();
+  for (const sql of [
+    "insert into notes (body) values ('x')",
+    "with a as (select 1) insert into notes (body) values ('x')",
+    "/* select */ update notes set body = 'x'",
+    'select 1; delete from notes',
+    'pragma user_version = 7',
+    "attach 'other.sqlite' as other",
+    'drop table notes',
+  ]) {
+    const { status } = await ask('POST', '/v1/tenants/acme/query', tokens.reader, { sql });
+    assert.ok(status >= 400 && status < 500, `${sql}: ${status}`);
+  }
+  assert.deepEqual(await count(), beforehand);
+});
+
+test('tenants are made, migrated, written, read and dropped; integers and bytes stay whole', async () => {
+  const path = '/v1/tenants/a%2F..%2Fb';
+  assert.equal((await ask('POST', '/v1/tenants', tokens.admin, { name: 'café' })).status, 200);
+  const cafe = `/v1/tenants/${encodeURIComponent('café')}`;
+  const migrations = ['create table t (id integer primary key not null, n integer, b blob)'];
+  assert.equal((await ask('POST', `${cafe}/migrate`, tokens.admin, { migrations })).status, 200);
+  const parameters = [1, { $int: '9223372036854775807' }, { $bytes: 'AAH/' }];
+  const insert = { sql: 'insert into t values (?, ?, ?)', parameters, id: 'first' };
+  const [first] = (await ask('POST', `${cafe}/execute`, tokens.admin, insert)).body as unknown[];
+  assert.deepEqual(first, { verb: 'INSERT', changes: 1, lastInsertRowid: 1 });
+  assert.deepEqual((await ask('POST', `${cafe}/execute`, tokens.admin, insert)).body, [first]);
+  assert.deepEqual((await ask('POST', `${cafe}/query`, tokens.admin, { sql: 'select n, b from t' })).body, [
+    { verb: 'SELECT', rows: [{ n: parameters[1], b: parameters[2] }] },
+  ]);
+  assert.equal(codeOf(await ask('POST', '/v1/tenants', tokens.admin, { name: 'café' })), 'TENANT_EXISTS');
+  assert.equal((await ask('DELETE', cafe, tokens.admin)).status, 200);
+  assert.equal((await ask('GET', cafe, tokens.admin)).status, 404);
+  assert.ok([400, 404].includes((await ask('GET', path, tokens.admin)).status));
+});
+
+test('bad requests are told what is wrong, and nothing else', async () => {
+  const query = '/v1/tenants/acme/query';
+  const cases: readonly (readonly [string, string, unknown, number, string])[] = [
+    ['POST', query, '{', 400, 'INVALID_ARGUMENT'],
+    ['POST', query, '[1]', 400, 'INVALID_ARGUMENT'],
+    ['POST', query, { sql: 7 }, 400, 'INVALID_ARGUMENT'],
+    ['POST', query, { sql: 'select 1', more: true }, 400, 'INVALID_ARGUMENT'],
+    ['POST', query, { sql: 'selec 1' }, 400, 'SQL_DENIED'],
+    ['POST', query, { sql: 'select * from absent' }, 422, 'SQL_FAILED'],
+    ['POST', query, { sql: 'x'.repeat(20_000) }, 413, 'FRAME_TOO_LARGE'],
+    ['GET', '/v1/log?limit=-1', undefined, 400, 'INVALID_ARGUMENT'],
+    ['GET', '/v1/absent', undefined, 404, 'INVALID_ARGUMENT'],
+    ['GET', '/v1/tenants/nobody', undefined, 404, 'TENANT_NOT_FOUND'],
+  ];
+  for (const [method, path, body, status, code] of cases) {
+    const answer = await ask(method, path, tokens.admin, body);
+    assert.equal(codeOf(answer), code, `${method} ${path} ${JSON.stringify(body)?.slice(0, 60)}`);
+    if (code !== 'SQL_DENIED') assert.equal(answer.status, status, path);
+  }
+});
+
+test('changes come as lines and as events, from a position on', async () => {
+  const tenant = node.tenant('globex');
+  for (const body of ['one', 'two']) await tenant.write((tx) => tx.run('insert into notes (body) values (?)', [body]));
+  const headers = { authorization: `Bearer ${tokens.watcher}` };
+  const lines = (await (await fetch(`${server.url}/v1/tenants/globex/changes`, { headers })).text()).trim().split('\n');
+  const items = lines.map(
+    (line) => JSON.parse(line) as { item?: { position: string; kind: string }; result?: unknown },
+  );
+  const changes = items.filter(({ item }) => item?.kind === 'changeset');
+  assert.equal(changes.length, 2);
+  assert.deepEqual(items.at(-1), { result: { count: items.length - 1 } });
+
+  const abort = new AbortController();
+  const response = await fetch(`${server.url}/v1/tenants/globex/changes?follow=true`, {
+    headers: { ...headers, accept: 'text/event-stream', 'last-event-id': changes[0]!.item!.position },
+    signal: abort.signal,
+  });
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let text = '';
+  const readUntil = async (pattern: RegExp): Promise<void> => {
+    while (!pattern.test(text)) text += (await reader.read()).value ?? '';
+  };
+  await readUntil(/two.*\n\n/);
+  assert.doesNotMatch(text, /"one"/);
+  await tenant.write((tx) => tx.run("insert into notes (body) values ('three')"));
+  await readUntil(/event: item\nid: [0-9a-f]{32}:\d+:\d+\ndata: .*three/);
+  abort.abort();
+});
+
+test('metrics are in the format of Prometheus', async () => {
+  const { body } = await ask('GET', '/metrics', tokens.watcher);
+  assert.match(body as string, /^# HELP nostos_tenants .*\n# TYPE nostos_tenants gauge\nnostos_tenants 2$/m);
+  assert.match(body as string, /^nostos_writes_committed_total [1-9]/m);
+});
+
+test('only loopback is served', async () => {
+  for (const host of ['0.0.0.0', '::', '192.168.1.10', 'example.org'])
+    await assert.rejects(serveHttp({ node, host, port: 0, grants }), (error) =>
+      isNostosError(error, 'INVALID_ARGUMENT'),
+    );
+});
+
+test('a token file holds hashes, for its owner only; the owner’s token is made once', async () => {
+  const file = join(dir, 'tokens.json');
+  const token = await addToken(file, { tenants: ['acme'], access: 'read' });
+  await addToken(file, { name: 'ci', tenants: ['*'], access: 'admin' });
+  assert.ok(!(await readFile(file, 'utf8')).includes(token));
+  const [first, second] = await readTokenFile(file);
+  assert.deepEqual(first, { hash: hashToken(token), tenants: ['acme'], access: 'read' });
+  assert.equal(second?.name, 'ci');
+  assert.equal((await stat(file)).mode & 0o777, 0o600);
+  const owner = join(dir, 'owner.token');
+  assert.equal(await ownerToken(owner), await ownerToken(owner));
+  assert.equal((await stat(owner)).mode & 0o777, 0o600);
+});
