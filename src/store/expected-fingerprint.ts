@@ -1,9 +1,11 @@
 /** The fingerprint that a tenant must have according to the log, moved along with every change. */
 import type { DatabaseSync } from 'node:sqlite';
 import type { TenantUuid } from '../base/brands.ts';
+import { invertAll, stripTables } from './changeset.ts';
 import { Fingerprint } from './fingerprint/fingerprint.ts';
 import { fingerprintRows } from './fingerprint/fingerprint-rows.ts';
 import { Fingerprinter } from './fingerprint/fingerprinter.ts';
+import { isUnreplicated } from './own-tables.ts';
 import type { SchemaShape } from './schema-shape.ts';
 
 /** Copies of a tenant share its uuid and so their fingerprints can be compared. */
@@ -32,6 +34,11 @@ export class ExpectedFingerprint {
 
   apply(changeset: Uint8Array, shape: SchemaShape): void {
     this.#fingerprinter.delta(changeset, shape.columnNames, this.#fingerprint);
+  }
+
+  /** Takes back what `apply` added for these changesets. */
+  revert(changesets: readonly Uint8Array[], shape: SchemaShape): void {
+    this.apply(invertAll(changesets.map((changeset) => stripTables(changeset, isUnreplicated))), shape);
   }
 
   recompute(database: DatabaseSync, shape: SchemaShape): void {

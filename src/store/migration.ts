@@ -14,17 +14,13 @@ import { checkMigrationStatement, checkSchema, type SchemaProblem } from './sche
 import { readSchemaShape, type SchemaShape } from './schema-shape.ts';
 import { significantTokens, splitStatements, statementKeyword } from './sql-tokens.ts';
 import { fromSqlite } from './sqlite-errors.ts';
-import { LOCAL_TABLES } from './own-tables.ts';
+import { isUnreplicated } from './own-tables.ts';
 import { readSequences, writeSequences } from './tenant-file.ts';
 import { guardTrigger } from './trigger-guard.ts';
 import { WriterTransaction, isThenable } from './writer-transaction.ts';
 
 /** One step of a schema: SQL (one or more statements), or a function that changes rows. */
 export type Migration = string | ((tx: WriterTransaction) => void);
-
-/** Tables whose changes are derived, or belong to one file. */
-export const isUnreplicated = (table: string): boolean =>
-  table.startsWith('sqlite_stat') || LOCAL_TABLES.includes(table);
 
 const ROW_KEYWORDS: ReadonlySet<string> = new Set([
   'INSERT',

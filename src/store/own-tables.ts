@@ -11,3 +11,7 @@ export const OWN_TABLES: readonly string[] = [...LOCAL_TABLES, RESULTS_TABLE];
 
 /** Every name that Nostos itself uses in a tenant file. */
 export const OWN_OBJECTS: readonly string[] = [...OWN_TABLES, 'nostos_results_at'];
+
+/** Whether changes of a table stay out of the log: they are derived, or belong to one file. */
+export const isUnreplicated = (table: string): boolean =>
+  table.startsWith('sqlite_stat') || LOCAL_TABLES.includes(table);

@@ -24,7 +24,8 @@ import { Connection } from './connection.ts';
 import { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { runGroup, type Job, type Outcome } from './group.ts';
 import type { Maintenance } from './maintenance.ts';
-import { autoincrementTables, isUnreplicated } from './migration.ts';
+import { autoincrementTables } from './migration.ts';
+import { isUnreplicated } from './own-tables.ts';
 import { encodeChangesetPayload } from './payload.ts';
 import { Replay, checkChain, shapesFrom } from './replay.ts';
 import { schemaMayRollBack } from './schema-check.ts';
@@ -69,6 +70,25 @@ interface ExclusiveJob {
   run(): Promise<void>;
 }
 
+/** What the write path must know about a schema, worked out once. */
+interface SchemaTraits {
+  /** Tables whose AUTOINCREMENT counters travel in the records. */
+  readonly counters: readonly string[];
+  readonly deferredKeys: boolean;
+  /** A conflict action of the schema can roll back a whole group. */
+  readonly mayRollBack: boolean;
+}
+
+const NO_TRAITS: SchemaTraits = { counters: [], deferredKeys: false, mayRollBack: false };
+
+function readTraits(shape: SchemaShape, writer: Connection): SchemaTraits {
+  return {
+    counters: autoincrementTables(shape),
+    deferredKeys: [...shape.tables.values()].some((table) => table.hasDeferrableForeignKeys),
+    mayRollBack: schemaMayRollBack(writer.database),
+  };
+}
+
 /** The WAL is looked at after so many bytes of changes. */
 const WAL_CHECK_BYTES = 128 * 1024;
 /** Room in a record for what stands beside the changeset. */
@@ -91,7 +111,7 @@ export class TenantStore {
   #schemaVersion = 0;
   #shapes = new Map<number, SchemaShape>();
   #expected!: ExpectedFingerprint;
-  #separate = false;
+  #traits: SchemaTraits = NO_TRAITS;
   #needsReplay = false;
   #appending = false;
   #queue: (WriteJob | ExclusiveJob)[] = [];
@@ -208,35 +228,28 @@ export class TenantStore {
     changesets: readonly Uint8Array[],
     state: 'intact' | 'spoilt' = 'intact',
   ): Promise<Appended | undefined> {
-    const before = this.#expected.snapshot();
     const entries = changesets.flatMap((changeset) => this.#entry(changeset));
     if (entries.length === 0) {
       this.#endEmpty();
       return undefined;
     }
-    const appended = await this.append(entries, before);
-    const count = appended.hashes.length / 32;
-    this.#finishCommit(
-      {
-        term: appended.term,
-        lsn: (appended.firstLsn + count - 1) as Lsn,
-        hash: lastHash(appended.hashes),
-        fingerprint: this.#expected.total(),
-      },
-      state,
-    );
-    this.#changedBytes += entries.reduce((sum, entry) => sum + entry.payload.length, 0);
+    const fingerprint = this.#expected.total();
+    const bytes = entries.reduce((sum, entry) => sum + entry.payload.length, 0);
+    const appended = await this.append(entries, () => this.#expected.revert(changesets, this.shape));
+    const last = (appended.firstLsn + entries.length - 1) as Lsn;
+    this.#finishCommit({ term: appended.term, lsn: last, hash: lastHash(appended.hashes), fingerprint }, state);
+    this.#changedBytes += bytes;
     return appended;
   }
 
-  /** Appends records of this tenant; undoes the open transaction and the fingerprint if they were not kept. */
-  async append(entries: readonly LogEntry[], before: Uint8Array): Promise<Appended> {
+  /** Appends records of this tenant; if they were not kept, undoes the open transaction and calls `undo`. */
+  async append(entries: readonly LogEntry[], undo: () => void): Promise<Appended> {
     this.#appending = true;
     try {
       return await this.#deps.log.append(entries);
     } catch (error) {
       this.#appending = false;
-      this.#expected.restore(before);
+      undo();
       this.rollback();
       if (isNostosError(error, 'OUTCOME_UNKNOWN')) this.#needsReplay = true;
       throw error;
@@ -253,7 +266,7 @@ export class TenantStore {
     this.#noted = applied.lsn;
     this.#schemaVersion = schemaVersion;
     this.#shapes.set(schemaVersion, shape);
-    this.#separate = schemaMayRollBack(this.writer.database);
+    this.#traits = readTraits(this.shape, this.writer);
   }
 
   /** Throws, with the open transaction undone, when a changeset does not fit a record. */
@@ -358,10 +371,10 @@ export class TenantStore {
     let outcomes: Outcome<WriteJob>[] = [];
     try {
       if (this.#needsReplay) await this.#recover();
-      const result = runGroup(this.writer, jobs, this.#separate ? 'separate' : 'shared', {
+      const result = runGroup(this.writer, jobs, this.#traits.mayRollBack ? 'separate' : 'shared', {
         changesetBytesMax: this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES,
         changesMax: GROUP_CHANGES_MAX,
-        deferredKeys: this.#hasDeferredKeys(),
+        deferredKeys: this.#traits.deferredKeys,
       });
       outcomes = result.outcomes;
       if (result.left.length > 0) this.#queue.unshift(...result.left);
@@ -383,9 +396,8 @@ export class TenantStore {
   #entry(captured: Uint8Array): LogEntry[] {
     const changeset = stripTables(captured, isUnreplicated);
     if (changeset.length === 0) return [];
-    const { shape } = this;
-    this.#expected.apply(changeset, shape);
-    const counters = autoincrementTables(shape);
+    this.#expected.apply(changeset, this.shape);
+    const { counters } = this.#traits;
     const touched = counters.length === 0 ? [] : touchedTables(changeset).filter((table) => counters.includes(table));
     const payload = encodeChangesetPayload({
       schemaVersion: this.#schemaVersion,
@@ -416,11 +428,6 @@ export class TenantStore {
       this.#needsReplay = true;
     }
     this.#appending = false;
-  }
-
-  #hasDeferredKeys(): boolean {
-    for (const table of this.shape.tables.values()) if (table.hasDeferrableForeignKeys) return true;
-    return false;
   }
 
   /** Keeps the WAL small: in the background first, and with the queue held when that was not enough. */
@@ -472,7 +479,7 @@ export class TenantStore {
     try {
       this.#writer = this.#connect('writer');
       await this.#catchUp(this.#writer);
-      this.#separate = schemaMayRollBack(this.writer.database);
+      this.#traits = readTraits(this.shape, this.writer);
       this.#needsReplay = false;
     } catch (error) {
       this.#release();

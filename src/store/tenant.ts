@@ -203,7 +203,9 @@ export async function migrateOnce(
       throw migrationFailed(fromSqlite(error), store.identity.name, version);
     }
     const payload = encodeSchemaPayload(result.payload);
-    const appended = await store.append([{ tenant: store.identity.id, kind: RecordKind.schema, payload }], before);
+    const appended = await store.append([{ tenant: store.identity.id, kind: RecordKind.schema, payload }], () =>
+      store.expected.restore(before),
+    );
     store.finishSchema(
       {
         term: appended.term,
