@@ -13,6 +13,7 @@ import type {
   TenantLocation,
 } from '../log/commit-log.ts';
 import type { RecordKind } from '../log/record.ts';
+import { decodeAnswer, encodeAppend } from './append-frame.ts';
 import type {
   EngineMethod,
   EngineOpened,
@@ -26,7 +27,7 @@ import type {
 import type { LogStatus } from './types.ts';
 
 interface Waiting {
-  readonly method: EngineMethod;
+  readonly method: EngineMethod | 'append';
   resolve(output: unknown): void;
   reject(error: unknown): void;
 }
@@ -84,15 +85,13 @@ export class EngineClient implements CommitLog {
     return () => this.#listeners.delete(listener);
   }
 
-  async append(entries: readonly LogEntry[]): Promise<Appended> {
-    // Payloads are made for this call alone, so their memory moves instead of being copied.
-    const transfer = entries.map((entry) => entry.payload.buffer as ArrayBuffer);
-    const { term, firstLsn, hashes, watermark } = await this.#call('append', { entries }, transfer);
-    if (watermark > this.#watermark) {
-      this.#watermark = watermark;
-      for (const listener of this.#listeners) listener();
-    }
-    return { generation: this.#generation, term, firstLsn, hashes };
+  append(entries: readonly LogEntry[]): Promise<Appended> {
+    if (this.#gone !== undefined) return Promise.reject(this.#gone);
+    return new Promise((resolve, reject) => {
+      const id = this.#nextId++;
+      this.#waiting.set(id, { method: 'append', resolve: resolve as (output: unknown) => void, reject });
+      this.#port.postMessage(encodeAppend(id, entries));
+    });
   }
 
   async readPage(request: PageRequest): Promise<LogPage> {
@@ -122,24 +121,32 @@ export class EngineClient implements CommitLog {
     await exited;
   }
 
-  #call<M extends EngineMethod>(
-    method: M,
-    input: EngineRequests[M][0],
-    transfer: ArrayBuffer[] = [],
-  ): Promise<EngineRequests[M][1]> {
+  #call<M extends EngineMethod>(method: M, input: EngineRequests[M][0]): Promise<EngineRequests[M][1]> {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
       const id = this.#nextId++;
       this.#waiting.set(id, { method, resolve: resolve as (output: unknown) => void, reject });
-      this.#port.postMessage({ id, method, input }, transfer);
+      this.#port.postMessage({ id, method, input });
     });
   }
 
   #take(reply: EngineReply): void {
+    if (reply instanceof Uint8Array) return this.#appended(reply);
     const waiting = this.#waiting.get(reply.id);
     this.#waiting.delete(reply.id);
     if (reply.ok) waiting?.resolve(reply.output);
     else waiting?.reject(deserializeError(reply.error));
+  }
+
+  #appended(frame: Uint8Array): void {
+    const { id, answer } = decodeAnswer(frame);
+    const waiting = this.#waiting.get(id);
+    this.#waiting.delete(id);
+    const { term, firstLsn, hashes, watermark } = answer;
+    waiting?.resolve({ generation: this.#generation, term, firstLsn, hashes } satisfies Appended);
+    if (watermark <= this.#watermark) return;
+    this.#watermark = watermark;
+    for (const listener of this.#listeners) listener();
   }
 
   #lose(error: NostosError): void {
@@ -148,7 +155,9 @@ export class EngineClient implements CommitLog {
     for (const { method, reject } of this.#waiting.values())
       reject(
         method === 'append'
-          ? new NostosError('OUTCOME_UNKNOWN', `it is not known whether the write was kept: ${error.message}`, { cause: error })
+          ? new NostosError('OUTCOME_UNKNOWN', `it is not known whether the write was kept: ${error.message}`, {
+              cause: error,
+            })
           : this.#gone,
       );
     this.#waiting.clear();

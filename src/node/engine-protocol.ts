@@ -2,7 +2,7 @@
 import type { BootId, ClusterId, Generation, Lsn, StoreId, TenantId, Term } from '../base/brands.ts';
 import type { SerializedError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import type { LogEntry, PageRequest } from '../log/commit-log.ts';
+import type { PageRequest } from '../log/commit-log.ts';
 import type { LogStatus } from './types.ts';
 
 export interface EngineOptions {
@@ -47,12 +47,8 @@ export interface ProbeReport {
   readonly latenessMaxMs: number;
 }
 
-/** Each request by name: what goes in, what comes out. */
+/** Each request by name: what goes in, what comes out. Appends have a form of their own (`append-frame.ts`). */
 export interface EngineRequests {
-  append: [
-    { readonly entries: readonly LogEntry[] },
-    { term: Term; firstLsn: Lsn; hashes: Uint8Array; watermark: Lsn },
-  ];
   readPage: [PageRequest, PackedPage];
   locate: [
     { readonly tenant: TenantId; readonly lsn: Lsn },
@@ -75,6 +71,7 @@ export interface EngineRequest<M extends EngineMethod = EngineMethod> {
 }
 
 export type EngineReply =
+  | Uint8Array
   | { readonly id: number; readonly ok: true; readonly output: unknown }
   | { readonly id: number; readonly ok: false; readonly error: SerializedError };
 

@@ -4,6 +4,7 @@ import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from '
 import { assert } from '../base/assert.ts';
 import { serializeError } from '../base/errors.ts';
 import { EmbeddedCoordinator } from '../coordination/embedded.ts';
+import { decodeAppend, encodeAnswer } from './append-frame.ts';
 import { Engine, type AppendCall } from './engine.ts';
 import type {
   EngineMethod,
@@ -61,14 +62,15 @@ function serve(engine: Engine): void {
     appending = false;
   };
 
-  const take = (request: EngineRequest): void => {
-    if (request.method !== 'append') return void answer(engine, request);
-    const { entries } = request.input as EngineRequests['append'][0];
+  const take = (message: EngineRequest | Uint8Array): void => {
+    if (!(message instanceof Uint8Array)) return void answer(engine, message);
+    const { id, entries } = decodeAppend(message);
     appends.push({
       entries,
-      resolve: ({ term, firstLsn, hashes }) =>
-        reply({ id: request.id, ok: true, output: { term, firstLsn, hashes, watermark: engine.watermark } }),
-      reject: (error) => reply({ id: request.id, ok: false, error: serializeError(error) }),
+      resolve: ({ term, firstLsn, hashes }) => {
+        port.postMessage(encodeAnswer(id, { term, firstLsn, hashes, watermark: engine.watermark }));
+      },
+      reject: (error) => reply({ id, ok: false, error: serializeError(error) }),
     });
   };
 
@@ -76,16 +78,16 @@ function serve(engine: Engine): void {
   const drain = (): boolean => {
     let next = receiveMessageOnPort(port);
     if (next === undefined) return false;
-    for (; next !== undefined; next = receiveMessageOnPort(port)) take(next.message as EngineRequest);
+    for (; next !== undefined; next = receiveMessageOnPort(port)) take(next.message as EngineRequest | Uint8Array);
     return true;
   };
 
-  port.on('message', (request: EngineRequest) => {
+  port.on('message', (request: EngineRequest | Uint8Array) => {
     take(request);
     drain();
     if (appends.length === 0) return;
     void flush();
-    for (let untilMs = performance.now() + LINGER_MS; performance.now() < untilMs; ) {
+    for (let untilMs = performance.now() + LINGER_MS; performance.now() < untilMs;) {
       if (!drain() || appends.length === 0) continue;
       void flush();
       untilMs = performance.now() + LINGER_MS;
@@ -119,8 +121,6 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
       return engine.probe((input as EngineRequests['probe'][0]).durationMs);
     case 'close':
       return engine.close();
-    case 'append':
-      return undefined; // taken in groups
     default:
       return method satisfies never;
   }
