@@ -9,6 +9,7 @@ import { FaultyDisk } from '../testing/faulty-disk.ts';
 import { VirtualClock } from '../testing/virtual-clock.ts';
 import { Log } from './log.ts';
 import { RecordKind } from './record.ts';
+import { verifyLog } from './verify.ts';
 import type { LogEntry } from './writer.ts';
 
 const DIR = '/log';
@@ -216,7 +217,7 @@ test('a reservation holds the log while it makes progress, and no longer', () =>
   log.close();
 });
 
-test('a term whose first record is lost leaves no trace, although pruning wrote it to the table', () => {
+test('a term whose first record is lost leaves no trace, although pruning wrote it to the table', async () => {
   const { disk, log } = open();
   log.startTerm(term(1), NOTHING);
   for (let i = 0; i < 10; i++) log.append(entries(1, 1000));
@@ -226,8 +227,10 @@ test('a term whose first record is lost leaves no trace, although pruning wrote 
   assert.ok(log.prune({ durableApplied: log.durable.lsn, watermark: log.watermark, retainBytes: 0 }).segments > 0);
   let lost = 0;
   for (let seed = 0; seed < 20; seed++) {
-    const after = open(disk.crash(seededRandom(seed))).log;
+    const crashed = disk.crash(seededRandom(seed));
+    const after = open(crashed).log;
     if (after.end.lsn === 11) lost += 1;
+    assert.deepEqual((await verifyLog({ disk: crashed, dir: DIR })).damages, []);
     after.startTerm(term(3), NOTHING);
     assert.deepEqual(
       after.terms.map((entry) => entry.term),
