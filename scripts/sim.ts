@@ -1,0 +1,30 @@
+/**
+ * `npm run sim -- [log] [schemas] [--seeds 100] [--seed 1] [--rounds n]`: simulations with a seed each. `log`: the log on
+ * a disk that loses power and fails; `schemas`: random schemas and histories, forward and inverse.
+ */
+import type { runSchemaHistories } from '../src/testing/schema-histories.ts';
+import type { simulateLog } from '../src/testing/log-simulation.ts';
+import { load, readFlags, runAll, runSeeds } from './long-run.ts';
+
+await runAll(
+  [
+    {
+      name: 'log',
+      run: async (flags) => {
+        const simulate = await load<typeof simulateLog>('src/testing/log-simulation.ts', 'simulateLog');
+        const { rounds } = flags;
+        return runSeeds('log', flags, (seed) =>
+          simulate({ seeds: [seed], ...(rounds === undefined ? {} : { rounds }) }),
+        );
+      },
+    },
+    {
+      name: 'schemas',
+      run: async (flags) => {
+        const run = await load<typeof runSchemaHistories>('src/testing/schema-histories.ts', 'runSchemaHistories');
+        return runSeeds('schemas', flags, (seed) => run({ seeds: [seed] }));
+      },
+    },
+  ],
+  readFlags({ seeds: 100 }),
+);
