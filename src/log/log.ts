@@ -35,6 +35,8 @@ export interface LogOptions {
   readonly preallocateBytes?: number;
   /** Known to be committed from tenants or the group record: opening fails where any of it is missing. */
   readonly knownWatermark?: Lsn;
+  /** The highest position that any tenant holds; asked only where a torn tail would be cut. */
+  readonly highestApplied?: () => Lsn;
   /** Records from here on are read and checked on opening, besides those of the open segment. */
   readonly scanFrom?: Lsn;
 }

@@ -44,6 +44,8 @@ export interface RecoveryOptions {
   readonly preallocateBytes: number;
   /** Known to be committed from elsewhere: tenants, the group record. Nothing up to there may be missing. */
   readonly knownWatermark: Lsn;
+  /** The highest position that any tenant holds; asked only where a torn tail would be cut. */
+  readonly highestApplied?: () => Lsn;
   /** Records from here on are read and checked, besides those of the last segment. */
   readonly scanFrom?: Lsn;
   /** Records above this one are rewritten even where a watermark covers them: the last fsync that is known to hold. */
@@ -282,7 +284,14 @@ class RecoveryPlan {
         },
       );
       this.#saw(scan.records, scan.watermark);
-      const tail = judgeTail({ file, name, sizeBytes, scan, knownWatermark: this.#watermark });
+      const tail = judgeTail({
+        file,
+        name,
+        sizeBytes,
+        scan,
+        knownWatermark: this.#watermark,
+        highestApplied: this.#options.highestApplied,
+      });
       this.#checkTerms(sealed, header, scan.last, terms);
       return {
         leftovers,

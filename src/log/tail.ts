@@ -3,7 +3,7 @@
  * records that nobody was told about; it may be cut. If any of it was committed it is damage: the caller knows of it,
  * or a whole record further on names a watermark that reaches into it.
  */
-import type { Generation, Lsn } from '../base/brands.ts';
+import { NO_LSN, type Generation, type Lsn } from '../base/brands.ts';
 import type { Disk, DiskFile } from '../base/disk.ts';
 import { logDamaged } from './damage.ts';
 import { decodeRecord, recordPrefix } from './record.ts';
@@ -22,9 +22,11 @@ export interface TailQuestion {
   readonly sizeBytes: number;
   readonly scan: ScanResult;
   readonly knownWatermark: Lsn;
+  /** What takes long to find out, asked only where something would be cut. */
+  readonly highestApplied?: (() => Lsn) | undefined;
 }
 
-export function judgeTail({ file, name, sizeBytes, scan, knownWatermark }: TailQuestion): Tail {
+export function judgeTail({ file, name, sizeBytes, scan, knownWatermark, highestApplied }: TailQuestion): Tail {
   const { endOffset, last } = scan;
   const missing = (last.lsn + 1) as Lsn;
   const tornBytes = lastNonZero(file, endOffset, sizeBytes) - endOffset;
@@ -43,6 +45,14 @@ export function judgeTail({ file, name, sizeBytes, scan, knownWatermark }: TailQ
       offset: endOffset,
       lsn: missing,
       reason: `${scan.fault ?? 'zeros stand where a record should'}, but a whole record behind it says that LSN ${missing} to ${later} were committed`,
+    });
+  const applied = highestApplied?.() ?? NO_LSN;
+  if (applied >= missing)
+    throw logDamaged({
+      segment: name,
+      offset: endOffset,
+      lsn: missing,
+      reason: `${scan.fault ?? 'zeros stand where a record should'}, but a tenant holds LSN ${applied}, so LSN ${missing} to ${applied} were committed`,
     });
   return { endOffset, tornBytes };
 }

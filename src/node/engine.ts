@@ -22,7 +22,7 @@ import { readIfExists, writeDurably } from '../base/durable-file.ts';
 import { NostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordinator, GroupRecord } from '../coordination/coordinator.ts';
-import type { Appended, LogEntry, PageRequest } from '../log/commit-log.ts';
+import type { Appended, LogEntry, PageRequest, TenantLocation } from '../log/commit-log.ts';
 import { Log } from '../log/log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
@@ -90,6 +90,7 @@ export class Engine {
         segmentBytesMax: options.limits.segmentBytesMax,
         recordBytesMax: options.limits.recordBytesMax,
         knownWatermark: committed?.generation === options.generation ? committed.lsn : NO_LSN,
+        highestApplied: deps.highestApplied,
         scanFrom: (durable + 1) as Lsn,
       },
     );
@@ -134,8 +135,10 @@ export class Engine {
       const entries = calls.length === 1 ? calls[0]!.entries : calls.flatMap((call) => call.entries);
       hashes = this.#log.append(entries).hashes;
     } catch (error) {
-      // The log has cut what it had begun to write: nothing of this group was kept.
-      for (const call of calls) call.reject(error);
+      // The log has cut what it had begun to write: nothing of this group was kept, unless that failed too.
+      const unknown = this.#log.state === 'failed';
+      for (const call of calls)
+        call.reject(unknown ? outcomeUnknown((first + call.entries.length - 1) as Lsn, error) : error);
       return;
     }
     let held = this.#log.end.lsn;
@@ -157,6 +160,7 @@ export class Engine {
     } catch {
       return -1 as Lsn; // not even that is known
     }
+    this.#indexTail(); // also of a call whose outcome is not known some records may be there
     let held = first - 1;
     for (const { record, hash } of this.#records(first)) {
       const at = (record.lsn - first) * 32;
@@ -197,11 +201,13 @@ export class Engine {
     }
   }
 
-  locate(tenant: TenantId, lsn: Lsn): { last: Lsn; at?: { term: Term; lsn: Lsn; hash: Hash } } {
-    const last = this.#last.get(tenant) ?? NO_LSN;
-    if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return { last };
-    for (const { record, hash } of this.#records(lsn, lsn)) return { last, at: { term: record.term, lsn, hash } };
-    return { last };
+  async locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {
+    // What is on disk is not known: whoever catches up now must not miss a record that turns up later.
+    if (this.#log.state === 'failed') await this.#regain();
+    const found = { last: this.#last.get(tenant) ?? NO_LSN, durable: this.#durable };
+    if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return found;
+    for (const { record, hash } of this.#records(lsn, lsn)) return { ...found, at: { term: record.term, lsn, hash } };
+    return found;
   }
 
   readPage(request: PageRequest): PackedPage {
@@ -315,7 +321,10 @@ export class Engine {
   }
 
   async #regain(): Promise<void> {
-    if (this.#log.state === 'failed') this.#log.reopen();
+    if (this.#log.state === 'failed') {
+      this.#log.reopen();
+      this.#indexTail();
+    }
     await this.#lead();
   }
 
