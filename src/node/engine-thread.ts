@@ -3,7 +3,10 @@ import { join } from 'node:path';
 import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { serializeError } from '../base/errors.ts';
+import { systemDisk } from '../base/disk.ts';
 import { EmbeddedCoordinator } from '../coordination/embedded.ts';
+import { NewestSeen } from '../coordination/newest-seen.ts';
+import { RememberingCoordinator } from '../coordination/remembering.ts';
 import { decodeAppend, encodeAnswer } from './append-frame.ts';
 import { Engine, type AppendCall } from './engine.ts';
 import type {
@@ -34,7 +37,10 @@ function reply(message: EngineReply, transfer: ArrayBuffer[] = []): void {
 try {
   const engine = await Engine.open(
     {
-      coordinator: new EmbeddedCoordinator({ dir: join(options.dir, 'coordinator') }),
+      coordinator: new RememberingCoordinator(
+        new EmbeddedCoordinator({ dir: join(options.dir, 'coordinator') }),
+        new NewestSeen(systemDisk, join(options.dir, 'coordinator.json')),
+      ),
       highestApplied: () => highestApplied(options.dir),
     },
     options,
