@@ -49,6 +49,10 @@ export const ERROR_CODES = {
   QUEUE_FULL: ['safe', 'Too many calls are waiting; try again later.'],
   CHANGESET_INVALID: ['never', 'The bytes are not a changeset.'],
   IMPORT_REFUSED: ['never', 'The file cannot be imported; details name each object and its remedy.'],
+  IMPORT_UNFINISHED: [
+    'never',
+    'An import into this tenant runs or was cut off; wait for it, import again, or drop the tenant.',
+  ],
   FILE_EXISTS: ['never', 'The target file exists already.'],
   UNAUTHORIZED: ['never', 'The request has no token, or one without the right that it needs.'],
   FRAME_TOO_LARGE: ['never', 'A message is larger than the limit allows.'],

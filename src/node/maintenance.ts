@@ -9,6 +9,8 @@ import type { CheckpointMode, CheckpointResult } from '../store/checkpoint.ts';
 import type {
   CopyReport,
   CopyRequest,
+  InspectReport,
+  InspectRequest,
   LongWork,
   Maintenance,
   ScrubReport,
@@ -40,8 +42,8 @@ export class ThreadMaintenance implements Maintenance {
     return this.#inTurn('exportPlain', request, options);
   }
 
-  quickCheck(path: string, options: LongWork<never> = {}): Promise<readonly string[]> {
-    return this.#inTurn('quickCheck', { path }, options);
+  inspect(request: InspectRequest, options: LongWork<string> = {}): Promise<InspectReport> {
+    return this.#inTurn('inspect', request, options);
   }
 
   verifyLog(dir: string, options: LongWork<VerifyProgress> = {}): Promise<LogVerification> {

@@ -1,6 +1,7 @@
 /** Work on tenant files that takes long and therefore runs in a thread of its own. */
 import type { Lsn } from '../base/brands.ts';
 import type { CheckpointMode, CheckpointResult } from './checkpoint.ts';
+import type { ImportPlan } from './import-plan.ts';
 
 export interface ScrubRequest {
   readonly path: string;
@@ -34,6 +35,23 @@ export interface CopyReport {
   readonly bytes: number;
 }
 
+export interface InspectRequest {
+  /** Absolute path. */
+  readonly file: string;
+  readonly addKey: boolean;
+  readonly keepViolations: boolean;
+}
+
+export interface InspectReport {
+  readonly plan: ImportPlan;
+  /** Rows of each table of the plan. */
+  readonly counts: readonly (readonly [table: string, rows: number])[];
+  /** Of the file as it was looked at. */
+  readonly signature: string;
+  /** By which SQLite can read it. */
+  readonly uri: string;
+}
+
 export interface LongWork<P> {
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: P) => void;
@@ -44,6 +62,6 @@ export interface Maintenance {
   scrub(request: ScrubRequest, options?: LongWork<number>): Promise<ScrubReport>;
   /** A plain SQLite file without anything of Nostos in it. */
   exportPlain(request: CopyRequest, options?: LongWork<string>): Promise<CopyReport>;
-  /** SQLite's quick check of a file from elsewhere; what it found. */
-  quickCheck(path: string, options?: LongWork<never>): Promise<readonly string[]>;
+  /** What an import of a file from elsewhere would do. */
+  inspect(request: InspectRequest, options?: LongWork<string>): Promise<InspectReport>;
 }

@@ -1,5 +1,4 @@
 /** Recomputes a tenant's fingerprint from its rows, at one snapshot, and compares it with what the log says. */
-import { DatabaseSync } from 'node:sqlite';
 import { toTenantUuid } from '../base/brands.ts';
 import { Connection } from './connection.ts';
 import { fingerprintRows } from './fingerprint/fingerprint-rows.ts';
@@ -35,20 +34,6 @@ export function scrubFile(request: ScrubRequest, onProgress: (rows: number) => v
       actual: Buffer.from(actual.total()).toString('hex'),
       integrity,
     };
-  } catch (error) {
-    throw fromSqlite(error);
-  }
-}
-
-/** SQLite's quick check of any file; what it found. */
-export function quickCheck(path: string): string[] {
-  try {
-    using database = new DatabaseSync(path, { readOnly: true });
-    const found = database
-      .prepare('pragma quick_check(20)')
-      .all()
-      .map((row) => String(Object.values(row)[0]));
-    return found.length === 1 && found[0] === 'ok' ? [] : found;
   } catch (error) {
     throw fromSqlite(error);
   }
