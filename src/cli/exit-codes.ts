@@ -51,10 +51,12 @@ export class ExitError extends Error {
 /** The reason of the signal that Ctrl-C aborts. */
 export class Interrupted extends Error {
   override readonly name = 'Interrupted';
+  readonly signal: 'SIGINT' | 'SIGTERM';
   readonly exitCode: number;
 
   constructor(signal: 'SIGINT' | 'SIGTERM') {
     super(`ended by ${signal}`);
+    this.signal = signal;
     this.exitCode = signal === 'SIGINT' ? EXIT_CODES.interrupted[0] : 143;
   }
 }

@@ -27,7 +27,7 @@ export function processIo(signal: AbortSignal): Io {
     stdinIsTty: (process.stdin as Partial<ReadStream>).isTTY === true,
     stdoutIsTty: (stdout as Partial<WriteStream>).isTTY === true,
     stderrIsTty: (process.stderr as Partial<WriteStream>).isTTY === true,
-    columns: stdout.columns ?? 100,
+    columns: stdout.columns || 100,
     color: (stdout as Partial<WriteStream>).isTTY === true && process.env['NO_COLOR'] === undefined,
     cwd: process.cwd(),
     env: process.env,

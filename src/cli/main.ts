@@ -3,16 +3,26 @@ import { EXIT_CODES, Interrupted } from './exit-codes.ts';
 import { processIo } from './io.ts';
 import { runCli } from './program.ts';
 
+const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+
 /** The first signal cancels cleanly, the second one does not wait for that. */
 function interruptSignal(): AbortSignal {
   const abort = new AbortController();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+  for (const signal of SIGNALS)
     process.on(signal, () => {
-      const reason = new Interrupted(signal);
-      if (abort.signal.aborted) process.exit(reason.exitCode);
-      abort.abort(reason);
+      if (abort.signal.aborted) dieBy(signal);
+      abort.abort(new Interrupted(signal));
     });
   return abort.signal;
+}
+
+/**
+ * Ends as if the signal had not been caught: shells then know that it was a signal (130 or 143), and a thread that sits
+ * in a long statement of SQLite, which nothing can interrupt, does not keep the process.
+ */
+function dieBy(signal: Interrupted['signal']): void {
+  process.removeAllListeners(signal);
+  process.kill(process.pid, signal);
 }
 
 export async function main(args: readonly string[]): Promise<void> {
@@ -20,5 +30,8 @@ export async function main(args: readonly string[]): Promise<void> {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     process.exit(error.code === 'EPIPE' ? EXIT_CODES.ok[0] : EXIT_CODES.io[0]);
   });
-  process.exitCode = await runCli(args, processIo(interruptSignal()));
+  const interrupt = interruptSignal();
+  process.exitCode = await runCli(args, processIo(interrupt));
+  const { reason } = interrupt as { reason: unknown };
+  if (reason instanceof Interrupted && process.exitCode === reason.exitCode) dieBy(reason.signal);
 }

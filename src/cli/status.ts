@@ -27,7 +27,9 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
     [
       'damaged',
       scrub.damaged.length === 0
-        ? `none (${count(scrub.rows)} rows checked in the background)`
+        ? scrub.tenants === 0
+          ? 'none known; the background check has not run yet'
+          : `none (${count(scrub.rows)} rows checked in the background)`
         : style(io, 'red', `${scrub.damaged.join(', ')}: run nostos verify`),
     ],
   ]);

@@ -27,7 +27,7 @@ h2 { margin: 2rem 0 .6rem; font-size: 1.05rem; }
 #state { margin: 0 0 0 auto; padding: .2rem .8rem; border: 1px solid var(--line); border-radius: 99px; color: var(--soft); font-size: .9rem; }
 #state[data-kind=good] { color: var(--good); border-color: currentColor; }
 #state[data-kind=bad] { color: var(--bad); border-color: currentColor; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: 1rem; }
 .card { padding: 1rem 1.1rem; background: var(--card); border: 1px solid var(--line); border-radius: .75rem; }
 .card h3 { margin: 0; color: var(--soft); font-size: .85rem; font-weight: 500; }
 .card p { margin: .1rem 0 0; }
@@ -43,7 +43,9 @@ th, td { padding: .45rem .9rem .45rem 0; border-bottom: 1px solid var(--line); t
 th { color: var(--soft); font-size: .85rem; font-weight: 500; }
 .number { text-align: right; }
 code { font: .85em ui-monospace, monospace; }
-form { display: grid; gap: .75rem; max-width: 34rem; }
+form { display: grid; gap: .6rem; max-width: 34rem; }
+form h2, form p { margin: 0; }
+#why:empty { display: none; }
 input { width: 100%; padding: .6rem .75rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); color: inherit; font: inherit; }
 button { justify-self: start; padding: .55rem 1.1rem; border: 0; border-radius: .5rem; background: var(--sea); color: var(--paper); font: inherit; font-weight: 600; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--sea); outline-offset: 2px; }
@@ -100,7 +102,7 @@ function showRate(status) {
     rates.push(Math.max(0, (status.writes.committed - last.committed) / ((now - last.at) / 1000)));
   last = { at: now, committed: status.writes.committed, boot: status.boot };
   if (rates.length > SPARK_POINTS) rates.shift();
-  byId('rate').textContent = rates.length ? count(Math.round(rates.at(-1))) + ' /s' : '–';
+  byId('rate').textContent = rates.length ? count(Math.round(rates.at(-1))) : '–';
   const most = Math.max(1, ...rates);
   const points = rates.map((rate, i) => ((i + SPARK_POINTS - rates.length) * (200 / (SPARK_POINTS - 1))).toFixed(1) + ',' + (38 - (rate / most) * 36).toFixed(1));
   byId('spark').setAttribute('points', points.join(' '));
@@ -124,7 +126,7 @@ function show(status) {
     ['Log holds', 'records ' + count(log.firstLsn) + ' to ' + count(log.lastLsn)],
     ['Last opening', count(log.recovery.recordsScanned) + ' records read in ' + Math.round(log.recovery.elapsedMs) + ' ms' +
       (log.recovery.tornBytes ? ', ' + bytes(log.recovery.tornBytes) + ' of an unfinished write cut' : '')],
-    ['Background check', scrub.damaged.length ? 'DAMAGED: ' + scrub.damaged.join(', ') : count(scrub.rows) + ' rows in ' + count(scrub.tenants) + ' tenants, no damage'],
+    ['Background check', scrub.damaged.length ? 'DAMAGED: ' + scrub.damaged.join(', ') : scrub.tenants ? count(scrub.rows) + ' rows in ' + count(scrub.tenants) + ' tenants, no damage' : 'has not run yet'],
   ]);
   if (scrub.damaged.length) setState('bad', 'damage found');
   else setState('good', 'healthy, ' + status.role);
@@ -195,7 +197,7 @@ const BODY = `
   <div id="content" hidden>
     <section class="cards" aria-label="Figures">
       <div class="card">
-        <h3>Writes</h3>
+        <h3>Writes per second</h3>
         <p class="figure" id="rate">–</p>
         <svg class="spark" viewBox="0 0 200 40" preserveAspectRatio="none" role="img" aria-label="Writes per second, the last two minutes">
           <polyline id="spark" fill="none" stroke="currentColor" stroke-width="2" vector-effect="non-scaling-stroke" points=""/>
