@@ -50,6 +50,8 @@ export interface LogPage {
 export interface TenantLocation {
   /** LSN of the tenant's last record among those that some file may still lack; 0 where there is none. */
   readonly last: Lsn;
+  /** The files of all tenants have everything up to here durably. */
+  readonly durable: Lsn;
   /** The record at the asked LSN; undefined where the log does not hold it any more, or not yet. */
   readonly at?: { readonly term: Term; readonly lsn: Lsn; readonly hash: Hash };
 }

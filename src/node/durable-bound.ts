@@ -9,6 +9,7 @@ import type { Lsn, TenantId } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Catalog } from '../store/catalog.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
+import type { CatalogLog } from './catalog-log.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 
@@ -18,6 +19,7 @@ const LAG_MAX_MS = 30_000;
 export interface DurableBoundDeps {
   readonly engine: EngineClient;
   readonly catalog: Catalog;
+  readonly catalogLog: CatalogLog;
   readonly tenants: OpenTenants;
   readonly clock: Clock;
   readonly maintenance: ThreadMaintenance;
@@ -53,12 +55,12 @@ export class DurableBound {
   }
 
   get bound(): Lsn {
-    const { engine, catalog, tenants } = this.#deps;
+    const { engine, catalog, catalogLog, tenants } = this.#deps;
     if (this.#behind.size > 0) return engine.opened.durable;
     let bound: number = engine.watermark;
     for (const lag of tenants.lags()) bound = Math.min(bound, lag.durable);
     if (catalog.durable < catalog.applied) bound = Math.min(bound, catalog.durable);
-    return bound as Lsn;
+    return Math.min(bound, catalogLog.heldFrom ?? bound) as Lsn;
   }
 
   async advance(): Promise<void> {
@@ -88,13 +90,13 @@ export class DurableBound {
     const { catalog, tenants, clock, maintenance } = this.#deps;
     const nowMs = clock.monotonicMs();
     const lagging = new Set<TenantId>();
-    for (const { id, store } of tenants.lags()) {
+    for (const { id, store } of [...tenants.lags()]) {
       lagging.add(id);
       const sinceMs = this.#laggingSinceMs.get(id);
       if (sinceMs === undefined) this.#laggingSinceMs.set(id, nowMs);
       else if (nowMs - sinceMs > LAG_MAX_MS && !this.#stopped) {
         this.#laggingSinceMs.delete(id);
-        await store?.checkpoint();
+        await store?.checkpoint().catch(() => {}); // it lags on, and its turn comes again
       }
     }
     for (const id of this.#laggingSinceMs.keys()) if (!lagging.has(id)) this.#laggingSinceMs.delete(id);

@@ -98,8 +98,8 @@ export class EngineClient implements CommitLog {
     return unpack(await this.#call('readPage', request));
   }
 
-  async locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {
-    return (await this.#call('locate', { tenant, lsn })) as TenantLocation;
+  locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {
+    return this.#call('locate', { tenant, lsn });
   }
 
   advance(durable: Lsn): Promise<undefined> {

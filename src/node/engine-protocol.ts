@@ -2,7 +2,7 @@
 import type { BootId, ClusterId, Generation, Lsn, StoreId, TenantId, Term } from '../base/brands.ts';
 import type { SerializedError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import type { PageRequest } from '../log/commit-log.ts';
+import type { PageRequest, TenantLocation } from '../log/commit-log.ts';
 import type { LogStatus } from './types.ts';
 
 export interface EngineOptions {
@@ -50,10 +50,7 @@ export interface ProbeReport {
 /** Each request by name: what goes in, what comes out. Appends have a form of their own (`append-frame.ts`). */
 export interface EngineRequests {
   readPage: [PageRequest, PackedPage];
-  locate: [
-    { readonly tenant: TenantId; readonly lsn: Lsn },
-    { last: Lsn; at?: { term: Term; lsn: Lsn; hash: Uint8Array } },
-  ];
+  locate: [{ readonly tenant: TenantId; readonly lsn: Lsn }, TenantLocation];
   /** Everything up to `durable` is in the files of the tenants: the log may be pruned accordingly. */
   advance: [{ readonly durable: Lsn }, undefined];
   status: [undefined, LogStatus];

@@ -15,7 +15,7 @@
  * There is one attempt per group of appends, never a loop: whoever writes next tries again.
  */
 import { join } from 'node:path';
-import { NO_LSN, NO_TENANT, type Hash, type Lsn, type TenantId, type Term } from '../base/brands.ts';
+import { NO_LSN, NO_TENANT, type Lsn, type TenantId, type Term } from '../base/brands.ts';
 import { HybridClock, systemClock, type Clock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
@@ -136,9 +136,8 @@ export class Engine {
       hashes = this.#log.append(entries).hashes;
     } catch (error) {
       // The log has cut what it had begun to write: nothing of this group was kept, unless that failed too.
-      const unknown = this.#log.state === 'failed';
-      for (const call of calls)
-        call.reject(unknown ? outcomeUnknown((first + call.entries.length - 1) as Lsn, error) : error);
+      const refusal = this.#log.state === 'failed' ? this.#outcomeUnknown(first as Lsn, error) : error;
+      for (const call of calls) call.reject(refusal);
       return;
     }
     let held = this.#log.end.lsn;
@@ -186,19 +185,19 @@ export class Engine {
       } else if (held >= 0 && first > held) {
         call.reject(failure);
       } else {
-        call.reject(
-          new NostosError(
-            'OUTCOME_UNKNOWN',
-            `it is not known whether the write at LSN ${last} was kept; the disk failed`,
-            {
-              cause: failure,
-              details: { position: { generation, term, lsn: last } },
-            },
-          ),
-        );
+        call.reject(this.#outcomeUnknown(last as Lsn, failure));
       }
       first = last + 1;
     }
+  }
+
+  #outcomeUnknown(lsn: Lsn, cause: unknown): NostosError {
+    const position = { generation: this.#options.generation, term: this.#log.end.term, lsn };
+    return new NostosError(
+      'OUTCOME_UNKNOWN',
+      `it is not known whether the write at LSN ${lsn} was kept; the disk failed`,
+      { cause, details: { position } },
+    );
   }
 
   async locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {

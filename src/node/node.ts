@@ -1,6 +1,6 @@
 /** A node with its tenants. `open-node.ts` puts it together. */
 import { rmSync } from 'node:fs';
-import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
+import { toTenantUuid, type BootId, type Lsn } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
@@ -9,9 +9,9 @@ import { readCommitted } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
-import { encodeTenantCreate, encodeTenantDrop } from '../store/payload.ts';
 import { TenantStore } from '../store/tenant-store.ts';
 import type { Int64Mode } from '../store/values.ts';
+import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
@@ -39,6 +39,7 @@ import { verifyNode } from './verify.ts';
 export interface NodeDeps {
   readonly engine: EngineClient;
   readonly catalog: Catalog;
+  readonly catalogLog: CatalogLog;
   readonly queries: QueryThreads;
   readonly maintenance: ThreadMaintenance;
   readonly clock: Clock;
@@ -67,6 +68,7 @@ export class NostosNode implements Node {
   readonly #handleDeps: TenantHandleDeps;
   readonly #creating = new Map<string, Promise<void>>();
   readonly #writes = { committed: 0, failed: 0 };
+  readonly #stopping = new AbortController();
   #state: 'open' | 'closing' | 'closed' = 'open';
   #closeAll: (() => Promise<void>) | undefined;
   #closing: Promise<void> | undefined;
@@ -100,9 +102,12 @@ export class NostosNode implements Node {
       dir: settings.dir,
       migrations: settings.migrations,
       assertOpen: () => this.#assertOpen(),
+      importing: new Set(),
       count: (outcome) => (this.#writes[outcome] += 1),
       create: async (name) => void (await this.#create(name, false)),
       drop: (name) => this.#drop(name),
+      firstLsn: async () => (await deps.engine.status()).firstLsn,
+      closing: this.#stopping.signal,
     };
   }
 
@@ -131,7 +136,7 @@ export class NostosNode implements Node {
     for (const { name } of this.#all()) {
       options.signal?.throwIfAborted();
       try {
-        migrated.push(await new TenantHandle(this.#handleDeps, name).migrate(migrations));
+        migrated.push(await new TenantHandle(this.#handleDeps, name).migrate(migrations, signalOf(options)));
       } catch (error) {
         failed.push({ tenant: name, error: error as Error });
       }
@@ -179,6 +184,8 @@ export class NostosNode implements Node {
     this.#assertOpen();
     const { engine } = this.#deps;
     const { firstLsn } = await engine.status();
+    checkLsn('from', options.from);
+    checkLsn('to', options.to);
     const tenant = options.tenant === undefined ? undefined : this.#find(options.tenant).id;
     const pages = readCommitted(engine, {
       from: options.from ?? firstLsn,
@@ -217,11 +224,16 @@ export class NostosNode implements Node {
   /** Closes all tenants and says to the log what is durable; part of `closeAll`. */
   async stop(): Promise<void> {
     this.#state = 'closing';
+    this.#stopping.abort(new NostosError('CLOSED', 'the node is closed'));
     this.#scrubber.stop();
     await this.#bound.stop();
     await this.#open.closeAll();
-    await this.#deps.catalog.checkpoint(this.#deps.maintenance);
-    await this.#bound.advance();
+    try {
+      await this.#deps.catalog.checkpoint(this.#deps.maintenance);
+      await this.#bound.advance();
+    } catch {
+      // It only saves the next opening some reading.
+    }
     this.#state = 'closed';
   }
 
@@ -239,20 +251,27 @@ export class NostosNode implements Node {
     return this.#deps.catalog;
   }
 
-  #openTenant(entry: CatalogEntry): Promise<TenantStore> {
-    const { engine, clock, maintenance } = this.#deps;
-    return TenantStore.open(
+  async #openTenant({ id, name }: CatalogEntry): Promise<TenantStore> {
+    const { engine, clock, maintenance, catalog } = this.#deps;
+    const entry = catalog.byId(id); // it may have been dropped while somebody waited for it
+    if (entry === undefined) throw notFound(name);
+    const store = await TenantStore.open(
       { log: engine, clock, maintenance },
-      { identity: entry, path: tenantPath(this.dir, entry.id), limits: this.#settings.limits },
+      {
+        identity: entry,
+        path: tenantPath(this.dir, id),
+        limits: this.#settings.limits,
+        createdAt: entry.createdAt,
+        opened: entry.opened,
+      },
     );
+    if (!entry.opened) catalog.setOpened(entry);
+    return store;
   }
 
   #find(name: string): CatalogEntry {
     const entry = this.#catalog().get(name);
-    if (entry === undefined)
-      throw new NostosError('TENANT_NOT_FOUND', `there is no tenant ${JSON.stringify(name)}`, {
-        details: { tenant: name },
-      });
+    if (entry === undefined) throw notFound(name);
     return entry;
   }
 
@@ -288,11 +307,7 @@ export class NostosNode implements Node {
     if (catalog.get(name) === undefined) {
       let creating = this.#creating.get(name);
       if (creating === undefined) {
-        creating = this.#append(
-          catalog.takeId(),
-          RecordKind.tenantCreate,
-          encodeTenantCreate({ name, uuid: newUuid() }),
-        );
+        creating = this.#deps.catalogLog.create({ name, uuid: newUuid() });
         this.#creating.set(name, creating);
         const done = (): boolean => this.#creating.delete(name);
         creating.then(done, done);
@@ -306,21 +321,32 @@ export class NostosNode implements Node {
     const { id } = this.#find(checkName(name));
     await this.#open.closed(id, async () => {
       if (this.#catalog().byId(id) === undefined) return; // somebody else dropped it meanwhile
-      await this.#append(id, RecordKind.tenantDrop, encodeTenantDrop());
-      await this.#deps.queries.forget(tenantPath(this.dir, id));
-      rmSync(tenantDir(this.dir, id), { recursive: true, force: true });
+      await this.#deps.catalogLog.drop(id, async () => {
+        this.#open.forget(id);
+        await this.#deps.queries.forget(tenantPath(this.dir, id)).catch(() => {}); // it may be in use still
+        rmSync(tenantDir(this.dir, id), { recursive: true, force: true });
+      });
     });
   }
+}
 
-  async #append(tenant: TenantId, kind: RecordKind, payload: Uint8Array): Promise<void> {
-    const kept = Uint8Array.from(payload); // the engine takes the other one
-    const { firstLsn } = await this.#deps.engine.append([{ tenant, kind, payload }]);
-    this.#deps.catalog.apply({ kind, lsn: firstLsn, tenant, payload: kept });
-  }
+function notFound(name: string): NostosError {
+  return new NostosError('TENANT_NOT_FOUND', `there is no tenant ${JSON.stringify(name)}`, {
+    details: { tenant: name },
+  });
+}
+
+function signalOf({ signal }: LongCallOptions): LongCallOptions {
+  return signal === undefined ? {} : { signal };
 }
 
 function newUuid(): ReturnType<typeof toTenantUuid> {
   return toTenantUuid(randomHex128(systemRandom));
+}
+
+function checkLsn(name: string, lsn: Lsn | undefined): void {
+  if (lsn !== undefined && (!Number.isSafeInteger(lsn) || lsn < 1))
+    throw new NostosError('INVALID_ARGUMENT', `${name} must be an LSN, a whole number above 0, got ${String(lsn)}`);
 }
 
 function kindName(kind: number): string {

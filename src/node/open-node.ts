@@ -6,16 +6,15 @@
  */
 import { mkdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { NO_TENANT, toBootId, type Lsn } from '../base/brands.ts';
+import { toBootId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS, LIMIT_NAMES, type Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
-import { readCommitted } from '../log/commit-log.ts';
-import { RecordKind } from '../log/record.ts';
 import { Catalog } from '../store/catalog.ts';
 import { serveAdmin } from './admin-socket.ts';
+import { CatalogLog } from './catalog-log.ts';
 import { EngineClient } from './engine-client.ts';
 import { ThreadMaintenance } from './maintenance.ts';
 import { NostosNode } from './node.ts';
@@ -50,13 +49,14 @@ export async function openNode(options: NodeOptions): Promise<Node> {
     opened.push(() => engine.close());
     const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
     opened.push(() => catalog.close());
-    await followCatalog(engine, catalog);
+    const catalogLog = new CatalogLog({ engine, catalog }, dir);
+    await catalogLog.open();
     const maintenance = new ThreadMaintenance();
     opened.push(() => maintenance.close());
     const queries = new QueryThreads(limits);
     opened.push(() => queries.close());
     const node = new NostosNode(
-      { engine, catalog, queries, maintenance, clock: systemClock },
+      { engine, catalog, catalogLog, queries, maintenance, clock: systemClock },
       {
         dir,
         identity: { ...identity, boot },
@@ -70,24 +70,25 @@ export async function openNode(options: NodeOptions): Promise<Node> {
     opened.push(() => node.stop());
     const admin = await serveAdmin({ node, path: join(dir, 'admin.sock'), limits });
     opened.push(() => admin.close());
-    node.start(async () => {
-      for (const close of opened.toReversed()) await close();
-    });
+    node.start(() => closeInTurn(opened));
     return node;
   } catch (error) {
-    for (const close of opened.toReversed()) await Promise.resolve(close()).catch(() => {});
+    await closeInTurn(opened).catch(() => {}); // the first error says more
     throw error;
   }
 }
 
-/** Applies to the catalog what the log has and its file has not. */
-async function followCatalog(engine: EngineClient, catalog: Catalog): Promise<void> {
-  const { last } = await engine.locate(NO_TENANT, catalog.applied);
-  if (last <= catalog.applied) return;
-  const kinds = [RecordKind.tenantCreate, RecordKind.tenantDrop];
-  const from = (Math.max(catalog.applied, engine.opened.durable) + 1) as Lsn;
-  for await (const page of readCommitted(engine, { from, to: last, kinds }))
-    for (const record of page) catalog.apply(record);
+/** The last opened first; one that fails does not keep the others, above all the lock, from being let go. */
+async function closeInTurn(opened: readonly (() => unknown)[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const close of opened.toReversed()) {
+    try {
+      await close();
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  if (failures.length > 0) throw failures[0];
 }
 
 function checkDir(dir: unknown): string {

@@ -9,6 +9,8 @@ import type { QueryInput } from './query-thread.ts';
 import type { Row } from '../store/values.ts';
 import { CallThread } from './threads.ts';
 
+const TIMER_MAX_MS = 2 ** 31 - 1;
+
 export interface QueryCall extends QueryInput {
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
@@ -28,24 +30,27 @@ export class QueryThreads {
   async query(call: QueryCall): Promise<Row[]> {
     const { signal, timeoutMs, ...input } = call;
     signal?.throwIfAborted();
-    const startedMs = performance.now();
-    const thread = await this.#take(signal);
-    if (this.#closed) throw new NostosError('CLOSED', 'the node is closed');
-    const leftMs = timeoutMs - (performance.now() - startedMs);
-    let ended = false;
-    const end = (reason: unknown): void => {
-      ended = true;
-      void thread.end(reason).then(() => this.#lose(thread));
-    };
-    const timer = setTimeout(() => end(tooSlow(timeoutMs)), Math.max(0, leftMs));
-    const abort = (): void => end(signal?.reason);
+    const giveUp = new AbortController();
+    const timer = setTimeout(() => giveUp.abort(tooSlow(timeoutMs)), Math.min(timeoutMs, TIMER_MAX_MS));
+    const abort = (): void => giveUp.abort(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
     try {
-      return await thread.call<Row[]>('query', input);
+      return await this.#run(input, giveUp.signal);
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener('abort', abort);
-      if (!ended) this.#give(thread);
+    }
+  }
+
+  async #run(input: QueryInput, signal: AbortSignal): Promise<Row[]> {
+    const thread = await this.#take(signal);
+    const end = (): void => void thread.end(signal.reason).then(() => this.#lose(thread));
+    signal.addEventListener('abort', end, { once: true });
+    try {
+      return await thread.call<Row[]>('query', input);
+    } finally {
+      signal.removeEventListener('abort', end);
+      if (!signal.aborted) this.#give(thread);
     }
   }
 
@@ -61,9 +66,9 @@ export class QueryThreads {
     await Promise.all([...this.#all].map((thread) => thread.end(error)));
   }
 
-  async #take(signal: AbortSignal | undefined): Promise<CallThread> {
+  async #take(signal: AbortSignal): Promise<CallThread> {
     for (;;) {
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
       if (this.#closed) throw new NostosError('CLOSED', 'the node is closed');
       const idle = this.#idle.pop();
       if (idle !== undefined) return idle;
@@ -73,11 +78,24 @@ export class QueryThreads {
         this.#all.add(thread);
         return thread;
       }
-      await new Promise<void>((resolve) => {
-        this.#waiting.push(resolve);
-        signal?.addEventListener('abort', () => resolve(), { once: true });
-      });
+      await this.#turn(signal);
     }
+  }
+
+  /** Resolves when a thread may be free. Who gives up leaves the line, or would be woken in the place of another. */
+  #turn(signal: AbortSignal): Promise<void> {
+    return new Promise((resolve) => {
+      const wake = (): void => {
+        signal.removeEventListener('abort', leave);
+        resolve();
+      };
+      const leave = (): void => {
+        this.#waiting.splice(this.#waiting.indexOf(wake), 1);
+        resolve();
+      };
+      this.#waiting.push(wake);
+      signal.addEventListener('abort', leave, { once: true });
+    });
   }
 
   #give(thread: CallThread): void {

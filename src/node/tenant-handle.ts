@@ -5,11 +5,12 @@ import type { Limits } from '../base/limits.ts';
 import type { Clock } from '../base/clock.ts';
 import type { CommitLog } from '../log/commit-log.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
-import { importInto } from '../store/import-file.ts';
+import { importInto, isUnfinished } from '../store/import-file.ts';
 import type { Maintenance } from '../store/maintenance.ts';
 import type { Migration as StoreMigration } from '../store/migration.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
-import { Statements } from '../store/statements.ts';
+import { checkStatement, type Connection } from '../store/connection.ts';
+import { Statements, checkParameters } from '../store/statements.ts';
 import { feed, idempotent, migrateStore, runTransaction } from '../store/tenant.ts';
 import type { TenantStore } from '../store/tenant-store.ts';
 import type { Int64Mode, Row, SqlParameters, SqlStatement } from '../store/values.ts';
@@ -46,9 +47,14 @@ export interface TenantHandleDeps {
   readonly dir: string;
   readonly migrations: readonly Migration[] | undefined;
   readonly assertOpen: () => void;
+  /** Tenants that an import of this process is filling. */
+  readonly importing: Set<string>;
   readonly count: (outcome: 'committed' | 'failed') => void;
   readonly create: (name: string) => Promise<void>;
   readonly drop: (name: string) => Promise<void>;
+  readonly firstLsn: () => Promise<Lsn>;
+  /** Aborted when the node closes. */
+  readonly closing: AbortSignal;
 }
 
 export class TenantHandle implements Tenant {
@@ -62,6 +68,7 @@ export class TenantHandle implements Tenant {
 
   async write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
     const { id, signal } = options;
+    checkCallback('write', fn);
     const int64 = options.int64 ?? this.#deps.int64;
     const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
     const writing = { int64, ...(signal === undefined ? {} : { signal }) };
@@ -71,9 +78,10 @@ export class TenantHandle implements Tenant {
     );
   }
 
-  transaction<T>(fn: (tx: Transaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
+  async transaction<T>(fn: (tx: Transaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
     const { id, signal } = options;
-    const timeoutMs = Math.min(options.timeoutMs ?? Infinity, this.#deps.limits.transactionTimeoutMs);
+    checkCallback('transaction', fn);
+    const timeoutMs = checkTimeout(Math.min(options.timeoutMs ?? Infinity, this.#deps.limits.transactionTimeoutMs));
     const running = {
       int64: options.int64 ?? this.#deps.int64,
       timeoutMs,
@@ -84,22 +92,8 @@ export class TenantHandle implements Tenant {
   }
 
   read<T>(fn: (reader: Reader) => T, options: { readonly int64?: Int64Mode } = {}): Promise<T> {
-    return this.#use(async (store) => {
-      const connection = await store.reader();
-      const reader = new Statements(connection, options.int64 ?? this.#deps.int64);
-      connection.internal('begin').run();
-      try {
-        const result = fn(reader);
-        if (isThenable(result))
-          throw new NostosError(
-            'INVALID_ARGUMENT',
-            'the callback of read() must be synchronous, it returned a promise',
-          );
-        return result;
-      } finally {
-        if (connection.inTransaction) connection.internal('rollback').run();
-      }
-    });
+    const int64 = options.int64 ?? this.#deps.int64;
+    return this.#use((store) => store.read((connection) => readOnce(connection, int64, fn)));
   }
 
   query<R = Row>(
@@ -107,25 +101,29 @@ export class TenantHandle implements Tenant {
     parameters?: SqlParameters,
     options: QueryOptions = {},
   ): Promise<R[]> {
-    const text = typeof statement === 'string' ? statement : statement.text;
-    const given = parameters ?? (typeof statement === 'string' ? [] : statement.parameters);
+    const text = typeof statement === 'string' ? statement : statement?.text;
+    const given = parameters ?? (typeof statement === 'string' ? [] : (statement?.parameters ?? []));
     const { limits, queries, int64 } = this.#deps;
-    return this.#use(
-      (store) =>
-        queries.query({
-          path: store.path,
-          statement: text,
-          parameters: given,
-          int64: options.int64 ?? int64,
-          rowsMax: limits.queryRowsMax,
-          timeoutMs: options.timeoutMs ?? limits.queryTimeoutMs,
-          signal: options.signal,
-        }) as Promise<R[]>,
-    );
+    return this.#use(async (store) => {
+      checkStatement(text);
+      checkParameters(given);
+      await store.ready();
+      return (await queries.query({
+        path: store.path,
+        statement: text,
+        parameters: given,
+        int64: options.int64 ?? int64,
+        rowsMax: limits.queryRowsMax,
+        timeoutMs: checkTimeout(options.timeoutMs ?? limits.queryTimeoutMs),
+        signal: options.signal,
+      })) as R[];
+    });
   }
 
   async migrate(migrations: readonly Migration[], options: LongCallOptions = {}): Promise<MigrateReport> {
     const { signal, onProgress } = options;
+    if (!Array.isArray(migrations))
+      throw new NostosError('INVALID_ARGUMENT', `migrate() needs a list of migrations, got ${typeof migrations}`);
     const total = migrations.length;
     const report = await this.#use(
       (store) =>
@@ -145,36 +143,50 @@ export class TenantHandle implements Tenant {
     const entry = this.#entry();
     const after = await this.#feedStart(entry, options.from);
     const withStore = <T>(fn: (store: TenantStore) => T): Promise<T> => tenants.with(entry, fn);
+    const { closing } = this.#deps;
     yield* feed(log, withStore, entry, {
       after,
       untilCaughtUp: options.untilCaughtUp ?? false,
       int64: options.int64 ?? int64,
-      ...(options.signal === undefined ? {} : { signal: options.signal }),
+      signal: options.signal === undefined ? closing : AbortSignal.any([options.signal, closing]),
     });
   }
 
   async importFile(file: string, options: ImportOptions = {}): Promise<ImportReport> {
-    const startedMs = this.#deps.clock.monotonicMs();
-    const report = await importInto(
-      {
-        tenant: this.name,
-        exists: () => this.#deps.catalog.get(this.name) !== undefined,
-        create: () => this.#deps.create(this.name),
-        drop: () => this.#deps.drop(this.name),
-        use: (fn) => this.#use(fn, 'bare'),
-        check: (path, signal) => this.#deps.maintenance.quickCheck(path, signal === undefined ? {} : { signal }),
-      },
-      file,
-      options,
-    );
-    const entry = this.#deps.catalog.get(this.name);
-    if (entry !== undefined)
-      await this.#use(async (store) => this.#deps.catalog.setSchemaVersion(entry.id, store.schemaVersion), 'bare');
-    return { ...report, tenant: this.name, elapsedMs: Math.round(this.#deps.clock.monotonicMs() - startedMs) };
+    const { catalog, clock, create, drop, importing, maintenance } = this.#deps;
+    const { name } = this;
+    this.#deps.assertOpen();
+    checkPath(file);
+    const startedMs = clock.monotonicMs();
+    if (importing.has(name))
+      throw new NostosError('TENANT_EXISTS', `an import into tenant ${JSON.stringify(name)} is running`, {
+        details: { tenant: name },
+      });
+    importing.add(name);
+    try {
+      const report = await importInto(
+        {
+          tenant: name,
+          exists: () => catalog.get(name) !== undefined,
+          create: () => create(name),
+          drop: () => drop(name),
+          use: (fn) => this.#use(fn, 'any'),
+          inspect: (request, work) => maintenance.inspect(request, work),
+        },
+        file,
+        options,
+      );
+      if (!report.dryRun)
+        await this.#use(async (store) => catalog.setSchemaVersion(this.#entry().id, store.schemaVersion), 'any');
+      return { ...report, tenant: name, elapsedMs: Math.round(clock.monotonicMs() - startedMs) };
+    } finally {
+      importing.delete(name);
+    }
   }
 
   async exportFile(file: string, options: ExportOptions = {}): Promise<ExportReport> {
     const { signal, onProgress } = options;
+    checkPath(file);
     return this.#use(async (store) => {
       await store.reader(); // brings a file that lags behind up to date
       const { term, lsn, bytes } = await this.#deps.maintenance.exportPlain(
@@ -211,10 +223,10 @@ export class TenantHandle implements Tenant {
         durableApplied: store.durable,
         fileBytes: statSync(store.path).size,
         walBytes: store.walBytes(),
-        fingerprint: Buffer.from(store.expected.total()).toString('hex'),
+        fingerprint: Buffer.from(store.applied.fingerprint).toString('hex'),
         tables,
       };
-    });
+    }, 'any');
   }
 
   #entry(): CatalogEntry {
@@ -240,11 +252,12 @@ export class TenantHandle implements Tenant {
       : store;
   }
 
-  /** Runs `fn` with the tenant open and, unless `bare`, at the schema that `openNode` was given. */
-  async #use<T>(fn: (store: TenantStore) => Promise<T>, mode: 'migrated' | 'bare' = 'migrated'): Promise<T> {
+  /** Runs `fn` with the tenant open; unless `bare`, at the schema that `openNode` was given; `any`, even half imported. */
+  async #use<T>(fn: (store: TenantStore) => Promise<T>, mode: 'migrated' | 'bare' | 'any' = 'migrated'): Promise<T> {
     const { tenants, catalog, migrations } = this.#deps;
     const entry = this.#entry();
     return tenants.with(entry, async (store) => {
+      if (mode !== 'any' && isUnfinished(store)) throw unfinished(entry.name);
       if (mode === 'migrated' && migrations !== undefined && store.schemaVersion !== migrations.length) {
         await migrateStore(store, migrations as readonly StoreMigration[]);
         catalog.setSchemaVersion(entry.id, store.schemaVersion);
@@ -267,7 +280,16 @@ export class TenantHandle implements Tenant {
   async #feedStart(entry: CatalogEntry, from: ChangesOptions['from']): Promise<Lsn> {
     const { log } = this.#deps;
     if (from === 'now') return log.watermark;
-    if (from === undefined) return (entry.createdAt - 1) as Lsn;
+    if (from === undefined) return (Math.max(entry.createdAt, await this.#deps.firstLsn()) - 1) as Lsn;
+    if (!Number.isSafeInteger(from?.lsn) || from.lsn < 0)
+      throw new NostosError('INVALID_ARGUMENT', `from must be a position, got ${JSON.stringify(from)}`);
+    const { generation } = await this.#position();
+    if (from.generation !== generation)
+      throw new NostosError(
+        'POSITION_LOST',
+        `position ${from.lsn} is of generation ${from.generation}, this log of ${generation}`,
+        { details: { generation: from.generation, found: generation } },
+      );
     if (from.lsn > log.watermark)
       throw new NostosError(
         'POSITION_LOST',
@@ -289,6 +311,47 @@ export class TenantHandle implements Tenant {
     const page = await this.#deps.log.readPage({ from: this.#deps.log.watermark, bytesMax: 1 });
     return { generation: page.records[0]!.generation };
   }
+}
+
+function unfinished(tenant: string): NostosError {
+  return new NostosError(
+    'IMPORT_UNFINISHED',
+    `an import into tenant ${JSON.stringify(tenant)} runs or was cut off; wait for it, import again, or drop the tenant`,
+    { details: { tenant } },
+  );
+}
+
+function checkPath(file: unknown): void {
+  if (typeof file !== 'string' || file.length === 0 || file.includes('\0'))
+    throw new NostosError('INVALID_ARGUMENT', `a file is given by its path, got ${JSON.stringify(file)}`);
+}
+
+/** One snapshot; nothing of it outlives the call, or its connection would go on reading the past. */
+function readOnce<T>(connection: Connection, int64: Int64Mode, fn: (reader: Reader) => T): T {
+  checkCallback('read', fn);
+  const reader = new Statements(connection, int64);
+  try {
+    connection.internal('begin').run();
+    const result = fn(reader);
+    if (isThenable(result)) {
+      Promise.resolve(result).catch(() => {}); // it is reported here
+      throw new NostosError('INVALID_ARGUMENT', 'the callback of read() must be synchronous, it returned a promise');
+    }
+    return result;
+  } finally {
+    reader.end('the read has ended; use the reader only inside its callback');
+    if (connection.inTransaction) connection.internal('rollback').run();
+  }
+}
+
+function checkCallback(call: string, fn: unknown): void {
+  if (typeof fn !== 'function')
+    throw new NostosError('INVALID_ARGUMENT', `${call}() needs a function, got ${typeof fn}`);
+}
+
+function checkTimeout(timeoutMs: number): number {
+  if (!(timeoutMs >= 0)) throw new NostosError('INVALID_ARGUMENT', `timeoutMs must be 0 or more, got ${timeoutMs}`);
+  return timeoutMs;
 }
 
 export function publicInfo(

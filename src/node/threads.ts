@@ -39,9 +39,9 @@ export class CallThread {
     const worker = this.#start();
     return new Promise<T>((resolve, reject) => {
       const id = this.#nextId++;
+      worker.postMessage({ id, method, input } satisfies ThreadCall); // throws for what cannot be sent
       this.#waiting.set(id, { resolve: resolve as (output: unknown) => void, reject, onProgress });
       worker.ref();
-      worker.postMessage({ id, method, input } satisfies ThreadCall);
     });
   }
 

@@ -1,5 +1,6 @@
 /** Checks everything that a node holds: the chain and CRCs of the log, each tenant's file, rows against the log. */
 import { join } from 'node:path';
+import { NostosError } from '../base/errors.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { fingerprintKey } from '../store/expected-fingerprint.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
@@ -105,7 +106,11 @@ async function verifyTenant(
 function* entries(catalog: Catalog, tenant: string | undefined): Iterable<CatalogEntry> {
   if (tenant !== undefined) {
     const entry = catalog.get(tenant);
-    if (entry !== undefined) yield entry;
+    if (entry === undefined)
+      throw new NostosError('TENANT_NOT_FOUND', `there is no tenant ${JSON.stringify(tenant)}`, {
+        details: { tenant },
+      });
+    yield entry;
     return;
   }
   for (let after = ''; ;) {

@@ -20,12 +20,14 @@ create table if not exists catalog (
   id integer primary key check (id = 1), format integer not null, applied integer not null, next_id integer not null) strict;
 create table if not exists tenants (
   id integer primary key, name text not null unique, uuid text not null, created_lsn integer not null,
-  schema_version integer not null default 0) strict;
+  schema_version integer not null default 0, opened integer not null default 0) strict;
 `;
 
 export interface CatalogEntry extends TenantIdentity {
   readonly createdAt: Lsn;
   readonly schemaVersion: number;
+  /** It was open once, so there must be a file. */
+  readonly opened: boolean;
 }
 
 export class Catalog {
@@ -127,6 +129,18 @@ export class Catalog {
     }
   }
 
+  /** Takes up a tenant whose file is there and whose record the log no longer holds. */
+  adopt({ id, name, uuid }: TenantIdentity): void {
+    this.#prepare('insert or ignore into tenants (id, name, uuid, created_lsn, opened) values (?, ?, ?, 1, 1)').run(
+      id,
+      name,
+      uuid,
+    );
+    this.#nextId = Math.max(this.#nextId, id + 1);
+    this.#prepare('update catalog set next_id = ?').run(this.#nextId);
+    this.#known.clear();
+  }
+
   /** Derived from the tenant's file; kept here so that a list need not open it. */
   setSchemaVersion(id: TenantId, version: number): void {
     this.#prepare('update tenants set schema_version = ? where id = ? and schema_version <> ?').run(
@@ -134,6 +148,13 @@ export class Catalog {
       id,
       version,
     );
+    this.#known.clear();
+  }
+
+  /** Derived like the schema version: from now on a missing file is a lost one. */
+  setOpened({ id, name }: CatalogEntry): void {
+    this.#prepare('update tenants set opened = 1 where id = ?').run(id);
+    this.#known.delete(name);
   }
 
   /** Makes what is applied durable in the file itself. */
@@ -163,5 +184,6 @@ function entry(row: Record<string, unknown>): CatalogEntry {
     uuid: toTenantUuid(row['uuid']),
     createdAt: toLsn(row['created_lsn']),
     schemaVersion: row['schema_version'] as number,
+    opened: row['opened'] === 1,
   };
 }

@@ -13,7 +13,7 @@
  */
 import { DatabaseSync, constants, type StatementSync } from 'node:sqlite';
 import { NostosError } from '../base/errors.ts';
-import { replaceOrRollback } from './sql-tokens.ts';
+import { replaceOrRollback, significantTokens } from './sql-tokens.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import type { Int64Mode } from './values.ts';
 
@@ -136,6 +136,7 @@ export class Connection {
     this.#preparing = 'user';
     try {
       const prepared = this.database.prepare(text);
+      assertSingle(text.slice(prepared.sourceSQL.length));
       if (int64 === 'bigint') prepared.setReadBigInts(true);
       return prepared;
     } catch (error) {
@@ -156,14 +157,14 @@ export class Connection {
       case constants.SQLITE_INSERT:
       case constants.SQLITE_UPDATE:
       case constants.SQLITE_DELETE:
-        return this.#preparing === 'user' && arg1?.toLowerCase().startsWith('nostos_') === true
-          ? constants.SQLITE_DENY
-          : constants.SQLITE_OK;
+        return this.#preparing === 'user' && isOurs(arg1) ? constants.SQLITE_DENY : constants.SQLITE_OK;
       case constants.SQLITE_PRAGMA: {
         const name = arg1?.toLowerCase() ?? '';
         if (READ_PRAGMAS.has(name)) return constants.SQLITE_OK;
         if (arg2 === null && READ_PRAGMAS_WITHOUT_VALUE.has(name)) return constants.SQLITE_OK;
-        return this.#preparing === 'migration' && name === 'user_version' ? constants.SQLITE_OK : constants.SQLITE_DENY;
+        return this.#preparing === 'migration' && (name === 'user_version' || name === 'application_id')
+          ? constants.SQLITE_OK
+          : constants.SQLITE_DENY;
       }
       case constants.SQLITE_TRANSACTION:
       case constants.SQLITE_SAVEPOINT:
@@ -174,6 +175,21 @@ export class Connection {
         return this.#preparing === 'migration' ? constants.SQLITE_OK : constants.SQLITE_DENY;
     }
   }
+}
+
+/** Tables of Nostos; and SQLite's counters and statistics, whose changes no changeset carries. */
+function isOurs(table: string | null): boolean {
+  const name = table?.toLowerCase() ?? '';
+  return name.startsWith('nostos_') || name === 'sqlite_sequence' || name.startsWith('sqlite_stat');
+}
+
+/** SQLite compiles the first statement of a text and would silently leave out the others. */
+function assertSingle(rest: string): void {
+  if (/^[\s;]*$/.test(rest) || significantTokens(rest).every(({ word }) => word === ';')) return;
+  throw new NostosError(
+    'INVALID_ARGUMENT',
+    `one call runs one statement; run separately: ${JSON.stringify(rest.trim().slice(0, 200))}`,
+  );
 }
 
 /** Asserts that a value given as SQL is usable text. */

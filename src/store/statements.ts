@@ -9,6 +9,11 @@ type Bindable = null | number | bigint | string | Uint8Array;
 
 const NONE: readonly SqlInput[] = [];
 
+/** Throws for what cannot be bound. */
+export function checkParameters(parameters: SqlParameters): void {
+  bindings(parameters);
+}
+
 /** Whole numbers are bound as INTEGER: bound as they are, `5` would be stored as 5.0 in a column without a type. */
 export function bindable(value: SqlInput): Bindable {
   switch (typeof value) {
@@ -40,6 +45,8 @@ function describe(value: unknown): string {
 }
 
 function bindings(parameters: SqlParameters): [Bindable[]] | [[], Record<string, Bindable>] {
+  if (typeof parameters !== 'object' || parameters === null || parameters instanceof Uint8Array)
+    throw new NostosError('INVALID_ARGUMENT', `parameters must be a list or an object, got ${describe(parameters)}`);
   if (Array.isArray(parameters)) {
     const list = parameters as readonly SqlInput[];
     const bound: Bindable[] = [];
@@ -54,10 +61,19 @@ function bindings(parameters: SqlParameters): [Bindable[]] | [[], Record<string,
 export class Statements {
   readonly #connection: Connection;
   readonly #int64: Int64Mode;
+  readonly #iterations = new Set<Iterator<unknown>>();
+  #ended: string | undefined;
 
   constructor(connection: Connection, int64: Int64Mode) {
     this.#connection = connection;
     this.#int64 = int64;
+  }
+
+  /** Closes what is still being iterated; from now on each call fails with `CLOSED` and says why. */
+  end(why: string): void {
+    this.#ended = why;
+    for (const rows of this.#iterations) rows.return?.();
+    this.#iterations.clear();
   }
 
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult {
@@ -92,10 +108,16 @@ export class Statements {
       (prepared, bound, named) => (named === undefined ? prepared.iterate(...bound) : prepared.iterate(named)),
       'own',
     );
+    this.#iterations.add(rows);
     try {
-      for (const row of rows) yield row as R;
+      for (const row of rows) {
+        yield row as R;
+        if (this.#ended !== undefined) throw new NostosError('CLOSED', this.#ended);
+      }
     } catch (error) {
       throw fromSqlite(error, typeof statement === 'string' ? statement : statement.text);
+    } finally {
+      this.#iterations.delete(rows);
     }
   }
 
@@ -115,6 +137,7 @@ export class Statements {
     call: (prepared: StatementSync, bound: Bindable[], named: Record<string, Bindable> | undefined) => T,
     which: 'cached' | 'own' | 'run' = 'cached',
   ): T {
+    if (this.#ended !== undefined) throw new NostosError('CLOSED', this.#ended);
     const text = typeof statement === 'string' ? statement : statement?.text;
     checkStatement(text);
     const given = parameters ?? (typeof statement === 'string' ? NONE : statement.parameters);

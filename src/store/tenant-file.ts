@@ -60,15 +60,18 @@ export interface TenantMeta extends AppliedPosition {
   readonly schemaVersion: number;
 }
 
-/** Creates the tables of Nostos in an empty file. */
-export function formatTenantFile(connection: Connection, identity: TenantIdentity): void {
+/** Creates the tables of Nostos in an empty file; `shape` tells how it looks then. All or nothing. */
+export function formatTenantFile(connection: Connection, identity: TenantIdentity, shape: () => string): void {
   const { database } = connection;
   try {
     database.exec('begin immediate');
+    if (database.prepare('select 1 from sqlite_schema').get() !== undefined)
+      throw damaged(connection.path, 'it is not the file of a tenant');
     database.exec(CREATE);
     database
       .prepare('insert into nostos_meta values (1, ?, ?, ?, ?, ?, ?, ?, zeroblob(16), 0)')
       .run(TENANT_FORMAT, identity.id, identity.uuid, identity.name, NO_TERM, NO_LSN, ZERO_HASH);
+    database.prepare('insert into nostos_shapes values (0, ?)').run(shape());
     database.exec('commit');
   } catch (error) {
     if (database.isTransaction) database.exec('rollback');

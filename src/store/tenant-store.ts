@@ -17,7 +17,7 @@ import { NO_LSN, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import type { Appended, CommitLog, LogEntry } from '../log/commit-log.ts';
+import type { Appended, CommitLog, LogEntry, TenantLocation } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import { stripTables, touchedTables } from './changeset.ts';
 import { Connection } from './connection.ts';
@@ -56,6 +56,10 @@ export interface TenantOptions {
   readonly identity: TenantIdentity;
   readonly path: string;
   readonly limits: Limits;
+  /** LSN of the tenant's first record. */
+  readonly createdAt: Lsn;
+  /** Whether the tenant has been open before: then it has a file, or that is lost. */
+  readonly opened: boolean;
 }
 
 interface WriteJob extends Job {
@@ -68,6 +72,7 @@ interface WriteJob extends Job {
 interface ExclusiveJob {
   readonly kind: 'exclusive';
   run(): Promise<void>;
+  reject(error: unknown): void;
 }
 
 /** What the write path must know about a schema, worked out once. */
@@ -190,45 +195,74 @@ export class TenantStore {
     });
   }
 
-  /** Runs `fn` while nothing else writes to this tenant. */
-  exclusive<T>(fn: () => Promise<T>): Promise<T> {
+  /** Runs `fn` while nothing else writes to this tenant. Work of a user counts against the length of the queue. */
+  exclusive<T>(fn: () => Promise<T>, options: { readonly ofUser?: boolean } = {}): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.#enqueue({
-        kind: 'exclusive',
-        run: async () => {
-          try {
-            if (this.#needsReplay) await this.#recover();
-            resolve(await fn());
-          } catch (error) {
-            reject(error);
-          }
-        },
-      });
+      const run = async (): Promise<void> => {
+        try {
+          await this.recovered();
+          resolve(await fn());
+        } catch (error) {
+          reject(error);
+        }
+      };
+      this.#enqueue({ kind: 'exclusive', run, reject }, options.ofUser ?? false);
     });
+  }
+
+  /** For callers inside `exclusive`, between two commits: after the first one the file may have to catch up. */
+  async recovered(): Promise<void> {
+    if (this.#needsReplay) await this.#recover();
+  }
+
+  /** Resolves when the file has everything that was acknowledged. */
+  async ready(): Promise<void> {
+    while (this.#needsReplay) await this.exclusive(async () => {});
   }
 
   /** The writer's connection, for callers inside `exclusive`. */
   get writer(): Connection {
-    if (this.#writer === undefined) throw new NostosError('CLOSED', `tenant ${this.identity.name} is closed`);
+    if (this.#writer === undefined) throw this.#closedError();
     return this.#writer;
   }
 
-  /** A connection that sees what is committed. */
+  /** A connection that sees what is committed; to be used at once, since later it may be closed. */
   async reader(): Promise<Connection> {
-    if (this.#needsReplay) await this.exclusive(async () => {});
-    this.#reader ??= this.#connect('reader');
-    return this.#reader;
+    await this.ready();
+    return this.#openReader();
+  }
+
+  /** Runs `fn` on a connection that sees what is committed. */
+  async read<T>(fn: (connection: Connection) => T): Promise<T> {
+    await this.ready();
+    return fn(this.#openReader());
+  }
+
+  #openReader(): Connection {
+    if (this.#closed) throw this.#closedError();
+    return (this.#reader ??= this.#connect('reader'));
+  }
+
+  #closedError(): NostosError {
+    return new NostosError('CLOSED', `tenant ${this.identity.name} is closed`);
   }
 
   /**
    * Ends an open SQLite transaction whose session captured `changesets`, one record each: appends them and commits.
-   * `entries` go first into the same append. Throws with the transaction undone when they were not kept.
+   * Throws with the transaction undone when they were not kept.
    */
   async commit(
     changesets: readonly Uint8Array[],
     state: 'intact' | 'spoilt' = 'intact',
   ): Promise<Appended | undefined> {
-    const entries = changesets.flatMap((changeset) => this.#entry(changeset));
+    let entries: LogEntry[];
+    try {
+      entries = changesets.flatMap((changeset) => this.#entry(changeset, state));
+    } catch (error) {
+      this.rollback();
+      this.#needsReplay = true; // the expected fingerprint has moved already
+      throw error;
+    }
     if (entries.length === 0) {
       this.#endEmpty();
       return undefined;
@@ -246,6 +280,8 @@ export class TenantStore {
   async append(entries: readonly LogEntry[], undo: () => void): Promise<Appended> {
     this.#appending = true;
     try {
+      // Here, since the log would refuse all records that come in the same group, those of others too.
+      for (const { payload } of entries) assertFits(payload.length, this.#options.limits.recordBytesMax);
       return await this.#deps.log.append(entries);
     } catch (error) {
       this.#appending = false;
@@ -271,14 +307,12 @@ export class TenantStore {
 
   /** Throws, with the open transaction undone, when a changeset does not fit a record. */
   assertFits(changeset: Uint8Array): void {
-    const limit = this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES;
-    if (changeset.length <= limit) return;
-    this.rollback();
-    throw new NostosError(
-      'TRANSACTION_TOO_LARGE',
-      `the transaction changes ${changeset.length} bytes, the limit is ${limit}; split it into smaller ones`,
-      { details: { bytes: changeset.length, limit } },
-    );
+    try {
+      assertFits(changeset.length, this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES);
+    } catch (error) {
+      this.rollback();
+      throw error;
+    }
   }
 
   /** Keeps the WAL small in between, for callers inside `exclusive`. */
@@ -301,18 +335,24 @@ export class TenantStore {
     }
   }
 
-  /** Writes everything into the file and closes it. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    await this.exclusive(async () => {
-      this.#closed = true;
-      await this.#checkpointing;
-      // Whatever fails here costs a replay at the next open, nothing else.
-      if (this.#durable < this.#applied.lsn) await this.#checkpoint('truncate').catch(() => {});
-      this.#release();
-    }).catch((error: unknown) => {
-      this.#release();
-      throw error;
+  /** Writes everything into the file and closes it. What fails here costs a replay at the next open; `lag` tells. */
+  close(): Promise<void> {
+    if (this.#closed) return Promise.resolve();
+    return new Promise((resolve) => {
+      const run = async (): Promise<void> => {
+        this.#closed = true;
+        try {
+          await this.#checkpointing;
+          await this.recovered();
+          if (this.#durable < this.#applied.lsn) await this.#checkpoint('truncate');
+        } catch {
+          // see above
+        }
+        for (const job of this.#queue.splice(0)) job.reject(this.#closedError());
+        this.#release();
+        resolve();
+      };
+      this.#enqueue({ kind: 'exclusive', run, reject: () => resolve() }, false);
     });
   }
 
@@ -324,15 +364,12 @@ export class TenantStore {
     });
   }
 
-  #enqueue(job: WriteJob | ExclusiveJob): void {
-    if (this.#closed || this.#queue.length >= this.#options.limits.tenantQueueMax) {
-      const error = this.#closed
-        ? new NostosError('CLOSED', `tenant ${this.identity.name} is closed`)
-        : new NostosError('QUEUE_FULL', `${this.#queue.length} writes wait for tenant ${this.identity.name} already`);
-      if (job.kind === 'write') job.reject(error);
-      else queueMicrotask(() => void job.run()); // its own checks answer
-      return;
-    }
+  #enqueue(job: WriteJob | ExclusiveJob, ofUser = true): void {
+    if (this.#closed) return job.reject(this.#closedError());
+    if (ofUser && this.#queue.length >= this.#options.limits.tenantQueueMax)
+      return job.reject(
+        new NostosError('QUEUE_FULL', `${this.#queue.length} writes wait for tenant ${this.identity.name} already`),
+      );
     this.#queue.push(job);
     if (this.#draining) return;
     this.#draining = true;
@@ -393,11 +430,12 @@ export class TenantStore {
     }
   }
 
-  #entry(captured: Uint8Array): LogEntry[] {
+  #entry(captured: Uint8Array, state: 'intact' | 'spoilt'): LogEntry[] {
     const changeset = stripTables(captured, isUnreplicated);
     if (changeset.length === 0) return [];
     this.#expected.apply(changeset, this.shape);
-    const { counters } = this.#traits;
+    // SQLite has rolled the counters of a spoilt group back; there the inserted rows themselves will raise them.
+    const counters = state === 'spoilt' ? [] : this.#traits.counters;
     const touched = counters.length === 0 ? [] : touchedTables(changeset).filter((table) => counters.includes(table));
     const payload = encodeChangesetPayload({
       schemaVersion: this.#schemaVersion,
@@ -476,9 +514,10 @@ export class TenantStore {
   async #recover(): Promise<void> {
     this.#release();
     mkdirSync(dirname(this.path), { recursive: true });
+    const wholeFile = this.walBytes() === 0;
     try {
       this.#writer = this.#connect('writer');
-      await this.#catchUp(this.#writer);
+      await this.#catchUp(this.#writer, wholeFile);
       this.#traits = readTraits(this.shape, this.writer);
       this.#needsReplay = false;
     } catch (error) {
@@ -488,15 +527,16 @@ export class TenantStore {
     }
   }
 
-  async #catchUp(opened: Connection): Promise<void> {
+  /** `wholeFile`: there was no WAL, so that everything in the file is there durably. */
+  async #catchUp(opened: Connection, wholeFile: boolean): Promise<void> {
     const { log } = this.#deps;
-    const { identity } = this.#options;
-    if (readTenantMeta(opened) === undefined) {
-      formatTenantFile(opened, identity);
-      const shape = readSchemaShape(opened.database);
-      writeSchemaVersion(opened, 0, serializeShape(shape));
+    const { identity, createdAt } = this.#options;
+    const known = readTenantMeta(opened);
+    if (known === undefined) {
+      if (this.#options.opened) await this.#assertRebuildable();
+      formatTenantFile(opened, identity, () => serializeShape(readSchemaShape(opened.database)));
     }
-    const meta = readTenantMeta(opened)!;
+    const meta = known ?? readTenantMeta(opened)!;
     if (meta.identity.uuid !== identity.uuid)
       throw new NostosError(
         'TENANT_DAMAGED',
@@ -505,16 +545,19 @@ export class TenantStore {
     const noted = readFingerprint(opened);
     const expected = ExpectedFingerprint.parse(identity.uuid, noted?.buckets);
     const state = { applied: meta, shapes: shapesFrom(readShapes(opened)), expected };
-    const from = ((noted?.lsn ?? NO_LSN) + 1) as Lsn;
-    this.#durable = noted?.lsn ?? NO_LSN;
-    this.#noted = this.#durable;
+    this.#noted = noted?.lsn ?? NO_LSN;
     const location = await log.locate(identity.id, meta.lsn);
     if (location.at !== undefined) checkChain(location.at, meta);
     else if (meta.lsn > log.watermark) throw this.#aheadOfLog(meta.lsn);
-    if (location.last >= from) {
+    this.#durable = Math.max(this.#durable, durablyHeld(meta.lsn, this.#noted, location, wholeFile)) as Lsn;
+    const rebuild = known === undefined && this.#options.opened;
+    // Up to `location.durable` the file lacks nothing, and the log below may be gone.
+    const from = Math.max(this.#noted + 1, rebuild ? createdAt : Math.max(createdAt, location.durable + 1)) as Lsn;
+    const to = rebuild ? log.watermark : location.last;
+    if (to >= from) {
       this.#release();
       using applier = this.#connect('applier');
-      await new Replay(applier, state).run(log, from, location.last, { tenant: identity.id });
+      await new Replay(applier, state).run(log, from, to, { tenant: identity.id });
     }
     this.#writer ??= this.#connect('writer');
     this.#applied = state.applied;
@@ -528,6 +571,18 @@ export class TenantStore {
       );
   }
 
+  /** The file is lost: it may be made again from the log as long as that holds all of the tenant. */
+  async #assertRebuildable(): Promise<void> {
+    const { identity, createdAt } = this.#options;
+    const { at } = await this.#deps.log.locate(identity.id, createdAt);
+    if (at !== undefined) return;
+    throw new NostosError(
+      'TENANT_DAMAGED',
+      `${this.path} is missing or empty, and the log no longer holds all of tenant ${identity.name}, which began at record ${createdAt}; restore this tenant from a backup or a peer`,
+      { details: { path: this.path, createdAt } },
+    );
+  }
+
   #aheadOfLog(lsn: Lsn): NostosError {
     return new NostosError(
       'LOG_DAMAGED',
@@ -535,4 +590,19 @@ export class TenantStore {
       { details: { lsn, watermark: this.#deps.log.watermark } },
     );
   }
+}
+
+/** The position that a file holds even after a power cut, as far as can be told on opening. */
+function durablyHeld(applied: Lsn, noted: Lsn, location: TenantLocation, wholeFile: boolean): Lsn {
+  if (location.last === NO_LSN) return applied; // nobody waits for anything of this tenant
+  return wholeFile ? noted : (Math.min(noted, location.durable) as Lsn);
+}
+
+function assertFits(bytes: number, limit: number): void {
+  if (bytes <= limit) return;
+  throw new NostosError(
+    'TRANSACTION_TOO_LARGE',
+    `the transaction changes ${bytes} bytes, the limit is ${limit}; split it into smaller ones`,
+    { details: { bytes, limit } },
+  );
 }

@@ -7,7 +7,8 @@ import type { Limits } from '../base/limits.ts';
 import { readCommitted, type CommitLog, type CommittedRecord } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { CatalogEntry } from './catalog.ts';
-import { changesetRows } from './changeset.ts';
+import { ChangesetCursor } from './changeset-cursor.ts';
+import { changesetRows, stripTables } from './changeset.ts';
 import type { Connection } from './connection.ts';
 import { begin, probeDeferredKeys } from './group.ts';
 import {
@@ -20,6 +21,8 @@ import {
 } from './migration.ts';
 import { decodeChangesetPayload, decodeSchemaPayload, encodeSchemaPayload } from './payload.ts';
 import { fromSqlite } from './sqlite-errors.ts';
+import { RESERVED_PREFIX } from './own-tables.ts';
+import type { SchemaShape } from './schema-shape.ts';
 import { lastHash } from './tenant-file.ts';
 import type { TenantStore } from './tenant-store.ts';
 import type { Int64Mode } from './values.ts';
@@ -96,7 +99,8 @@ export async function runTransaction<T>(
   deps: TransactionDeps,
 ): Promise<T> {
   options.signal?.throwIfAborted();
-  return store.exclusive(async () => {
+  const run = async (): Promise<T> => {
+    options.signal?.throwIfAborted(); // it may have waited long for its turn
     const connection = store.writer;
     begin(connection);
     const session = connection.database.createSession();
@@ -106,7 +110,7 @@ export async function runTransaction<T>(
     try {
       const known = options.id === undefined ? undefined : knownResult(connection, options.id);
       if (known === undefined) {
-        result = await withinTime(fn(tx), options);
+        result = await withinTime(Promise.resolve(fn(tx)), options);
         tx.finish();
         if (options.id !== undefined) rememberResult(connection, options.id, result, deps);
       } else result = known.result as T;
@@ -124,7 +128,8 @@ export async function runTransaction<T>(
     session.close();
     await store.commit(changeset.length === 0 ? [] : [changeset]);
     return result;
-  });
+  };
+  return store.exclusive(run, { ofUser: true });
 }
 
 async function withinTime<T>(
@@ -155,18 +160,19 @@ export async function migrateStore(
   migrations: readonly Migration[],
   options: { readonly signal?: AbortSignal; readonly onStep?: (version: number) => void } = {},
 ): Promise<{ from: number; to: number }> {
-  const from = store.schemaVersion;
-  if (from > migrations.length)
-    throw new NostosError(
-      'SCHEMA_MISMATCH',
-      `tenant ${store.identity.name} has schema version ${from}, these migrations lead to ${migrations.length} only; give all of them, or run the newer program`,
-      { details: { version: from, migrations: migrations.length } },
-    );
-  if (from === migrations.length) return { from, to: from };
+  if (store.schemaVersion === migrations.length) return { from: migrations.length, to: migrations.length };
   return store.exclusive(async () => {
+    const from = store.schemaVersion; // as it is now: another call may have migrated meanwhile
+    if (from > migrations.length)
+      throw new NostosError(
+        'SCHEMA_MISMATCH',
+        `tenant ${store.identity.name} has schema version ${from}, these migrations lead to ${migrations.length} only; give all of them, or run the newer program`,
+        { details: { version: from, migrations: migrations.length } },
+      );
     while (store.schemaVersion < migrations.length) {
       options.signal?.throwIfAborted();
       await migrateOnce(store, (connection) => runMigration(connection, migrations[store.schemaVersion]!));
+      await store.recovered(); // a record that the file could not take counts all the same, and must not come twice
       options.onStep?.(store.schemaVersion);
     }
     return { from, to: store.schemaVersion };
@@ -177,10 +183,10 @@ export async function migrateStore(
 export async function migrateOnce(
   store: TenantStore,
   run: (connection: Connection) => MigrationResult['payload']['steps'],
-  options: { readonly keepViolations?: boolean } = {},
+  options: { readonly keepViolations?: boolean; readonly version?: number } = {},
 ): Promise<void> {
   const connection = store.writer;
-  const version = store.schemaVersion + 1;
+  const version = options.version ?? store.schemaVersion + 1;
   const before = store.expected.snapshot();
   connection.database.exec('pragma foreign_keys = off');
   try {
@@ -286,16 +292,49 @@ async function feedItem(
   const base = { position: { generation, term, lsn }, timeMs: hlcToMs(record.hlc) };
   if (record.kind === RecordKind.changeset) {
     const { schemaVersion, changeset } = decodeChangesetPayload(record.payload);
-    const shape = await withStore((store) => store.shapeAt(schemaVersion));
-    if (shape === undefined)
-      throw new NostosError('TENANT_DAMAGED', `schema version ${schemaVersion} of record ${lsn} is not known`);
-    const rows = [...changesetRows(changeset, shape.columnNames, { int64 })].filter(
-      (row) => !row.table.startsWith('nostos_'),
-    );
+    const shape = await shapeAt(withStore, schemaVersion, lsn);
+    const rows = userRows(changeset, [shape], int64);
     return rows.length === 0 ? undefined : { ...base, kind: 'changeset', schemaVersion, rows };
   }
   if (record.kind !== RecordKind.schema) return undefined;
-  return { ...base, kind: 'schema', schemaVersion: decodeSchemaPayload(record.payload).schemaVersion, rows: [] };
+  const { schemaVersion, steps } = decodeSchemaPayload(record.payload);
+  const changesets = steps.flatMap((step) => ('changeset' in step ? [step.changeset] : []));
+  if (changesets.length === 0) return { ...base, kind: 'schema', schemaVersion, rows: [] };
+  const shapes = [await shapeAt(withStore, schemaVersion, lsn)];
+  const before = await withStore((store) => store.shapeAt(schemaVersion - 1));
+  if (before !== undefined) shapes.push(before);
+  const rows = changesets.flatMap((changeset) => userRows(changeset, shapes, int64));
+  return { ...base, kind: 'schema', schemaVersion, rows };
+}
+
+async function shapeAt(
+  withStore: <T>(fn: (store: TenantStore) => T) => Promise<T>,
+  version: number,
+  lsn: Lsn,
+): Promise<SchemaShape> {
+  const shape = await withStore((store) => store.shapeAt(version));
+  if (shape === undefined)
+    throw new NostosError('TENANT_DAMAGED', `schema version ${version} of record ${lsn} is not known`);
+  return shape;
+}
+
+/**
+ * Rows of the user's own tables; those of Nostos and the shadow tables of FTS and R-tree are derived. Within a
+ * migration a table may have had the columns of the schema after it or of the one before; their number tells. One that
+ * had neither was temporary in it, and its rows are left out.
+ */
+function userRows(changeset: Uint8Array, shapes: readonly SchemaShape[], int64: Int64Mode): FeedItem['rows'] {
+  const names = new Map<string, readonly string[]>();
+  const cursor = new ChangesetCursor(changeset);
+  for (let ordinal = 0; cursor.next();) {
+    if (cursor.tableOrdinal === ordinal) continue;
+    ordinal = cursor.tableOrdinal;
+    const { table, columnCount } = cursor;
+    const found = shapes.map((shape) => shape.tables.get(table)).find((shape) => shape?.columns.length === columnCount);
+    if (found?.type === 'table' && !table.startsWith(RESERVED_PREFIX)) names.set(table, found.columns);
+  }
+  const kept = stripTables(changeset, (table) => !names.has(table));
+  return [...changesetRows(kept, (table) => names.get(table) ?? [], { int64 })];
 }
 
 function nextWatermark(log: CommitLog, seen: Lsn, signal: AbortSignal | undefined): Promise<void> {

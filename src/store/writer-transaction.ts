@@ -46,10 +46,14 @@ export class WriterTransaction {
 
   *iterate<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters): IterableIterator<R> {
     const rows = this.#guard(() => this.#statements.iterate<R>(statement, parameters));
-    for (;;) {
-      const next = this.#guard(() => rows.next());
-      if (next.done === true) return;
-      yield next.value;
+    try {
+      for (;;) {
+        const next = this.#guard(() => rows.next());
+        if (next.done === true) return;
+        yield next.value;
+      }
+    } finally {
+      rows.return?.();
     }
   }
 
@@ -81,7 +85,7 @@ export class WriterTransaction {
 
   /** Ends the object's life; throws if the transaction must not be kept. */
   finish(): void {
-    this.#open = false;
+    this.abandon();
     if (this.#doomed) {
       const cause = this.#doom;
       const why = cause instanceof Error ? cause.message : String(cause);
@@ -93,9 +97,10 @@ export class WriterTransaction {
     }
   }
 
-  /** Ends the object's life whatever its state. */
+  /** Ends the object's life whatever its state. Iterations that were left open would keep SQLite from committing. */
   abandon(): void {
     this.#open = false;
+    this.#statements.end('the transaction has ended; use the tx object only inside its callback');
   }
 
   #guard<T>(call: () => T): T {
