@@ -1,0 +1,114 @@
+/**
+ * Memory must not grow with what is stored: the same work at one size and at eight times that, each in a process of its
+ * own, and the difference of the most memory that each ever had resident. The slack is what a garbage collector and
+ * caches of fixed size need to settle.
+ */
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { openNode } from '../src/index.ts';
+import { inChild, peakResidentBytes } from './child.ts';
+import { temporaryDirectory, type Bench, type Figure } from './harness.ts';
+import { generateShop } from './shop.ts';
+
+const MIB = 1024 * 1024;
+const SLACK_MIB = 64;
+const FACTOR = 8;
+
+interface Size {
+  readonly dir: string;
+  readonly rows: number;
+}
+
+interface Grown {
+  readonly peakBytes: number;
+  /** How much there was of what must not matter. */
+  readonly sizeBytes: number;
+}
+
+const CASES: readonly { readonly name: string; readonly what: string; readonly steps: readonly string[] }[] = [
+  { name: 'write', what: 'writing rows', steps: ['writeRows'] },
+  { name: 'open', what: 'opening a database and a log, verifying both', steps: ['writeRows', 'openAndVerify'] },
+  { name: 'changes', what: 'iterating changes() from the start', steps: ['writeRows', 'iterateChanges'] },
+  { name: 'import', what: 'importing a file', steps: ['makeFile', 'importFile'] },
+];
+
+export const bench: Bench = {
+  name: 'memory',
+  what: `memory at one size and at ${FACTOR} times that`,
+  async run({ dir, quick, progress }) {
+    const figures: Figure[] = [];
+    for (const { name, what, steps } of CASES) {
+      const measure = async (rows: number): Promise<Grown> => {
+        progress(`${name} with ${rows} rows`);
+        using place = temporaryDirectory(dir);
+        let last: Grown | undefined;
+        for (const step of steps) last = await inChild<Grown>(import.meta.url, step, { dir: place.path, rows });
+        return last!;
+      };
+      const rows = quick ? 10_000 : 150_000;
+      const [small, large] = [await measure(rows), await measure(rows * FACTOR)];
+      const grownMib = (large.peakBytes - small.peakBytes) / MIB;
+      figures.push({
+        name: `memory ${name}`,
+        what: `MiB more at ${FACTOR} times the size, ${what}`,
+        ours: { value: large.peakBytes / MIB, unit: `MiB at ${FACTOR}x` },
+        peer: { value: small.peakBytes / MIB, unit: 'MiB at 1x' },
+        value: grownMib,
+        bound: { kind: 'atMost', gate: SLACK_MIB },
+        notes: { smallSizeMib: small.sizeBytes / MIB, largeSizeMib: large.sizeBytes / MIB },
+      });
+    }
+    return figures;
+  },
+};
+
+const SCHEMA = 'create table item (id integer primary key not null, kind text not null, body text not null)';
+const ROWS_PER_WRITE = 500;
+
+/** Kept whole: what is iterated and verified later must be there. */
+const open = (dir: string): ReturnType<typeof openNode> =>
+  openNode({
+    dir: join(dir, 'node'),
+    limits: { logRetainBytes: 2 ** 40 },
+    migrations: [SCHEMA],
+    scrubIntervalMs: false,
+  });
+
+export async function writeRows({ dir, rows }: Size): Promise<Grown> {
+  await using node = await open(dir);
+  const tenant = await node.tenants.create('items');
+  for (let row = 0; row < rows; row += ROWS_PER_WRITE)
+    await tenant.write((tx) => {
+      for (let id = row; id < row + ROWS_PER_WRITE; id += 1)
+        tx.run('insert into item values (?, ?, ?)', [id, `kind ${id % 10}`, `body ${id} `.repeat(12)]);
+    });
+  return { peakBytes: peakResidentBytes(), sizeBytes: (await node.status()).log.bytes };
+}
+
+export async function openAndVerify({ dir, rows }: Size): Promise<Grown> {
+  await using node = await open(dir);
+  const counted = await node.tenant('items').read((reader) => reader.value<number>('select count(*) from item'));
+  if (counted !== rows) throw new Error(`${counted} of ${rows} rows are there`);
+  const { ok, problems } = await node.verify();
+  if (!ok) throw new Error(JSON.stringify(problems));
+  return { peakBytes: peakResidentBytes(), sizeBytes: (await node.tenant('items').status()).fileBytes };
+}
+
+export async function iterateChanges({ dir, rows }: Size): Promise<Grown> {
+  await using node = await open(dir);
+  let seen = 0;
+  for await (const change of node.tenant('items').changes({ untilCaughtUp: true })) seen += change.rows.length;
+  if (seen !== rows) throw new Error(`${seen} of ${rows} rows were in the feed`);
+  return { peakBytes: peakResidentBytes(), sizeBytes: (await node.status()).log.bytes };
+}
+
+export function makeFile({ dir, rows }: Size): void {
+  generateShop(join(dir, 'shop.sqlite'), rows);
+}
+
+export async function importFile({ dir }: Size): Promise<Grown> {
+  const file = join(dir, 'shop.sqlite');
+  await using node = await openNode({ dir: join(dir, 'node') });
+  await node.tenant('shop').importFile(file);
+  return { peakBytes: peakResidentBytes(), sizeBytes: statSync(file).size };
+}
