@@ -2,9 +2,9 @@
 import { systemDisk } from '../base/disk.ts';
 import { verifyLog } from '../log/verify.ts';
 import { checkpointFile, type CheckpointMode } from '../store/checkpoint.ts';
-import { exportPlain } from '../store/export-file.ts';
+import { exportPlain, type CopyWork } from '../store/export-file.ts';
 import { inspectSource } from '../store/import-source.ts';
-import type { CopyRequest, InspectRequest, ScrubRequest } from '../store/maintenance.ts';
+import type { InspectRequest, ScrubRequest } from '../store/maintenance.ts';
 import { scrubFile } from '../store/scrub.ts';
 import { serveThread } from './thread-server.ts';
 
@@ -13,5 +13,5 @@ serveThread({
   scrub: (request: ScrubRequest, progress) => scrubFile(request, progress),
   inspect: (request: InspectRequest, progress) => inspectSource(request, progress),
   verifyLog: ({ dir }: { dir: string }, onProgress) => verifyLog({ disk: systemDisk, dir }, { onProgress }),
-  exportPlain: (request: CopyRequest, progress) => exportPlain(request, progress),
+  exportPlain: (request: CopyWork, progress) => exportPlain(request, progress),
 });

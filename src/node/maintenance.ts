@@ -2,10 +2,12 @@
  * Maintenance of tenant files in two threads: one for checkpoints, which writers may wait for, and one for long work,
  * which is ended when its caller gives up.
  */
-import { extname } from 'node:path';
+import { extname, resolve } from 'node:path';
 import { NostosError } from '../base/errors.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
 import type { LogVerification, VerifyProgress } from '../log/verify.ts';
 import type { CheckpointMode, CheckpointResult } from '../store/checkpoint.ts';
+import { removeTemporary } from '../store/export-file.ts';
 import type {
   CopyReport,
   CopyRequest,
@@ -23,6 +25,9 @@ export class ThreadMaintenance implements Maintenance {
   readonly #long: CallThread;
   /** Long calls go one after another, so that ending one ends no other. */
   #last: Promise<unknown> = Promise.resolve();
+  /** When the thread that was given up has really ended: SQLite holds it until its statement does. */
+  #ending: Promise<void> = Promise.resolve();
+  #closed: NostosError | undefined;
 
   constructor() {
     const url = new URL(`./maintenance-thread${extname(import.meta.url)}`, import.meta.url);
@@ -39,7 +44,10 @@ export class ThreadMaintenance implements Maintenance {
   }
 
   exportPlain(request: CopyRequest, options: LongWork<string> = {}): Promise<CopyReport> {
-    return this.#inTurn('exportPlain', request, options);
+    const temporary = `${resolve(request.target)}.${randomHex128(systemRandom).slice(0, 8)}.nostos-export`;
+    // A thread that is ended cannot clean up after itself.
+    const cleanUp = (): void => removeTemporary(temporary);
+    return this.#inTurn('exportPlain', { ...request, temporary }, options, cleanUp);
   }
 
   inspect(request: InspectRequest, options: LongWork<string> = {}): Promise<InspectReport> {
@@ -52,16 +60,28 @@ export class ThreadMaintenance implements Maintenance {
 
   async close(): Promise<void> {
     const error = new NostosError('CLOSED', 'the node is closed');
-    await Promise.all([this.#checkpoints.end(error), this.#long.end(error)]);
+    this.#closed = error;
+    this.#ending = this.#long.end(error);
+    await Promise.all([this.#checkpoints.end(error), this.#ending]);
+    await this.#last;
   }
 
-  #inTurn<T, P>(method: string, request: unknown, { signal, onProgress }: LongWork<P>): Promise<T> {
+  #inTurn<T, P>(
+    method: string,
+    request: unknown,
+    { signal, onProgress }: LongWork<P>,
+    cleanUp?: () => void,
+  ): Promise<T> {
     const turn = this.#last.then(async () => {
       signal?.throwIfAborted();
-      const abort = (): void => void this.#long.end(signal?.reason);
+      if (this.#closed !== undefined) throw this.#closed;
+      const abort = (): void => void (this.#ending = this.#long.end(signal?.reason));
       signal?.addEventListener('abort', abort, { once: true });
       try {
         return await this.#long.call<T>(method, request, onProgress as ((progress: unknown) => void) | undefined);
+      } catch (error) {
+        if (cleanUp !== undefined) await this.#ending.then(cleanUp);
+        throw error;
       } finally {
         signal?.removeEventListener('abort', abort);
       }
