@@ -3,7 +3,7 @@ import { DatabaseSync } from 'node:sqlite';
 
 export const SHOP_TABLES = ['customer', 'product', 'orders', 'line', 'event'] as const;
 
-export const SHOP_SCHEMA = [
+export const SHOP_CREATE_TABLES = [
   `create table customer (id integer primary key not null, name text not null, email text not null unique,
     city text, joined text not null)`,
   `create table product (id integer primary key not null, name text not null, price real not null, stock integer not null)`,
@@ -14,6 +14,9 @@ export const SHOP_SCHEMA = [
     primary key (order_id, position)) without rowid`,
   `create table event (id integer primary key not null, customer_id integer references customer (id),
     kind text not null, body blob)`,
+];
+
+export const SHOP_CREATE_INDEXES = [
   `create index orders_by_customer on orders (customer_id)`,
   `create index orders_by_day on orders (placed)`,
   `create index line_by_product on line (product_id)`,
@@ -24,7 +27,7 @@ export const SHOP_SCHEMA = [
 export function generateShop(path: string, rows: number): number {
   using database = new DatabaseSync(path);
   database.exec('pragma journal_mode = off; pragma synchronous = off; begin');
-  for (const statement of SHOP_SCHEMA) database.exec(statement);
+  for (const statement of [...SHOP_CREATE_TABLES, ...SHOP_CREATE_INDEXES]) database.exec(statement);
   const customers = Math.floor(rows * 0.08);
   const products = Math.floor(rows * 0.02);
   const orders = Math.floor(rows * 0.2);

@@ -6,10 +6,11 @@
 import { join } from 'node:path';
 import { openNode, type Tenant } from '../src/index.ts';
 import type { NostosNode } from '../src/node/node.ts';
-import { type Bench, type Figure } from './harness.ts';
+import { percentile, type Bench, type Figure } from './harness.ts';
 import { INSERT_ROW, ROWS_SCHEMA } from './plain.ts';
 
 const COUNT = 'with recursive n (i) as (select 1 union all select i + 1 from n where i < ?) select max(i) as n from n';
+const SHORT = 'select count(*) from item';
 const CALIBRATION_STEPS = 1_000_000;
 const LATE_MAX_MS = 50;
 const TICK_MS = 10;
@@ -24,9 +25,12 @@ export const bench: Bench = {
     const busy = await node.tenants.create('busy');
     const other = await node.tenants.create('other');
     for (const tenant of [busy, other]) await tenant.write((tx) => tx.run(INSERT_ROW, ['row']));
+    // Starting a thread is not what is measured: both are there.
+    await Promise.all([busy.query(COUNT, [CALIBRATION_STEPS]), other.query(SHORT)]);
 
     context.progress('idle');
     const idle = await node.probe(durationMs / 5);
+    const idleAnswersMs = await askMeanwhile(other, durationMs / 5);
     context.progress('a long query');
     const steps = await stepsFor(busy, durationMs);
     const ended = longQuery(busy, steps);
@@ -66,12 +70,12 @@ export const bench: Bench = {
       },
       {
         name: 'stall other tenant',
-        what: 'slowest of the short queries of another tenant during the long one, ms',
-        ours: { value: Math.max(...answersMs), unit: 'ms' },
-        peer: { value: LATE_MAX_MS, unit: 'ms' },
-        value: Math.max(...answersMs),
+        what: 'p99 of the short queries of another tenant during the long one, ms',
+        ours: { value: percentile(answersMs, 0.99), unit: 'ms' },
+        peer: { value: percentile(idleAnswersMs, 0.99), unit: 'ms idle' },
+        value: percentile(answersMs, 0.99),
         bound: { kind: 'atMost', gate: LATE_MAX_MS },
-        notes: { answers: answersMs.length },
+        notes: { answers: answersMs.length, maxMs: Math.max(...answersMs) },
       },
     ];
   },
@@ -79,7 +83,6 @@ export const bench: Bench = {
 
 /** A count to so many takes about that long here; SQLite cannot be interrupted, so a query must end by itself. */
 async function stepsFor(tenant: Tenant, durationMs: number): Promise<number> {
-  await tenant.query(COUNT, [1]); // its thread is there
   const startedMs = performance.now();
   await tenant.query(COUNT, [CALIBRATION_STEPS]);
   return Math.ceil((CALIBRATION_STEPS * durationMs) / (performance.now() - startedMs));
@@ -97,7 +100,7 @@ async function askMeanwhile(tenant: Tenant, durationMs: number): Promise<number[
   const untilMs = performance.now() + durationMs - 100;
   while (performance.now() < untilMs) {
     const startedMs = performance.now();
-    await tenant.query('select count(*) from item');
+    await tenant.query(SHORT);
     answersMs.push(performance.now() - startedMs);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
