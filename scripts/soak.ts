@@ -1,29 +1,24 @@
 /**
- * `npm run soak -- [kill] [--rounds 200] [--seed 1] [--seeds 1]`: long runs on real processes and disks. `kill`: kill -9 of
- * a process under load, round after round, with every acknowledged write checked.
+ * `npm run soak`: kill -9 of a real process under load, again and again, with every acknowledged write checked.
+ *
+ * `npm run soak -- --rounds 200 --seed 1`
  */
-import { load, readFlags, runAll, runSeeds } from './long-run.ts';
+import { parseArgs } from 'node:util';
+import { runKillRounds } from '../src/node/kill-harness.ts';
 
-const ROUNDS = 200;
-
-type RunKillRounds = (options: {
-  readonly rounds: number;
-  readonly seed: number;
-  readonly onProgress?: (counts: object) => void;
-}) => Promise<object>;
-
-await runAll(
-  [
-    {
-      name: 'kill',
-      run: async (flags) => {
-        const run = await load<RunKillRounds>('src/node/kill-harness.ts', 'runKillRounds');
-        const rounds = flags.rounds ?? ROUNDS;
-        return runSeeds('kill', flags, (seed) =>
-          run({ rounds, seed, onProgress: (counts) => console.log('kill:', JSON.stringify(counts)) }),
-        );
-      },
-    },
-  ],
-  readFlags({ seeds: 1 }),
-);
+const { values } = parseArgs({
+  options: { rounds: { type: 'string', default: '200' }, seed: { type: 'string' }, dir: { type: 'string' } },
+});
+const rounds = Number(values.rounds);
+const seed = values.seed === undefined ? Math.floor(Math.random() * 2 ** 32) : Number(values.seed);
+process.stdout.write(`${rounds} rounds with seed ${seed}\n`);
+const report = await runKillRounds({
+  rounds,
+  seed,
+  ...(values.dir === undefined ? {} : { dir: values.dir }),
+  onProgress: ({ round, killed, acknowledged, log }) =>
+    process.stdout.write(
+      `${round}: killed while ${killed}, ${acknowledged} acknowledged, log ${log.firstLsn} to ${log.lastLsn}\n`,
+    ),
+});
+process.stdout.write(`${JSON.stringify(report)}\n`);

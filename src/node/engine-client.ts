@@ -1,6 +1,6 @@
 /** The engine as the caller's thread sees it: requests over a port, and the committed log. */
 import { extname } from 'node:path';
-import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
+import { MessageChannel, Worker, receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
 import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
 import { NostosError, deserializeError } from '../base/errors.ts';
 import type {
@@ -150,6 +150,9 @@ export class EngineClient implements CommitLog {
   }
 
   #lose(error: NostosError): void {
+    // The end of the thread may be heard before the last answers that it gave.
+    for (let last = receiveMessageOnPort(this.#port); last !== undefined; last = receiveMessageOnPort(this.#port))
+      this.#take(last.message as EngineReply);
     this.#gone ??= error;
     this.#port.close();
     for (const { method, reject } of this.#waiting.values())
