@@ -7,7 +7,6 @@ export interface Column<Item> {
   readonly align?: 'right' | undefined;
 }
 
-// oxlint-disable-next-line no-control-regex -- strips the escape sequences that `style` writes
 const ESCAPES = /\u001B\[\d+m/g;
 const WIDE =
   /[\u1100-\u115F\u2E80-\uA4CF\uAC00-\uD7A3\uF900-\uFAFF\uFE30-\uFE6F\uFF00-\uFF60\uFFE0-\uFFE6]|\p{Emoji_Presentation}/u;
@@ -15,7 +14,6 @@ const segmenter = new Intl.Segmenter();
 
 /** Columns that the text takes on a terminal. */
 export function width(text: string): number {
-  // oxlint-disable-next-line no-control-regex -- pure ASCII is as wide as it is long
   if (/^[\x20-\x7e]*$/.test(text)) return text.length;
   let columns = 0;
   for (const { segment } of segmenter.segment(text.replace(ESCAPES, ''))) columns += WIDE.test(segment) ? 2 : 1;
@@ -91,7 +89,6 @@ function sqlText(value: unknown): string {
 /** Control characters would let data move the cursor, so they are shown escaped. */
 function oneLine(value: unknown): string {
   const text = value === undefined || value === null ? '' : stringOf(value);
-  // oxlint-disable-next-line no-control-regex -- all but the escape sequences of `style`
   return text.replace(/\u001B(?!\[\d{1,2}m)|[\u0000-\u001A\u001C-\u001F\u007F-\u009F]/g, escapeCharacter);
 }
 
