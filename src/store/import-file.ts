@@ -241,22 +241,20 @@ class Import {
   async #copy(table: ImportTable): Promise<void> {
     const { database } = this.#store.writer;
     this.#progress(`copying rows of ${table.name}`);
-    if (table.type === 'shadow')
-      await this.#chunk(table, () => database.exec(`delete from main.${quoteName(table.name)}`));
+    if (table.type === 'shadow') await this.#chunk(() => database.exec(`delete from main.${quoteName(table.name)}`));
     const walk = new TableWalk(database, table, SOURCE);
     let rowsMax = CHUNK_ROWS;
     let rows = 0;
     for (;;) {
       this.#options.signal?.throwIfAborted();
-      rowsMax = walk.fitting(rowsMax, CHUNK_BYTES);
-      const { copied, bytes } = await this.#chunk(table, () => walk.copy(rowsMax));
-      if (copied === 0) break;
-      rows += copied;
-      this.#done += copied;
+      const chunk = await this.#fitting(table, walk.fitting(rowsMax, CHUNK_BYTES), (count) => walk.copy(count));
+      walk.accept();
+      rows += chunk.copied;
+      this.#done += chunk.copied;
       this.#progress(`copying rows of ${table.name}`);
-      if (copied < rowsMax) break;
-      const fitting = Math.floor((rowsMax * CHUNK_BYTES) / Math.max(1, bytes));
-      rowsMax = Math.max(1, Math.min(fitting, rowsMax * 4, CHUNK_ROWS_MAX));
+      if (chunk.copied < chunk.rowsMax) break;
+      const next = Math.floor((chunk.copied * CHUNK_BYTES) / Math.max(1, chunk.bytes));
+      rowsMax = Math.max(1, Math.min(next, chunk.copied * 4, CHUNK_ROWS_MAX));
     }
     if (this.#sourceVersion() !== this.#dataVersion) throw this.#changed();
     if (rows !== this.#counts.get(table.name))
@@ -266,8 +264,27 @@ class Import {
       );
   }
 
+  /** Makes a chunk smaller until it fits a record. */
+  async #fitting(
+    table: ImportTable,
+    given: number,
+    copy: (rowsMax: number) => number,
+  ): Promise<{ copied: number; bytes: number; rowsMax: number }> {
+    for (let rowsMax = given; ; rowsMax = Math.max(1, rowsMax >> 2)) {
+      try {
+        return { ...(await this.#chunk(() => copy(rowsMax))), rowsMax };
+      } catch (error) {
+        if (!isNostosError(error, 'TRANSACTION_TOO_LARGE')) throw error;
+        if (rowsMax > 1) continue;
+        throw new NostosError('IMPORT_REFUSED', `a row of ${table.name} is too large: ${error.message}`, {
+          cause: error,
+        });
+      }
+    }
+  }
+
   /** One transaction of the import, committed before the next begins. */
-  async #chunk<T>(table: ImportTable, change: () => T): Promise<{ copied: T; bytes: number }> {
+  async #chunk<T>(change: () => T): Promise<{ copied: T; bytes: number }> {
     const connection = this.#store.writer;
     begin(connection);
     const session = connection.database.createSession();
@@ -282,13 +299,7 @@ class Import {
       throw fromSqlite(error);
     }
     session.close();
-    try {
-      this.#store.assertFits(changeset);
-    } catch (error) {
-      throw new NostosError('IMPORT_REFUSED', `a row of ${table.name} is too large: ${(error as Error).message}`, {
-        cause: error,
-      });
-    }
+    this.#store.assertFits(changeset);
     await this.#store.commit(changeset.length === 0 ? [] : [changeset]);
     await this.#assertWritten();
     await this.#store.relieve();

@@ -64,6 +64,7 @@ interface Refusal {
 
 export function planImport(source: DatabaseSync, options: { readonly addKey: boolean }): ImportPlan {
   checkEncoding(source);
+  checkViews(source);
   const tables = readTables(source);
   const byName = new Map(tables.map((table) => [table.name, table]));
   const objects = readObjects(source)
@@ -73,14 +74,14 @@ export function planImport(source: DatabaseSync, options: { readonly addKey: boo
     .map(unguarded);
   const addedKeys = new Map<string, string>();
   let planned = objects;
-  let problems: Refusal[] = tryOut(planned, checkSchema);
+  let problems: Refusal[] = tryOut(planned, checkForeign);
   if (options.addKey && problems.length > 0) {
     const keyless = keylessTables(problems, tables);
     planned = objects.map((object) => {
       const table = object.type === 'table' && keyless.has(object.name) ? byName.get(object.name) : undefined;
       return table === undefined ? object : { ...object, sql: withNewKey(table, addedKeys) };
     });
-    problems = [...tryOut(planned, checkSchema), ...checkAddedKeys(source, tables, objects, addedKeys)];
+    problems = [...tryOut(planned, checkForeign), ...checkAddedKeys(source, tables, objects, addedKeys)];
   }
   problems.push(...tryOut(planned, (scratch) => checkCompiled(scratch, objects)));
   if (problems.length > 0) throw refused(problems, options.addKey);
@@ -95,6 +96,31 @@ export function planImport(source: DatabaseSync, options: { readonly addKey: boo
     applicationId: pragma(source, 'application_id'),
     sequences: readSourceSequences(source, tables),
   };
+}
+
+/** A schema that comes from elsewhere has nothing of ours. */
+function checkForeign(scratch: DatabaseSync): Refusal[] {
+  return checkSchema(scratch, { ownTables: [] });
+}
+
+/** A view that does not compile makes SQLite's own description of the schema fail. */
+function checkViews(source: DatabaseSync): void {
+  const broken: Refusal[] = [];
+  for (const { type, name } of readObjects(source)) {
+    if (type !== 'view') continue;
+    try {
+      source.prepare(`select * from ${quoteName(name)}`);
+    } catch (error) {
+      const remedy = 'drop the view, or mend it (text stands in single quotes)';
+      broken.push({
+        object: name,
+        code: 'STATEMENT',
+        why: `this view does not work: ${(error as Error).message}`,
+        remedy,
+      });
+    }
+  }
+  if (broken.length > 0) throw refused(broken, true);
 }
 
 function pragma(source: DatabaseSync, name: string): number {

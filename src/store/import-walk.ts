@@ -55,7 +55,7 @@ export class TableWalk {
     }
   }
 
-  /** Copies the next rows, inside the caller's transaction, and answers with their number. */
+  /** Copies the next rows, inside the caller's transaction, and answers with their number; to be accepted, or undone. */
   copy(rowsMax: number): number {
     const { name, columns, sources, walk, keepsRowid } = this.#table;
     const from = this.#from(this.#started);
@@ -69,8 +69,12 @@ export class TableWalk {
         1,
         copied - 1,
       );
-    this.#started = true;
     return copied;
+  }
+
+  /** To be called when what was copied is kept. */
+  accept(): void {
+    this.#started = true;
   }
 }
 
