@@ -247,7 +247,9 @@ export class TenantHandle implements Tenant {
   #openStore(): TenantStore | undefined {
     const { tenants, migrations } = this.#deps;
     const store = tenants.peek(this.#entry().id);
-    return store === undefined || (migrations !== undefined && store.schemaVersion !== migrations.length)
+    return store === undefined ||
+      isUnfinished(store) ||
+      (migrations !== undefined && store.schemaVersion !== migrations.length)
       ? undefined
       : store;
   }
