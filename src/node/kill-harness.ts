@@ -70,7 +70,7 @@ class Known {
 
 const OPENING_SHARE = 0.3;
 const AFTER_OPENING_MS = 260;
-const AFTER_READY_MS = 700;
+const AFTER_READY_MS = 1_200;
 const AGAIN_SHARE = 0.3;
 
 export async function runKillRounds(options: KillOptions): Promise<KillReport> {

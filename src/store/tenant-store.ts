@@ -456,6 +456,8 @@ export class TenantStore {
       if (state === 'spoilt') {
         this.#needsReplay = true;
       } else {
+        // Without its transaction this would commit by itself: a position without the rows.
+        if (!this.writer.inTransaction) throw new NostosError('INTERNAL', 'SQLite has lost the transaction');
         writeApplied(this.writer, applied);
         extra?.();
         this.writer.internal('commit').run();
