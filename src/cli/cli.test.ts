@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import { DatabaseSync } from 'node:sqlite';
 import { test, type TestContext } from 'node:test';
 import { EXIT_CODES } from './exit-codes.ts';
-import { ENTRY, nostos, temporaryDirectory } from './nostos-process.ts';
+import { ENTRY, nostos, temporaryDirectory } from './nostos-process.fixture.ts';
 import { createSample } from './sample.ts';
 import { compareFiles } from './tour/compare.ts';
 
