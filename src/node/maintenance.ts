@@ -6,7 +6,7 @@ import { extname, resolve } from 'node:path';
 import { NostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { LogVerification, VerifyProgress } from '../log/verify.ts';
-import type { CheckpointMode, CheckpointResult } from '../store/checkpoint.ts';
+import type { CheckpointMode, CheckpointRequest, CheckpointResult } from '../store/checkpoint.ts';
 import { removeTemporary } from '../store/export-file.ts';
 import type {
   CopyReport,
@@ -35,8 +35,8 @@ export class ThreadMaintenance implements Maintenance {
     this.#long = new CallThread(url, 'nostos-maintenance');
   }
 
-  checkpoint(path: string, mode: CheckpointMode): Promise<CheckpointResult> {
-    return this.#checkpoints.call('checkpoint', { path, mode });
+  checkpoint(path: string, mode: CheckpointMode, directories: readonly string[] = []): Promise<CheckpointResult> {
+    return this.#checkpoints.call('checkpoint', { path, mode, directories } satisfies CheckpointRequest);
   }
 
   scrub(request: ScrubRequest, options: LongWork<number> = {}): Promise<ScrubReport> {

@@ -3,6 +3,7 @@
  * the writer would stall a write for as long as its syncs take.
  */
 import { DatabaseSync } from 'node:sqlite';
+import { systemDisk } from '../base/disk.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 
 /** `passive` disturbs nobody; `restart` waits for readers, so that the WAL begins anew; `truncate` also empties it. */
@@ -15,7 +16,14 @@ export interface CheckpointResult {
 
 const BUSY_TIMEOUT_MS = 2_000;
 
-export function checkpointFile(path: string, mode: CheckpointMode): CheckpointResult {
+export interface CheckpointRequest {
+  readonly path: string;
+  readonly mode: CheckpointMode;
+  /** Directories to sync as well: SQLite does not see to it that the file of a database is found after a power cut. */
+  readonly directories: readonly string[];
+}
+
+export function checkpointFile({ path, mode, directories }: CheckpointRequest): CheckpointResult {
   try {
     using database = new DatabaseSync(path, { timeout: mode === 'passive' ? 0 : BUSY_TIMEOUT_MS });
     database.exec('pragma synchronous = normal');
@@ -24,7 +32,9 @@ export function checkpointFile(path: string, mode: CheckpointMode): CheckpointRe
       log: number;
       checkpointed: number;
     };
-    return { complete: row.busy === 0 && row.log === row.checkpointed };
+    const complete = row.busy === 0 && row.log === row.checkpointed;
+    if (complete) for (const directory of directories) systemDisk.syncDirectory(directory);
+    return { complete };
   } catch (error) {
     throw fromSqlite(error);
   }

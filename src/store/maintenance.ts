@@ -58,7 +58,8 @@ export interface LongWork<P> {
 }
 
 export interface Maintenance {
-  checkpoint(path: string, mode: CheckpointMode): Promise<CheckpointResult>;
+  /** `directories` are synced too, when the checkpoint is complete. */
+  checkpoint(path: string, mode: CheckpointMode, directories?: readonly string[]): Promise<CheckpointResult>;
   scrub(request: ScrubRequest, options?: LongWork<number>): Promise<ScrubReport>;
   /** A plain SQLite file without anything of Nostos in it. */
   exportPlain(request: CopyRequest, options?: LongWork<string>): Promise<CopyReport>;

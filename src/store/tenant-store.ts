@@ -124,6 +124,8 @@ export class TenantStore {
   #closed = false;
   #changedBytes = 0;
   #checkpointing: Promise<void> | undefined;
+  /** Whether the directories down to the file have been synced, without which a power cut may take the file. */
+  #findable = false;
 
   private constructor(deps: TenantDeps, options: TenantOptions) {
     this.#deps = deps;
@@ -496,9 +498,14 @@ export class TenantStore {
       writeFingerprint(this.writer, lsn, this.#expected.serialize());
       this.#noted = lsn;
     }
-    const { complete } = await this.#deps.maintenance.checkpoint(this.path, mode);
-    if (!complete || lsn <= this.#durable) return;
-    this.#durable = lsn;
+    const { complete } = await this.#deps.maintenance.checkpoint(
+      this.path,
+      mode,
+      this.#findable ? [] : above(this.path),
+    );
+    if (!complete) return;
+    this.#findable = true;
+    if (lsn > this.#durable) this.#durable = lsn;
   }
 
   #connect(role: 'writer' | 'reader' | 'applier'): Connection {
@@ -592,6 +599,12 @@ export class TenantStore {
       { details: { lsn, watermark: this.#deps.log.watermark } },
     );
   }
+}
+
+/** The directories whose entries lead to a tenant's file, up to the data directory. */
+function above(path: string): string[] {
+  const own = dirname(path);
+  return [own, dirname(own), dirname(dirname(own))];
 }
 
 /** The position that a file holds even after a power cut, as far as can be told on opening. */

@@ -1,0 +1,31 @@
+/** What the recorded process and the one that checks must agree on. */
+import { createHash } from 'node:crypto';
+
+/** Small, so that segments roll, the log is pruned and checkpoints run within a few hundred writes. */
+export const CUT_LIMITS = {
+  segmentBytesMax: 128 * 1024,
+  recordBytesMax: 96 * 1024,
+  logRetainBytes: 128 * 1024,
+  checkpointBytes: 64 * 1024,
+  checkpointHoldBytes: 192 * 1024,
+} as const;
+
+export const CUT_MIGRATIONS = [
+  `create table parts (id integer not null, part integer not null, body blob, primary key (id, part)) without rowid;
+   create table total (id integer primary key, writes integer not null); insert into total values (1, 0);
+   create table scratch (id integer primary key, filler blob)`,
+  'create index parts_body on parts (body)',
+  `alter table parts add column note text not null default 'none'`,
+] as const;
+
+/** Rows of one write; all of them or none. */
+export const CUT_PARTS = 3;
+
+export type CutAck =
+  | { readonly kind: 'written'; readonly tenant: string; readonly id: number }
+  | { readonly kind: 'migrated'; readonly tenant: string; readonly version: number }
+  | { readonly kind: 'dropped'; readonly tenant: string };
+
+export function bodyOf(id: number, part: number): Uint8Array {
+  return createHash('sha256').update(`${id}:${part}`).digest();
+}
