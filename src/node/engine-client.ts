@@ -14,6 +14,7 @@ import type {
 } from '../log/commit-log.ts';
 import type { RecordKind } from '../log/record.ts';
 import { decodeAnswer, encodeAppend } from './append-frame.ts';
+import { AppendRing } from './append-ring.ts';
 import type {
   EngineMethod,
   EngineOpened,
@@ -35,6 +36,7 @@ interface Waiting {
 export class EngineClient implements CommitLog {
   readonly #worker: Worker;
   readonly #port: MessagePort;
+  readonly #ring: AppendRing;
   readonly #generation: Generation;
   readonly #waiting = new Map<number, Waiting>();
   readonly #listeners = new Set<() => void>();
@@ -43,9 +45,14 @@ export class EngineClient implements CommitLog {
   #gone: NostosError | undefined;
   readonly opened: EngineOpened;
 
-  private constructor(worker: Worker, port: MessagePort, options: EngineOptions, opened: EngineOpened) {
+  private constructor(
+    { worker, port, ring }: { worker: Worker; port: MessagePort; ring: AppendRing },
+    options: EngineOptions,
+    opened: EngineOpened,
+  ) {
     this.#worker = worker;
     this.#port = port;
+    this.#ring = ring;
     this.#generation = options.generation;
     this.#watermark = opened.watermark;
     this.opened = opened;
@@ -59,8 +66,9 @@ export class EngineClient implements CommitLog {
   static async start(options: EngineOptions): Promise<EngineClient> {
     const url = new URL(`./engine-thread${extname(import.meta.url)}`, import.meta.url);
     const { port1, port2 } = new MessageChannel();
+    const ring = new AppendRing();
     const worker = new Worker(url, {
-      workerData: { options, port: port2 },
+      workerData: { options, port: port2, memory: ring.memory },
       transferList: [port2],
       name: 'nostos-engine',
     });
@@ -73,7 +81,7 @@ export class EngineClient implements CommitLog {
         else reject(deserializeError(start.failed));
       });
     });
-    return new EngineClient(worker, port1, options, opened);
+    return new EngineClient({ worker, port: port1, ring }, options, opened);
   }
 
   get watermark(): Lsn {
@@ -90,7 +98,10 @@ export class EngineClient implements CommitLog {
     return new Promise((resolve, reject) => {
       const id = this.#nextId++;
       this.#waiting.set(id, { method: 'append', resolve: resolve as (output: unknown) => void, reject });
-      this.#port.postMessage(encodeAppend(id, entries));
+      const frame = encodeAppend(id, entries);
+      const put = this.#ring.put(frame);
+      if (put === 'full') this.#port.postMessage(frame);
+      else if (put === 'asleep') this.#port.postMessage(null);
     });
   }
 

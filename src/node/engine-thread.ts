@@ -1,6 +1,6 @@
 /** The engine's thread: takes requests from its port, in groups, and answers them. */
 import { join } from 'node:path';
-import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
+import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { serializeError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
@@ -8,6 +8,7 @@ import { EmbeddedCoordinator } from '../coordination/embedded.ts';
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { RememberingCoordinator } from '../coordination/remembering.ts';
 import { decodeAppend, encodeAnswer } from './append-frame.ts';
+import { AppendRing } from './append-ring.ts';
 import { Engine, type AppendCall } from './engine.ts';
 import type {
   EngineMethod,
@@ -24,11 +25,18 @@ import { highestApplied } from './highest-applied.ts';
  * How long the thread looks for the next append before it sleeps. A lone writer's next append comes about 50 us after
  * its answer, and to wake a sleeping thread costs as much again (ADR 0001).
  */
-const LINGER_MS = 0.06;
+const LINGER_MS = 0.1;
+/** After this long the rest of the thread has its turn, however many appends wait. */
+const TURN_MAX_MS = 1;
 
 assert(parentPort !== null, 'the engine runs in a worker thread');
 const parent = parentPort;
-const { options, port } = workerData as { options: EngineOptions; port: MessagePort };
+const { options, port, memory } = workerData as {
+  options: EngineOptions;
+  port: MessagePort;
+  memory: SharedArrayBuffer;
+};
+const ring = new AppendRing(memory);
 
 function reply(message: EngineReply, transfer: ArrayBuffer[] = []): void {
   port.postMessage(message, transfer);
@@ -80,25 +88,32 @@ function serve(engine: Engine): void {
     });
   };
 
-  /** Whatever has arrived; appends among it share the fsync. */
+  /** Takes the appends that have arrived, which share the fsync; false when there were none. */
   const drain = (): boolean => {
-    let next = receiveMessageOnPort(port);
-    if (next === undefined) return false;
-    for (; next !== undefined; next = receiveMessageOnPort(port)) take(next.message as EngineRequest | Uint8Array);
+    for (let frame = ring.take(); frame !== undefined; frame = ring.take()) take(frame);
+    if (appends.length === 0) return false;
+    void flush();
     return true;
   };
 
-  port.on('message', (request: EngineRequest | Uint8Array) => {
-    take(request);
-    drain();
-    if (appends.length === 0) return;
-    void flush();
-    for (let untilMs = performance.now() + LINGER_MS; performance.now() < untilMs;) {
-      if (!drain() || appends.length === 0) continue;
-      void flush();
-      untilMs = performance.now() + LINGER_MS;
+  /** Serves appends until none has come for a while, and gives the event loop its turn in between. */
+  const serveAppends = (): void => {
+    const startedMs = performance.now();
+    for (let untilMs = startedMs + LINGER_MS; ;) {
+      const nowMs = performance.now();
+      if (drain()) untilMs = nowMs + LINGER_MS;
+      else if (nowMs >= untilMs && ring.sleep()) return;
+      if (nowMs - startedMs < TURN_MAX_MS) continue;
+      setImmediate(serveAppends);
+      return;
     }
+  };
+
+  port.on('message', (message: EngineRequest | Uint8Array | null) => {
+    if (message !== null) take(message);
+    if (message === null || appends.length > 0) serveAppends();
   });
+  if (!ring.sleep()) serveAppends();
 }
 
 async function answer(engine: Engine, request: EngineRequest): Promise<void> {
