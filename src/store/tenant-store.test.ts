@@ -50,7 +50,7 @@ async function setUp(t: TestContext): Promise<Setup> {
   const maintenance = {
     checkpoint: async (file, mode) => {
       if (checkpoints.failing) throw new NostosError('DISK_FULL', 'no space for the checkpoint');
-      return checkpointFile(file, mode);
+      return checkpointFile({ path: file, mode, directories: [] });
     },
   } satisfies Partial<Maintenance> as unknown as Maintenance;
   await log.append([{ tenant: identity.id, kind: RecordKind.tenantCreate, payload: encodeTenantCreate(identity) }]);
