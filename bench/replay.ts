@@ -27,7 +27,7 @@ const SCHEMA = [
    create index entry_by_account on entry (account_id)`,
 ];
 const ACCOUNTS = 20_000;
-const WRITERS = 16;
+const WRITERS = 4;
 const BATCH_RECORDS = 512;
 /** No checkpoint may bring the file up to date meanwhile. */
 const LIMITS = { checkpointBytes: 2 ** 40, checkpointHoldBytes: 2 ** 40 };
@@ -42,7 +42,7 @@ export const bench: Bench = {
   what: 'opening a tenant whose file lacks the last records',
   async run(context) {
     const { dir, quick } = context;
-    const writes = quick ? 5_000 : 150_000;
+    const writes = quick ? 4_000 : 100_000;
     const original = join(dir, 'original');
     await seed(original);
     const file = tenantFile(original);

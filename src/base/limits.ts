@@ -24,8 +24,8 @@ export const DEFAULT_LIMITS = {
   checkpointHoldBytes: 16 * 1024 * 1024,
   /** A reader that keeps its snapshot longer than this is ended. */
   readerAgeMaxMs: 60_000,
-  /** Reader threads for `tenant.query`. */
-  readerThreadsMax: 2,
+  /** Reader processes for `tenant.query`. */
+  readerProcessesMax: 2,
   /** Default time limit of `tenant.query`. */
   queryTimeoutMs: 30_000,
   /** Rows that one `tenant.query` may answer with. */

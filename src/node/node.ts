@@ -18,7 +18,7 @@ import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeIdentity } from './node-file.ts';
 import { tenantDir, tenantPath } from './paths.ts';
 import { countOpenFiles } from './process-limits.ts';
-import type { QueryThreads } from './query-threads.ts';
+import type { QueryProcesses } from './query-processes.ts';
 import { VERSION } from './runtime.ts';
 import { Scrubber } from './scrubber.ts';
 import { TenantHandle, checkName, publicInfo, type TenantHandleDeps } from './tenant-handle.ts';
@@ -40,7 +40,7 @@ export interface NodeDeps {
   readonly engine: EngineClient;
   readonly catalog: Catalog;
   readonly catalogLog: CatalogLog;
-  readonly queries: QueryThreads;
+  readonly queries: QueryProcesses;
   readonly maintenance: ThreadMaintenance;
   readonly clock: Clock;
 }

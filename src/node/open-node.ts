@@ -19,7 +19,7 @@ import { EngineClient } from './engine-client.ts';
 import { ThreadMaintenance } from './maintenance.ts';
 import { NostosNode } from './node.ts';
 import { loadNode } from './node-file.ts';
-import { QueryThreads } from './query-threads.ts';
+import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
 import type { Node, NodeOptions } from './types.ts';
@@ -53,7 +53,7 @@ export async function openNode(options: NodeOptions): Promise<Node> {
     await catalogLog.open();
     const maintenance = new ThreadMaintenance();
     opened.push(() => maintenance.close());
-    const queries = new QueryThreads(limits);
+    const queries = new QueryProcesses(limits);
     opened.push(() => queries.close());
     const node = new NostosNode(
       { engine, catalog, catalogLog, queries, maintenance, clock: systemClock },

@@ -15,7 +15,7 @@ import { feed, idempotent, migrateStore, runTransaction } from '../store/tenant.
 import type { TenantStore } from '../store/tenant-store.ts';
 import type { Int64Mode, Row, SqlParameters, SqlStatement } from '../store/values.ts';
 import { isThenable } from '../store/writer-transaction.ts';
-import type { QueryThreads } from './query-threads.ts';
+import type { QueryProcesses } from './query-processes.ts';
 import type {
   Change,
   ChangesOptions,
@@ -39,7 +39,7 @@ export interface TenantHandleDeps {
   readonly log: CommitLog;
   readonly catalog: Catalog;
   readonly tenants: OpenTenants;
-  readonly queries: QueryThreads;
+  readonly queries: QueryProcesses;
   readonly maintenance: Maintenance;
   readonly clock: Clock;
   readonly limits: Limits;

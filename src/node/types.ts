@@ -156,7 +156,7 @@ export interface Tenant {
   transaction<T>(fn: (tx: Transaction) => Promise<T>, options?: TransactionOptions): Promise<T>;
   /** Runs `fn` on a snapshot of what is committed, in this thread: for short work. */
   read<T>(fn: (reader: Reader) => T, options?: { readonly int64?: Int64Mode }): Promise<T>;
-  /** Runs one statement in a reader thread: for long work. */
+  /** Runs one statement in a reader process, which is killed when time is up or the signal says so: for long work. */
   query<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters, options?: QueryOptions): Promise<R[]>;
   /** Brings the schema to `migrations.length`; those already applied are skipped. */
   migrate(migrations: readonly Migration[], options?: LongCallOptions): Promise<MigrateReport>;

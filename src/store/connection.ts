@@ -75,10 +75,16 @@ export class Connection {
     }
   }
 
-  /** A statement of Nostos itself, kept for the life of the connection. */
+  /**
+   * A statement of Nostos itself, kept for the life of the connection. Integers come as bigint: `run` answers with the
+   * last rowid whatever it did itself, and as a number one beyond 2^53 would make it throw after it has worked.
+   */
   internal(statement: string): StatementSync {
     let prepared = this.#internal.get(statement);
-    if (prepared === undefined) this.#internal.set(statement, (prepared = this.database.prepare(statement)));
+    if (prepared !== undefined) return prepared;
+    prepared = this.database.prepare(statement);
+    prepared.setReadBigInts(true);
+    this.#internal.set(statement, prepared);
     return prepared;
   }
 

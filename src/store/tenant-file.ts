@@ -147,7 +147,6 @@ export function readFingerprint(
 export function readSequences(connection: Connection, tables: readonly string[]): SequenceValue[] {
   if (tables.length === 0) return []; // without such a table, sqlite_sequence is not there either
   const select = connection.internal('select seq from sqlite_sequence where name = ?');
-  select.setReadBigInts(true);
   return tables.flatMap((table) => {
     const row = select.get(table);
     return row === undefined ? [] : [{ table, value: row['seq'] as bigint }];
@@ -157,7 +156,7 @@ export function readSequences(connection: Connection, tables: readonly string[])
 export function writeSequences(connection: Connection, sequences: readonly SequenceValue[]): void {
   for (const { table, value } of sequences) {
     const { changes } = connection.internal('update sqlite_sequence set seq = ? where name = ?').run(value, table);
-    if (changes === 0) connection.internal('insert into sqlite_sequence (name, seq) values (?, ?)').run(table, value);
+    if (changes === 0n) connection.internal('insert into sqlite_sequence (name, seq) values (?, ?)').run(table, value);
   }
 }
 

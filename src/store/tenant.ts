@@ -144,6 +144,7 @@ async function withinTime<T>(
     timeoutMs,
   );
   const abort = (): void => reject(signal?.reason);
+  if (signal?.aborted === true) abort(); // the callback itself may have done so
   signal?.addEventListener('abort', abort, { once: true });
   running.catch(() => {}); // if its time is up, nobody waits for it any more
   try {

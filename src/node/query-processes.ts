@@ -1,13 +1,12 @@
 /**
- * The reader threads behind `tenant.query`. A query that is cancelled or too slow is given up at once; its thread, which
- * SQLite holds until the statement ends, counts against `readerThreadsMax` until then, so that slow queries cannot
- * pile up threads.
+ * The reader processes behind `tenant.query`, at most `readerProcessesMax` of them, started when they are first needed.
+ * The process of a query that is cancelled or too slow is killed: nothing less ends a running SQLite statement.
  */
 import { extname } from 'node:path';
 import { NostosError } from '../base/errors.ts';
-import type { QueryInput } from './query-thread.ts';
+import type { QueryInput } from './query-process.ts';
 import type { Row } from '../store/values.ts';
-import { CallThread } from './threads.ts';
+import { CallProcess } from './call-process.ts';
 
 const TIMER_MAX_MS = 2 ** 31 - 1;
 
@@ -16,15 +15,15 @@ export interface QueryCall extends QueryInput {
   readonly signal: AbortSignal | undefined;
 }
 
-export class QueryThreads {
+export class QueryProcesses {
   readonly #max: number;
-  readonly #idle: CallThread[] = [];
-  readonly #all = new Set<CallThread>();
+  readonly #idle: CallProcess[] = [];
+  readonly #all = new Set<CallProcess>();
   readonly #waiting: (() => void)[] = [];
   #closed = false;
 
-  constructor(options: { readonly readerThreadsMax: number }) {
-    this.#max = Math.max(1, options.readerThreadsMax);
+  constructor(options: { readonly readerProcessesMax: number }) {
+    this.#max = Math.max(1, options.readerProcessesMax);
   }
 
   async query(call: QueryCall): Promise<Row[]> {
@@ -43,46 +42,46 @@ export class QueryThreads {
   }
 
   async #run(input: QueryInput, signal: AbortSignal): Promise<Row[]> {
-    const thread = await this.#take(signal);
-    const end = (): void => void thread.end(signal.reason).then(() => this.#lose(thread));
+    const reader = await this.#take(signal);
+    const end = (): void => void reader.end(signal.reason).then(() => this.#lose(reader));
     signal.addEventListener('abort', end, { once: true });
     try {
-      return await thread.call<Row[]>('query', input);
+      return await reader.call<Row[]>('query', input);
     } finally {
       signal.removeEventListener('abort', end);
-      if (!signal.aborted) this.#give(thread);
+      if (!signal.aborted) this.#give(reader);
     }
   }
 
   /** Lets go of a file that is about to be removed. */
   async forget(path: string): Promise<void> {
-    await Promise.all([...this.#all].filter((thread) => !thread.busy).map((thread) => thread.call('forget', { path })));
+    await Promise.all([...this.#all].filter((reader) => !reader.busy).map((reader) => reader.call('forget', { path })));
   }
 
   async close(): Promise<void> {
     this.#closed = true;
     const error = new NostosError('CLOSED', 'the node is closed');
     for (const wake of this.#waiting.splice(0)) wake();
-    await Promise.all([...this.#all].map((thread) => thread.end(error)));
+    await Promise.all([...this.#all].map((reader) => reader.end(error)));
   }
 
-  async #take(signal: AbortSignal): Promise<CallThread> {
+  async #take(signal: AbortSignal): Promise<CallProcess> {
     for (;;) {
       signal.throwIfAborted();
       if (this.#closed) throw new NostosError('CLOSED', 'the node is closed');
       const idle = this.#idle.pop();
       if (idle !== undefined) return idle;
       if (this.#all.size < this.#max) {
-        const url = new URL(`./query-thread${extname(import.meta.url)}`, import.meta.url);
-        const thread = new CallThread(url, 'nostos-query');
-        this.#all.add(thread);
-        return thread;
+        const url = new URL(`./query-process${extname(import.meta.url)}`, import.meta.url);
+        const reader = new CallProcess(url);
+        this.#all.add(reader);
+        return reader;
       }
       await this.#turn(signal);
     }
   }
 
-  /** Resolves when a thread may be free. Who gives up leaves the line, or would be woken in the place of another. */
+  /** Resolves when a reader may be free. Who gives up leaves the line, or would be woken in the place of another. */
   #turn(signal: AbortSignal): Promise<void> {
     return new Promise((resolve) => {
       const wake = (): void => {
@@ -98,13 +97,13 @@ export class QueryThreads {
     });
   }
 
-  #give(thread: CallThread): void {
-    this.#idle.push(thread);
+  #give(reader: CallProcess): void {
+    this.#idle.push(reader);
     this.#waiting.shift()?.();
   }
 
-  #lose(thread: CallThread): void {
-    this.#all.delete(thread);
+  #lose(reader: CallProcess): void {
+    this.#all.delete(reader);
     this.#waiting.shift()?.();
   }
 }
