@@ -133,6 +133,12 @@ function isBusy(error: unknown): boolean {
 
 function lockFileError(path: string, cause: unknown): NostosError {
   const reason = cause instanceof Error ? cause.message : String(cause);
+  const code = (cause as { errcode?: unknown } | undefined)?.errcode;
+  if (typeof code === 'number' && (code & 0xff) === 13)
+    return new NostosError('DISK_FULL', `Cannot lock with ${path}: no space is left; free some`, {
+      details: { path },
+      cause,
+    });
   return new NostosError('IO_FAILED', `Cannot lock with ${path}: ${reason}; see that the directory can be written`, {
     details: { path },
     cause,
