@@ -7,6 +7,7 @@ import { join } from 'node:path';
 export interface SmallDisk extends Disposable {
   readonly dir: string;
   remount(mode: 'ro' | 'rw'): void;
+  grow(bytes: number): void;
   /** Takes all room that is left, in a file that the caller may remove. */
   fill(name?: string): string;
 }
@@ -47,6 +48,7 @@ export function mountSmall(bytes: number, at?: string): SmallDisk {
   return {
     dir,
     remount: (mode) => run('mount', '-o', `remount,${mode}`, dir),
+    grow: (size) => run('mount', '-o', `remount,size=${size}`, dir),
     fill(name = 'filler') {
       const path = join(dir, name);
       for (let size = 1024 * 1024; size >= 512; size /= 2)
