@@ -1,24 +1,47 @@
 /**
- * `npm run soak`: kill -9 of a real process under load, again and again, with every acknowledged write checked.
+ * `npm run soak`: what takes too long for every test run. kill -9 of a real process under load, again and again, and
+ * power cuts on the writes that a process really made; every acknowledged write is checked.
  *
- * `npm run soak -- --rounds 200 --seed 1`
+ * `npm run soak -- --rounds 200 --cuts 300 --seed 1`; 0 leaves one out.
  */
 import { parseArgs } from 'node:util';
 import { runKillRounds } from '../src/node/kill-harness.ts';
+import { runPowerCuts, straceRefusal } from '../src/node/power-cut.ts';
 
 const { values } = parseArgs({
-  options: { rounds: { type: 'string', default: '200' }, seed: { type: 'string' }, dir: { type: 'string' } },
+  options: {
+    rounds: { type: 'string', default: '200' },
+    cuts: { type: 'string', default: '300' },
+    seed: { type: 'string' },
+    dir: { type: 'string' },
+  },
 });
-const rounds = Number(values.rounds);
+const [rounds, cuts] = [Number(values.rounds), Number(values.cuts)];
 const seed = values.seed === undefined ? Math.floor(Math.random() * 2 ** 32) : Number(values.seed);
-process.stdout.write(`${rounds} rounds with seed ${seed}\n`);
-const report = await runKillRounds({
-  rounds,
-  seed,
-  ...(values.dir === undefined ? {} : { dir: values.dir }),
-  onProgress: ({ round, killed, acknowledged, log }) =>
-    process.stdout.write(
-      `${round}: killed while ${killed}, ${acknowledged} acknowledged, log ${log.firstLsn} to ${log.lastLsn}\n`,
-    ),
-});
-process.stdout.write(`${JSON.stringify(report)}\n`);
+
+if (rounds > 0) {
+  process.stdout.write(`${rounds} rounds with seed ${seed}\n`);
+  const report = await runKillRounds({
+    rounds,
+    seed,
+    ...(values.dir === undefined ? {} : { dir: values.dir }),
+    onProgress: ({ round, killed, acknowledged, log }) =>
+      process.stdout.write(
+        `${round}: killed while ${killed}, ${acknowledged} acknowledged, log ${log.firstLsn} to ${log.lastLsn}\n`,
+      ),
+  });
+  process.stdout.write(`${JSON.stringify(report)}\n`);
+}
+
+const why = cuts > 0 ? straceRefusal() : undefined;
+if (why !== undefined) process.stdout.write(`no power cuts: ${why}\n`);
+else if (cuts > 0) {
+  process.stdout.write(`${cuts} power cuts with seed ${seed}\n`);
+  const report = await runPowerCuts({
+    cuts,
+    seed,
+    onProgress: ({ cut, step, acknowledged }) =>
+      process.stdout.write(`${cut}: cut at step ${step}, ${acknowledged} acknowledged\n`),
+  });
+  process.stdout.write(`${JSON.stringify(report)}\n`);
+}

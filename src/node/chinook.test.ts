@@ -12,7 +12,7 @@ import { createInterface } from 'node:readline';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { dumpDatabase } from '../testing/dump-database.ts';
+import { dumpDatabase } from '../testing/dump-database.fixture.ts';
 import { chinookWrite } from './chinook-victim.fixture.ts';
 import { openNode } from './open-node.ts';
 

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isNostosError } from '../base/errors.ts';
-import { mountRefusal, mountSmall, type SmallDisk } from '../testing/small-disk.ts';
+import { mountRefusal, mountSmall, type SmallDisk } from '../testing/small-disk.fixture.ts';
 import { openNode } from './open-node.ts';
 import type { Node } from './types.ts';
 

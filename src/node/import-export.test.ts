@@ -21,8 +21,8 @@ import { DatabaseSync } from 'node:sqlite';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { NostosError } from '../base/errors.ts';
-import { dumpDatabase } from '../testing/dump-database.ts';
-import { mountSmall, mountRefusal } from '../testing/small-disk.ts';
+import { dumpDatabase } from '../testing/dump-database.fixture.ts';
+import { mountSmall, mountRefusal } from '../testing/small-disk.fixture.ts';
 import { openNode } from './open-node.ts';
 import type { ImportOptions, Node, Tenant } from './types.ts';
 
