@@ -22,7 +22,6 @@ export const bench: Bench = {
   async run(context) {
     const many = context.quick ? 500 : 10_000;
     const dirs = { few: join(context.dir, 'few'), many: join(context.dir, 'many') };
-    await touch(dirs.few, FEW, () => {});
     let filesMax = 0;
     const startedMs = performance.now();
     await touch(dirs.many, many, (touched) => {
@@ -34,11 +33,13 @@ export const bench: Bench = {
     filesMax = Math.max(filesMax, openFiles());
     const residentBytes = peakResidentBytes();
     context.progress('opening the node');
+    await touch(dirs.few, FEW, () => {});
+    await fillLog(dirs.few, dirs.many);
     const opens = await interleave(context.quick ? 3 : 15, {
-      ours: () => openEmptyHanded(dirs.many),
-      peer: () => openEmptyHanded(dirs.few),
+      ours: () => openUntouched(dirs.many),
+      peer: () => openUntouched(dirs.few),
     });
-    const ratios = opens.map(({ ours, peer }) => ours / peer);
+    const ratios = opens.map(({ ours, peer }) => ours.openMs / peer.openMs);
     return [
       {
         name: 'tenants-10k memory',
@@ -68,12 +69,13 @@ export const bench: Bench = {
       },
       {
         name: 'tenants-10k open',
-        what: `opening a node with ${many} tenants / with ${FEW}`,
-        ours: { value: median(opens.map(({ ours }) => ours)), unit: 'ms' },
-        peer: { value: median(opens.map(({ peer }) => peer)), unit: 'ms' },
+        what: `opening a node with ${many} tenants / with ${FEW}, logs of equal size`,
+        ours: { value: median(opens.map(({ ours }) => ours.openMs)), unit: 'ms' },
+        peer: { value: median(opens.map(({ peer }) => peer.openMs)), unit: 'ms' },
         value: median(ratios),
         bound: { kind: 'atMost', gate: 1.25 },
         rounds: ratios,
+        notes: { ofThatReadingTheLogMs: median(opens.map(({ ours }) => ours.recoveryMs)) },
       },
     ];
   },
@@ -112,12 +114,30 @@ async function openCold(dir: string, count: number, context: BenchContext): Prom
   return coldMs;
 }
 
-async function openEmptyHanded(dir: string): Promise<number> {
+async function openUntouched(dir: string): Promise<{ openMs: number; recoveryMs: number }> {
   const startedMs = performance.now();
   const node = await open(dir);
-  const elapsedMs = performance.now() - startedMs;
+  const openMs = performance.now() - startedMs;
+  const { recovery } = (await node.status()).log;
   await node.close();
-  return elapsedMs;
+  return { openMs, recoveryMs: recovery.elapsedMs };
+}
+
+/** Opening reads the segment of the log that still grows, whosever records it holds; so both get as much of it. */
+async function fillLog(dir: string, like: string): Promise<void> {
+  const bytes = await withNode(like, logBytes);
+  await withNode(dir, async (node) => {
+    const tenant = node.tenant(nameOf(0));
+    while ((await logBytes(node)) < bytes)
+      for (let write = 0; write < 200; write += 1) await tenant.write((tx) => tx.run(INSERT_ROW, [BODY]));
+  });
+}
+
+const logBytes = async (node: Node): Promise<number> => (await node.status()).log.bytes;
+
+async function withNode<T>(dir: string, fn: (node: Node) => Promise<T>): Promise<T> {
+  await using node = await open(dir);
+  return await fn(node);
 }
 
 function openFiles(): number {
