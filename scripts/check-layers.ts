@@ -33,7 +33,7 @@ const EDGES = new Set(['base', 'testing', 'node', 'cli']);
 const DRIVERS: readonly RegExp[] = [
   /^src\/coordination\/embedded\.ts$/,
   // Files of tenants: their creation, removal and copies.
-  /^src\/store\/(?:tenant-store|export-file|import-source)\.ts$/,
+  /^src\/store\/(?:tenant-store|create-tenant-file|export-file|import-source)\.ts$/,
   // The time limit of `transaction(async fn)`, which waits for the caller's own promises.
   /^src\/store\/tenant\.ts$/,
 ];

@@ -1,7 +1,7 @@
 /** The maintenance thread: checkpoints, scrubs and copies of tenant files. */
 import { systemDisk } from '../base/disk.ts';
 import { verifyLog } from '../log/verify.ts';
-import { checkpointFile, type CheckpointRequest } from '../store/checkpoint.ts';
+import { checkpointFile, letGo, type CheckpointRequest } from '../store/checkpoint.ts';
 import { exportPlain, type CopyWork } from '../store/export-file.ts';
 import { inspectSource } from '../store/import-source.ts';
 import type { InspectRequest, ScrubRequest } from '../store/maintenance.ts';
@@ -10,6 +10,7 @@ import { serveThread } from './thread-server.ts';
 
 serveThread({
   checkpoint: (request: CheckpointRequest) => checkpointFile(request),
+  letGo: ({ path }: { path: string }) => letGo(path),
   scrub: (request: ScrubRequest, progress) => scrubFile(request, progress),
   inspect: (request: InspectRequest, progress) => inspectSource(request, progress),
   verifyLog: ({ dir }: { dir: string }, onProgress) => verifyLog({ disk: systemDisk, dir }, { onProgress }),

@@ -36,7 +36,20 @@ export class ThreadMaintenance implements Maintenance {
   }
 
   checkpoint(path: string, mode: CheckpointMode, directories: readonly string[] = []): Promise<CheckpointResult> {
-    return this.#checkpoints.call('checkpoint', { path, mode, directories } satisfies CheckpointRequest);
+    return this.#checkpoint({ path, mode, directories, hold: false });
+  }
+
+  async checkpointAndClose(path: string, directories: readonly string[], close: () => void): Promise<CheckpointResult> {
+    try {
+      return await this.#checkpoint({ path, mode: 'truncate', directories, hold: true });
+    } finally {
+      close();
+      await this.#checkpoints.call('letGo', { path }).catch(() => {}); // it goes with its thread then
+    }
+  }
+
+  #checkpoint(request: CheckpointRequest): Promise<CheckpointResult> {
+    return this.#checkpoints.call('checkpoint', request);
   }
 
   scrub(request: ScrubRequest, options: LongWork<number> = {}): Promise<ScrubReport> {

@@ -21,11 +21,16 @@ export interface CheckpointRequest {
   readonly mode: CheckpointMode;
   /** Directories to sync as well: SQLite does not see to it that the file of a database is found after a power cut. */
   readonly directories: readonly string[];
+  /** Keep the connection open until `letGo`: whoever closes a WAL database last removes its WAL, which takes syncs. */
+  readonly hold: boolean;
 }
 
-export function checkpointFile({ path, mode, directories }: CheckpointRequest): CheckpointResult {
+const held = new Map<string, DatabaseSync>();
+
+export function checkpointFile({ path, mode, directories, hold }: CheckpointRequest): CheckpointResult {
+  let database: DatabaseSync | undefined;
   try {
-    using database = new DatabaseSync(path, { timeout: mode === 'passive' ? 0 : BUSY_TIMEOUT_MS });
+    database = new DatabaseSync(path, { timeout: mode === 'passive' ? 0 : BUSY_TIMEOUT_MS });
     database.exec('pragma synchronous = normal');
     const row = database.prepare(`pragma wal_checkpoint(${mode})`).get() as {
       busy: number;
@@ -34,8 +39,21 @@ export function checkpointFile({ path, mode, directories }: CheckpointRequest): 
     };
     const complete = row.busy === 0 && row.log === row.checkpointed;
     if (complete) for (const directory of directories) systemDisk.syncDirectory(directory);
+    if (hold) {
+      letGo(path);
+      held.set(path, database);
+      database = undefined;
+    }
     return { complete };
   } catch (error) {
     throw fromSqlite(error);
+  } finally {
+    database?.close();
   }
+}
+
+/** Closes the connection that a checkpoint kept open. */
+export function letGo(path: string): void {
+  held.get(path)?.close();
+  held.delete(path);
 }

@@ -60,6 +60,11 @@ export interface LongWork<P> {
 export interface Maintenance {
   /** `directories` are synced too, when the checkpoint is complete. */
   checkpoint(path: string, mode: CheckpointMode, directories?: readonly string[]): Promise<CheckpointResult>;
+  /**
+   * Empties the WAL and stays connected while `close` closes the connections of this thread, so that the last one, which
+   * has the work of removing the WAL, closes elsewhere.
+   */
+  checkpointAndClose(path: string, directories: readonly string[], close: () => void): Promise<CheckpointResult>;
   scrub(request: ScrubRequest, options?: LongWork<number>): Promise<ScrubReport>;
   /** A plain SQLite file without anything of Nostos in it. */
   exportPlain(request: CopyRequest, options?: LongWork<string>): Promise<CopyReport>;

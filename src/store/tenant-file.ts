@@ -21,9 +21,11 @@ import {
   toTenantUuid,
   toTerm,
 } from '../base/brands.ts';
+import type { DatabaseSync } from 'node:sqlite';
 import { NostosError } from '../base/errors.ts';
 import type { Connection } from './connection.ts';
 import type { SequenceValue } from './payload.ts';
+import { readSchemaShape, serializeShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 
 export const TENANT_FORMAT = 1;
@@ -60,23 +62,13 @@ export interface TenantMeta extends AppliedPosition {
   readonly schemaVersion: number;
 }
 
-/** Creates the tables of Nostos in an empty file; `shape` tells how it looks then. All or nothing. */
-export function formatTenantFile(connection: Connection, identity: TenantIdentity, shape: () => string): void {
-  const { database } = connection;
-  try {
-    database.exec('begin immediate');
-    if (database.prepare('select 1 from sqlite_schema').get() !== undefined)
-      throw damaged(connection.path, 'it is not the file of a tenant');
-    database.exec(CREATE);
-    database
-      .prepare('insert into nostos_meta values (1, ?, ?, ?, ?, ?, ?, ?, zeroblob(16), 0)')
-      .run(TENANT_FORMAT, identity.id, identity.uuid, identity.name, NO_TERM, NO_LSN, ZERO_HASH);
-    database.prepare('insert into nostos_shapes values (0, ?)').run(shape());
-    database.exec('commit');
-  } catch (error) {
-    if (database.isTransaction) database.exec('rollback');
-    throw fromSqlite(error);
-  }
+/** Creates the tables of Nostos in an empty database. */
+export function formatTenant(database: DatabaseSync, identity: TenantIdentity): void {
+  database.exec(CREATE);
+  database
+    .prepare('insert into nostos_meta values (1, ?, ?, ?, ?, ?, ?, ?, zeroblob(16), 0)')
+    .run(TENANT_FORMAT, identity.id, identity.uuid, identity.name, NO_TERM, NO_LSN, ZERO_HASH);
+  database.prepare('insert into nostos_shapes values (0, ?)').run(serializeShape(readSchemaShape(database)));
 }
 
 /** The meta row, or undefined in a file that was never formatted. */

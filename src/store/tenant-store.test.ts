@@ -50,7 +50,13 @@ async function setUp(t: TestContext): Promise<Setup> {
   const maintenance = {
     checkpoint: async (file, mode) => {
       if (checkpoints.failing) throw new NostosError('DISK_FULL', 'no space for the checkpoint');
-      return checkpointFile({ path: file, mode, directories: [] });
+      return checkpointFile({ path: file, mode, directories: [], hold: false });
+    },
+    checkpointAndClose: async (file, directories, close) => {
+      if (checkpoints.failing) throw new NostosError('DISK_FULL', 'no space for the checkpoint');
+      const result = checkpointFile({ path: file, mode: 'truncate', directories, hold: false });
+      close();
+      return result;
     },
   } satisfies Partial<Maintenance> as unknown as Maintenance;
   await log.append([{ tenant: identity.id, kind: RecordKind.tenantCreate, payload: encodeTenantCreate(identity) }]);

@@ -11,7 +11,7 @@
  * Everything that writes goes through one queue, so that at any time one group, asynchronous transaction, migration or
  * import has the writer.
  */
-import { mkdirSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { NO_LSN, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
@@ -21,6 +21,7 @@ import type { Appended, CommitLog, LogEntry, TenantLocation } from '../log/commi
 import { RecordKind } from '../log/record.ts';
 import { stripTables, touchedTables } from './changeset.ts';
 import { Connection } from './connection.ts';
+import { createTenantFile } from './create-tenant-file.ts';
 import { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { runGroup, type Job, type Outcome } from './group.ts';
 import type { Maintenance } from './maintenance.ts';
@@ -29,10 +30,9 @@ import { isUnreplicated } from './own-tables.ts';
 import { encodeChangesetPayload } from './payload.ts';
 import { Replay, checkChain, shapesFrom } from './replay.ts';
 import { schemaMayRollBack } from './schema-check.ts';
-import { readSchemaShape, serializeShape, type SchemaShape } from './schema-shape.ts';
+import { serializeShape, type SchemaShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import {
-  formatTenantFile,
   lastHash,
   readFingerprint,
   readSequences,
@@ -346,7 +346,7 @@ export class TenantStore {
         try {
           await this.#checkpointing;
           await this.recovered();
-          if (this.#durable < this.#applied.lsn) await this.#checkpoint('truncate');
+          await this.#checkpointAndClose();
         } catch {
           // see above
         }
@@ -491,19 +491,36 @@ export class TenantStore {
     return statSync(`${this.path}-wal`, { throwIfNoEntry: false })?.size ?? 0;
   }
 
-  async #checkpoint(mode: 'passive' | 'restart' | 'truncate'): Promise<void> {
+  async #checkpoint(mode: 'passive' | 'restart'): Promise<void> {
     if (this.#needsReplay || this.#writer === undefined) return;
     const { lsn } = this.#applied;
-    if (this.#noted !== lsn) {
-      writeFingerprint(this.writer, lsn, this.#expected.serialize());
-      this.#noted = lsn;
-    }
-    const { complete } = await this.#deps.maintenance.checkpoint(
-      this.path,
-      mode,
-      this.#findable ? [] : above(this.path),
-    );
-    if (!complete) return;
+    this.#noteFingerprint();
+    const { complete } = await this.#deps.maintenance.checkpoint(this.path, mode, this.#unfound());
+    if (complete) this.#heldDurably(lsn);
+  }
+
+  async #checkpointAndClose(): Promise<void> {
+    if (this.#needsReplay || this.#writer === undefined) return;
+    const { lsn } = this.#applied;
+    this.#noteFingerprint();
+    const close = (): void => this.#release();
+    const { complete } = await this.#deps.maintenance.checkpointAndClose(this.path, this.#unfound(), close);
+    if (complete) this.#heldDurably(lsn);
+  }
+
+  #noteFingerprint(): void {
+    const { lsn } = this.#applied;
+    if (this.#noted === lsn) return;
+    writeFingerprint(this.writer, lsn, this.#expected.serialize());
+    this.#noted = lsn;
+  }
+
+  /** Directories that a power cut may yet forget this file in. */
+  #unfound(): readonly string[] {
+    return this.#findable ? [] : above(this.path);
+  }
+
+  #heldDurably(lsn: Lsn): void {
     this.#findable = true;
     if (lsn > this.#durable) this.#durable = lsn;
   }
@@ -522,11 +539,11 @@ export class TenantStore {
   /** (Re)opens the file and applies what the log has and the file has not. */
   async #recover(): Promise<void> {
     this.#release();
-    mkdirSync(dirname(this.path), { recursive: true });
-    const wholeFile = this.walBytes() === 0;
     try {
+      const made = await this.#makeFile();
+      const wholeFile = this.walBytes() === 0;
       this.#writer = this.#connect('writer');
-      await this.#catchUp(this.#writer, wholeFile);
+      await this.#catchUp(this.#writer, { wholeFile, made });
       this.#traits = readTraits(this.shape, this.writer);
       this.#needsReplay = false;
     } catch (error) {
@@ -537,15 +554,23 @@ export class TenantStore {
   }
 
   /** `wholeFile`: there was no WAL, so that everything in the file is there durably. */
-  async #catchUp(opened: Connection, wholeFile: boolean): Promise<void> {
+  /** Where there is no file, or an empty one, makes a new one; true if it did. */
+  async #makeFile(): Promise<boolean> {
+    if ((statSync(this.path, { throwIfNoEntry: false })?.size ?? 0) > 0) return false;
+    if (this.#options.opened) await this.#assertRebuildable();
+    await createTenantFile(this.path, this.#options.identity);
+    return true;
+  }
+
+  async #catchUp(opened: Connection, { wholeFile, made }: { wholeFile: boolean; made: boolean }): Promise<void> {
     const { log } = this.#deps;
     const { identity, createdAt } = this.#options;
-    const known = readTenantMeta(opened);
-    if (known === undefined) {
-      if (this.#options.opened) await this.#assertRebuildable();
-      formatTenantFile(opened, identity, () => serializeShape(readSchemaShape(opened.database)));
-    }
-    const meta = known ?? readTenantMeta(opened)!;
+    const meta = readTenantMeta(opened);
+    if (meta === undefined)
+      throw new NostosError(
+        'TENANT_DAMAGED',
+        `${this.path} is not the file of a tenant; restore this tenant from a backup or a peer`,
+      );
     if (meta.identity.uuid !== identity.uuid)
       throw new NostosError(
         'TENANT_DAMAGED',
@@ -559,7 +584,7 @@ export class TenantStore {
     if (location.at !== undefined) checkChain(location.at, meta);
     else if (meta.lsn > log.watermark) throw this.#aheadOfLog(meta.lsn);
     this.#durable = Math.max(this.#durable, durablyHeld(meta.lsn, this.#noted, location, wholeFile)) as Lsn;
-    const rebuild = known === undefined && this.#options.opened;
+    const rebuild = made && this.#options.opened;
     // Up to `location.durable` the file lacks nothing, and the log below may be gone.
     const from = Math.max(this.#noted + 1, rebuild ? createdAt : Math.max(createdAt, location.durable + 1)) as Lsn;
     const to = rebuild ? log.watermark : location.last;
