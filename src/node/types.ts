@@ -150,7 +150,10 @@ export interface ExportReport {
 
 export interface Tenant {
   readonly name: string;
-  /** Runs `fn` in one transaction, in this thread; resolves with its result once that is durable. `fn` must be synchronous. */
+  /**
+   * Runs `fn` in one transaction, in this thread; resolves with its result once that is durable. `fn` must be synchronous,
+   * and may be called once more if the storage fails under the group of writes that it is in: change nothing but `tx`.
+   */
   write<T>(fn: (tx: Transaction) => T, options?: WriteOptions): Promise<T>;
   /** The same for an asynchronous `fn`; other writes of this tenant wait meanwhile. */
   transaction<T>(fn: (tx: Transaction) => Promise<T>, options?: TransactionOptions): Promise<T>;
