@@ -16,8 +16,8 @@ export const BALANCE = 100;
 
 /** Small, so that segments roll, the log is pruned, tenants are checkpointed and evicted while the child is killed. */
 export const KILL_LIMITS = {
-  segmentBytesMax: 112 * 1024,
-  recordBytesMax: 96 * 1024,
+  segmentBytesMax: 192 * 1024,
+  recordBytesMax: 176 * 1024,
   logRetainBytes: 512 * 1024,
   checkpointBytes: 96 * 1024,
   checkpointHoldBytes: 256 * 1024,

@@ -35,7 +35,7 @@ export async function openNode(options: NodeOptions): Promise<Node> {
   const dir = checkDir(options.dir);
   const limits = checkLimits(options.limits);
   const startedAtMs = systemClock.nowMs();
-  mkdirSync(dir, { recursive: true });
+  makeDirectory(dir);
   const opened: (() => unknown)[] = [];
   try {
     const lock: DirectoryLock = await acquireDirectoryLock(
@@ -89,6 +89,17 @@ async function closeInTurn(opened: readonly (() => unknown)[]): Promise<void> {
     }
   }
   if (failures.length > 0) throw failures[0];
+}
+
+function makeDirectory(dir: string): void {
+  try {
+    mkdirSync(dir, { recursive: true });
+  } catch (error) {
+    throw new NostosError('IO_FAILED', `cannot make the data directory ${dir}: ${(error as Error).message}`, {
+      cause: error,
+      details: { dir },
+    });
+  }
 }
 
 function checkDir(dir: unknown): string {
