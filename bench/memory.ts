@@ -1,7 +1,7 @@
 /**
  * Memory must not grow with what is stored: the same work at one size and at eight times that, each in a process of its
- * own, and the difference of the most memory that each ever had resident. The slack is what a garbage collector and
- * caches of fixed size need to settle.
+ * own, and the difference of the most memory that each ever had resident. The smaller size is large enough to fill every
+ * buffer and cache of fixed size; the slack is what a garbage collector and an allocator take more or less.
  */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
@@ -25,40 +25,44 @@ interface Grown {
   readonly sizeBytes: number;
 }
 
-const CASES: readonly { readonly name: string; readonly what: string; readonly steps: readonly string[] }[] = [
-  { name: 'write', what: 'writing rows', steps: ['writeRows'] },
-  { name: 'open', what: 'opening a database and a log, verifying both', steps: ['writeRows', 'openAndVerify'] },
-  { name: 'changes', what: 'iterating changes() from the start', steps: ['writeRows', 'iterateChanges'] },
-  { name: 'import', what: 'importing a file', steps: ['makeFile', 'importFile'] },
-];
+/** Each in a process of its own, all in one directory: later ones work on what earlier ones left. */
+const STEPS = [
+  { step: 'writeRows', name: 'write', what: 'writing rows' },
+  { step: 'openAndVerify', name: 'open', what: 'opening a database and a log, and verifying both' },
+  { step: 'iterateChanges', name: 'changes', what: 'iterating changes() from the start' },
+  { step: 'importFile', name: 'import', what: 'importing a file' },
+] as const;
 
 export const bench: Bench = {
   name: 'memory',
   what: `memory at one size and at ${FACTOR} times that`,
   async run({ dir, quick, progress }) {
-    const figures: Figure[] = [];
-    for (const { name, what, steps } of CASES) {
-      const measure = async (rows: number): Promise<Grown> => {
-        progress(`${name} with ${rows} rows`);
-        using place = temporaryDirectory(dir);
-        let last: Grown | undefined;
-        for (const step of steps) last = await inChild<Grown>(import.meta.url, step, { dir: place.path, rows });
-        return last!;
-      };
-      const rows = quick ? 10_000 : 150_000;
-      const [small, large] = [await measure(rows), await measure(rows * FACTOR)];
-      const grownMib = (large.peakBytes - small.peakBytes) / MIB;
-      figures.push({
+    const measure = async (rows: number): Promise<Grown[]> => {
+      using place = temporaryDirectory(dir);
+      const size: Size = { dir: place.path, rows };
+      await inChild(import.meta.url, 'makeFile', size);
+      const grown: Grown[] = [];
+      for (const { step, what } of STEPS) {
+        progress(`${what}, ${rows} rows`);
+        grown.push(await inChild<Grown>(import.meta.url, step, size));
+      }
+      return grown;
+    };
+    const rows = quick ? 10_000 : 300_000;
+    const [small, large] = [await measure(rows), await measure(rows * FACTOR)];
+    return STEPS.map(({ name, what }, index): Figure => {
+      const [less, more] = [small[index]!, large[index]!];
+      const grownMib = (more.peakBytes - less.peakBytes) / MIB;
+      return {
         name: `memory ${name}`,
         what: `MiB more at ${FACTOR} times the size, ${what}`,
-        ours: { value: large.peakBytes / MIB, unit: `MiB at ${FACTOR}x` },
-        peer: { value: small.peakBytes / MIB, unit: 'MiB at 1x' },
+        ours: { value: more.peakBytes / MIB, unit: `MiB at ${FACTOR}x` },
+        peer: { value: less.peakBytes / MIB, unit: 'MiB at 1x' },
         value: grownMib,
         bound: { kind: 'atMost', gate: SLACK_MIB },
-        notes: { smallSizeMib: small.sizeBytes / MIB, largeSizeMib: large.sizeBytes / MIB },
-      });
-    }
-    return figures;
+        notes: { smallSizeMib: less.sizeBytes / MIB, largeSizeMib: more.sizeBytes / MIB },
+      };
+    });
   },
 };
 
@@ -108,7 +112,7 @@ export function makeFile({ dir, rows }: Size): void {
 
 export async function importFile({ dir }: Size): Promise<Grown> {
   const file = join(dir, 'shop.sqlite');
-  await using node = await openNode({ dir: join(dir, 'node') });
+  await using node = await openNode({ dir: join(dir, 'import') });
   await node.tenant('shop').importFile(file);
   return { peakBytes: peakResidentBytes(), sizeBytes: statSync(file).size };
 }
