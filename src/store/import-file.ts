@@ -49,8 +49,8 @@ export const SOURCE = 'nostos_source';
 const CHUNK_ROWS = 1_000;
 const CHUNK_ROWS_MAX = 50_000;
 /** Chunks grow or shrink towards changesets of this size. */
-const CHUNK_BYTES = 2 * 1024 * 1024;
-const CACHE_KIB = 16 * 1024;
+const CHUNK_BYTES = 1024 * 1024;
+const CACHE_KIB = 8 * 1024;
 /** Indexes of so many rows share a record. */
 const INDEXED_ROWS = 200_000;
 

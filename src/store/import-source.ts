@@ -13,7 +13,7 @@ import { sqliteCode } from './sqlite-errors.ts';
 
 const BUSY_TIMEOUT_MS = 5_000;
 /** Foreign keys and indexes are walked in the order of other tables; the default of 2 MiB makes that slow. */
-const CACHE_KIB = 16 * 1024;
+const CACHE_KIB = 8 * 1024;
 const DAMAGES_MAX = 20;
 
 /** Everything that can be refused is refused here. Runs in the maintenance thread: it reads the file several times. */
