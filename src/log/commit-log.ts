@@ -56,19 +56,31 @@ export interface TenantLocation {
   readonly at?: { readonly term: Term; readonly lsn: Lsn; readonly hash: Hash };
 }
 
+/** Holds the log from some record on against pruning, for a reader that may take long. */
+export interface LogHold {
+  /** Everything below `lsn` is no longer needed. Without progress for `reservationTimeoutMs` the hold is given up. */
+  progress(lsn: Lsn): void;
+  release(): void;
+}
+
 export interface CommitLog {
   /** Rejects with DISK_FULL or IO_FAILED when nothing was kept, OUTCOME_UNKNOWN when that is not known. */
   append(entries: readonly LogEntry[]): Promise<Appended>;
   readPage(request: PageRequest): Promise<LogPage>;
   /** What a tenant that says it is at `lsn` must know to catch up; `NO_TENANT` asks for the catalog. */
   locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation>;
+  /** Rejects with LOG_PRUNED where the log no longer holds the record. */
+  reserve(from: Lsn): Promise<LogHold>;
   /** The highest committed LSN that this thread has heard of. */
   readonly watermark: Lsn;
   /** Calls back whenever `watermark` has risen; returns what ends that. */
   onWatermark(listener: () => void): () => void;
 }
 
-/** All committed records of a range, page by page, the next page fetched while one is used. */
+/**
+ * All committed records of a range, page by page, the next page fetched while one is used. The range is held against
+ * pruning as long as its reader makes progress.
+ */
 export async function* readCommitted(
   log: CommitLog,
   request: Omit<PageRequest, 'bytesMax'> & { readonly bytesMax?: number; readonly signal?: AbortSignal },
@@ -80,14 +92,21 @@ export async function* readCommitted(
     page.catch(() => {}); // awaited one step later
     return page;
   };
-  let pending = fetch(request.from);
-  for (;;) {
-    signal?.throwIfAborted();
-    const page = await pending;
-    const last = page.next > page.end;
-    if (!last) pending = fetch(page.next);
-    if (page.records.length > 0) yield page.records;
-    if (last) return;
+  if (request.from > (request.to ?? log.watermark)) return;
+  const hold = await log.reserve(request.from);
+  try {
+    let pending = fetch(request.from);
+    for (;;) {
+      signal?.throwIfAborted();
+      const page = await pending;
+      const last = page.next > page.end;
+      if (!last) pending = fetch(page.next);
+      if (page.records.length > 0) yield page.records;
+      if (last) return;
+      hold.progress(page.next);
+    }
+  } finally {
+    hold.release();
   }
 }
 

@@ -8,6 +8,7 @@ import type {
   CommitLog,
   CommittedRecord,
   LogEntry,
+  LogHold,
   LogPage,
   PageRequest,
   TenantLocation,
@@ -111,6 +112,15 @@ export class EngineClient implements CommitLog {
 
   locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {
     return this.#call('locate', { tenant, lsn });
+  }
+
+  async reserve(from: Lsn): Promise<LogHold> {
+    const hold = await this.#call('reserve', { from });
+    const tell = (told: Promise<unknown>): void => void told.catch(() => {}); // a hold that is lost expires
+    return {
+      progress: (lsn) => tell(this.#call('progress', { hold, lsn })),
+      release: () => tell(this.#call('release', { hold })),
+    };
   }
 
   advance(durable: Lsn): Promise<undefined> {

@@ -53,6 +53,10 @@ export interface EngineRequests {
   locate: [{ readonly tenant: TenantId; readonly lsn: Lsn }, TenantLocation];
   /** Everything up to `durable` is in the files of the tenants: the log may be pruned accordingly. */
   advance: [{ readonly durable: Lsn }, undefined];
+  /** Holds the log from a record on; the answer is the number of the hold. */
+  reserve: [{ readonly from: Lsn }, number];
+  progress: [{ readonly hold: number; readonly lsn: Lsn }, undefined];
+  release: [{ readonly hold: number }, undefined];
   status: [undefined, LogStatus];
   /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */
   probe: [{ readonly durationMs: number }, ProbeReport];

@@ -136,6 +136,14 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
     }
     case 'advance':
       return engine.advance((input as EngineRequests['advance'][0]).durable);
+    case 'reserve':
+      return engine.reserve((input as EngineRequests['reserve'][0]).from);
+    case 'progress': {
+      const { hold, lsn } = input as EngineRequests['progress'][0];
+      return engine.progress(hold, lsn);
+    }
+    case 'release':
+      return engine.release((input as EngineRequests['release'][0]).hold);
     case 'status':
       return engine.status();
     case 'probe':

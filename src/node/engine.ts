@@ -27,6 +27,7 @@ import { Log } from '../log/log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { RecoveryReport } from '../log/recovery.ts';
+import type { Reservation } from '../log/retention.ts';
 import type { EngineOpened, EngineOptions, PackedPage, ProbeReport } from './engine-protocol.ts';
 import { monitorTimer } from './timer-monitor.ts';
 import type { LogStatus } from './types.ts';
@@ -56,6 +57,8 @@ export class Engine {
   readonly #recovery: LogStatus['recovery'];
   /** Per tenant the last LSN above `#durable`; under `NO_TENANT` that of the catalog. */
   readonly #last = new Map<TenantId, Lsn>();
+  readonly #holds = new Map<number, Reservation>();
+  #nextHold = 0;
   #durable: Lsn;
 
   private constructor(
@@ -207,6 +210,26 @@ export class Engine {
     if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return found;
     for (const { record, hash } of this.#records(lsn, lsn)) return { ...found, at: { term: record.term, lsn, hash } };
     return found;
+  }
+
+  reserve(from: Lsn): number {
+    const hold = (this.#nextHold += 1);
+    const { reservationTimeoutMs } = this.#options.limits;
+    // What is above the end is held by nobody yet, and cannot be pruned either.
+    const held = Math.min(from, this.#log.end.lsn + 1) as Lsn;
+    this.#holds.set(hold, this.#log.reserve(held, { timeoutMs: reservationTimeoutMs }));
+    return hold;
+  }
+
+  /** A hold that has expired stays so: its reader meets LOG_PRUNED if what it still needs is gone. */
+  progress(hold: number, lsn: Lsn): void {
+    const held = this.#holds.get(hold);
+    if (held !== undefined && !held.expired) held.progress(lsn);
+  }
+
+  release(hold: number): void {
+    this.#holds.get(hold)?.release();
+    this.#holds.delete(hold);
   }
 
   readPage(request: PageRequest): PackedPage {

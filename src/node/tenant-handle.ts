@@ -114,7 +114,8 @@ export class TenantHandle implements Tenant {
         parameters: given,
         int64: options.int64 ?? int64,
         rowsMax: limits.queryRowsMax,
-        timeoutMs: checkTimeout(options.timeoutMs ?? limits.queryTimeoutMs),
+        // A reader with an old snapshot keeps the WAL from beginning anew, so its age has an end.
+        timeoutMs: Math.min(checkTimeout(options.timeoutMs ?? limits.queryTimeoutMs), limits.readerAgeMaxMs),
         signal: options.signal,
       })) as R[];
     });

@@ -49,6 +49,7 @@ export interface TransactionOptions extends WriteOptions {
 export interface QueryOptions {
   readonly int64?: Int64Mode;
   readonly signal?: AbortSignal;
+  /** By default the limit `queryTimeoutMs`, at most `readerAgeMaxMs`. */
   readonly timeoutMs?: number;
 }
 

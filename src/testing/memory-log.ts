@@ -16,6 +16,7 @@ import type {
   CommitLog,
   CommittedRecord,
   LogEntry,
+  LogHold,
   LogPage,
   PageRequest,
   TenantLocation,
@@ -52,6 +53,10 @@ export class MemoryLog implements CommitLog {
     }
     this.onAppend(entries);
     return { generation: this.generation, term: this.term, firstLsn, hashes };
+  }
+
+  async reserve(): Promise<LogHold> {
+    return { progress: () => {}, release: () => {} };
   }
 
   async readPage({ from, to, tenant, kinds }: PageRequest): Promise<LogPage> {
