@@ -18,7 +18,7 @@ export const BALANCE = 100;
 export const KILL_LIMITS = {
   segmentBytesMax: 192 * 1024,
   recordBytesMax: 176 * 1024,
-  logRetainBytes: 512 * 1024,
+  logRetainBytes: 1024 * 1024,
   checkpointBytes: 96 * 1024,
   checkpointHoldBytes: 256 * 1024,
   openFilesMax: 24,

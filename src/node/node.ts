@@ -77,7 +77,13 @@ export class NostosNode implements Node {
     this.#deps = deps;
     this.#settings = settings;
     this.dir = settings.dir;
-    this.#open = new OpenTenants({ open: (entry) => this.#openTenant(entry) }, settings.limits);
+    this.#open = new OpenTenants(
+      {
+        open: (entry) => this.#openTenant(entry),
+        pause: (ms) => new Promise((resolve) => void setTimeout(resolve, ms)),
+      },
+      settings.limits,
+    );
     this.#bound = new DurableBound({ ...deps, tenants: this.#open });
     this.#scrubber = new Scrubber(
       { catalog: deps.catalog, tenants: this.#open, maintenance: deps.maintenance },
@@ -256,7 +262,7 @@ export class NostosNode implements Node {
     const entry = catalog.byId(id); // it may have been dropped while somebody waited for it
     if (entry === undefined) throw notFound(name);
     const store = await TenantStore.open(
-      { log: engine, clock, maintenance },
+      { log: engine, clock, maintenance, onIdle: () => this.#open.oneIsIdle() },
       {
         identity: entry,
         path: tenantPath(this.dir, id),

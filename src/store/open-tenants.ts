@@ -11,6 +11,10 @@ const FILES_PER_TENANT = 5;
 /** Above this part of the limit, closing begins in the background, so that opening seldom waits for it. */
 const HIGH_WATER = 0.9;
 const CLOSES_AT_ONCE = 4;
+/** Who waits for room looks again this often, if nothing else tells of it. */
+const TICK_MS = 20;
+/** When nothing was opened or closed for so long, one is let in beyond the limit. */
+const STILL_MAX_MS = 1_000;
 
 /** A tenant whose file lacks, durably, what comes after `durable`. */
 export interface Lag {
@@ -28,8 +32,14 @@ interface Entry {
   usedAt: number;
 }
 
+export interface OpenTenantsDeps {
+  readonly open: (entry: CatalogEntry) => Promise<TenantStore>;
+  readonly pause: (ms: number) => Promise<void>;
+}
+
 export class OpenTenants {
-  readonly #open: (entry: CatalogEntry) => Promise<TenantStore>;
+  readonly #open: OpenTenantsDeps['open'];
+  readonly #pause: OpenTenantsDeps['pause'];
   readonly #filesMax: number;
   readonly #entries = new Map<TenantId, Entry>();
   readonly #closing = new Map<TenantId, { readonly done: Promise<void>; readonly store: TenantStore | undefined }>();
@@ -37,12 +47,15 @@ export class OpenTenants {
   readonly #behind = new Map<TenantId, Lsn>();
   #relieving: Promise<void> | undefined;
   #uses = 0;
+  /** Those who wait until they may open a tenant, the first to come first. */
+  readonly #waiting: ((overdue: boolean) => void)[] = [];
+  #ticking: Promise<void> | undefined;
+  /** Counts openings and closings. */
+  #moves = 0;
 
-  constructor(
-    deps: { readonly open: (entry: CatalogEntry) => Promise<TenantStore> },
-    options: { readonly openFilesMax: number },
-  ) {
+  constructor(deps: OpenTenantsDeps, options: { readonly openFilesMax: number }) {
     this.#open = deps.open;
+    this.#pause = deps.pause;
     this.#filesMax = Math.max(options.openFilesMax, FILES_PER_TENANT);
   }
 
@@ -69,6 +82,7 @@ export class OpenTenants {
       return await fn(await open.opening);
     } finally {
       open.pins -= 1;
+      if (open.pins === 0) this.#relieve();
     }
   }
 
@@ -100,6 +114,11 @@ export class OpenTenants {
     }
   }
 
+  /** A tenant has nothing more to do, so that it may be closed for those who wait. */
+  oneIsIdle(): void {
+    if (this.#waiting.length > 0) this.#relieve();
+  }
+
   /** A dropped tenant lacks nothing any more. */
   forget(id: TenantId): void {
     this.#behind.delete(id);
@@ -112,7 +131,7 @@ export class OpenTenants {
   }
 
   async #pin(entry: CatalogEntry): Promise<Entry> {
-    for (;;) {
+    for (let overdue = false; ;) {
       const known = this.#entries.get(entry.id);
       if (known !== undefined) {
         known.usedAt = this.#uses += 1;
@@ -124,8 +143,9 @@ export class OpenTenants {
         await closing.done.catch(() => {});
         continue;
       }
-      if (this.#relieve()) {
-        await this.#relieving;
+      this.#relieve();
+      if (!overdue && this.#isFull) {
+        overdue = await this.#turn();
         continue;
       }
       return this.#start(entry);
@@ -136,6 +156,7 @@ export class OpenTenants {
     const opening = this.#open(entry);
     const created: Entry = { opening, store: undefined, pins: 1, usedAt: (this.#uses += 1) };
     this.#entries.set(entry.id, created);
+    this.#moves += 1;
     opening.then(
       (store) => {
         created.store = store;
@@ -148,14 +169,36 @@ export class OpenTenants {
     return created;
   }
 
-  /** Starts closing if needed; true where the caller must wait for it. */
-  #relieve(): boolean {
-    const files = this.openFiles + FILES_PER_TENANT;
-    if (files > this.#filesMax * HIGH_WATER) {
-      this.#relieving ??= this.#closeIdle().finally(() => (this.#relieving = undefined));
-      return files > this.#filesMax && this.#closing.size > 0;
+  get #isFull(): boolean {
+    return this.#entries.size > 0 && this.openFiles + FILES_PER_TENANT > this.#filesMax;
+  }
+
+  /** Starts closing if needed. */
+  #relieve(): void {
+    if (this.openFiles + FILES_PER_TENANT <= this.#filesMax * HIGH_WATER) return;
+    this.#relieving ??= this.#closeIdle().finally(() => (this.#relieving = undefined));
+  }
+
+  /**
+   * Resolves when there may be room, or with true when nothing has moved for too long. Then the limit gives way, of
+   * which the process allows twice as much: those that have tenants open may be waiting for the one that comes now.
+   */
+  #turn(): Promise<boolean> {
+    const turn = new Promise<boolean>((resolve) => this.#waiting.push(resolve));
+    this.#ticking ??= this.#tick().finally(() => (this.#ticking = undefined));
+    return turn;
+  }
+
+  async #tick(): Promise<void> {
+    let seen = this.#moves;
+    for (let stillMs = 0; this.#waiting.length > 0; stillMs += TICK_MS) {
+      await this.#pause(TICK_MS);
+      if (this.#moves !== seen) stillMs = 0;
+      seen = this.#moves;
+      this.#relieve();
+      if (!this.#isFull) this.#waiting.shift()?.(false);
+      else if (stillMs >= STILL_MAX_MS) this.#waiting.shift()?.(true);
     }
-    return false;
   }
 
   async #closeIdle(): Promise<void> {
@@ -165,12 +208,14 @@ export class OpenTenants {
       .slice(0, CLOSES_AT_ONCE)
       .map(([id]) => id);
     await Promise.allSettled(idle.map((id) => this.#close(id)));
+    for (const _ of idle) this.#waiting.shift()?.(false);
   }
 
   #close(id: TenantId): Promise<void> {
     const entry = this.#entries.get(id);
     if (entry === undefined) return this.#closing.get(id)?.done ?? Promise.resolve();
     this.#entries.delete(id);
+    this.#moves += 1;
     const done = this.#closeStore(id, entry).finally(() => this.#closing.delete(id));
     this.#closing.set(id, { done, store: entry.store });
     return done;

@@ -50,6 +50,8 @@ export interface TenantDeps {
   readonly log: CommitLog;
   readonly clock: Clock;
   readonly maintenance: Maintenance;
+  /** Called when the queue has run empty. */
+  readonly onIdle?: () => void;
 }
 
 export interface TenantOptions {
@@ -191,7 +193,7 @@ export class TenantStore {
         int64: options.int64,
         signal: options.signal,
         run,
-        resolve: resolve as (result: unknown) => void,
+        resolve: resolve,
         reject,
       });
     });
@@ -391,6 +393,7 @@ export class TenantStore {
       if (this.#changedBytes >= WAL_CHECK_BYTES) await this.#relieveWal();
     }
     this.#draining = false;
+    this.#deps.onIdle?.();
   }
 
   #takeGroup(): WriteJob[] {
