@@ -36,7 +36,7 @@ export class CallProcess {
     const child = this.#start();
     return new Promise<T>((resolve, reject) => {
       const id = this.#nextId++;
-      this.#waiting.set(id, { resolve: resolve as (output: unknown) => void, reject });
+      this.#waiting.set(id, { resolve, reject });
       this.#hold(child);
       child.send({ id, method, input } satisfies ProcessCall, (error) => {
         if (error !== null) this.#gone(child, error.message);

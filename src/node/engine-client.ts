@@ -98,7 +98,7 @@ export class EngineClient implements CommitLog {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
       const id = this.#nextId++;
-      this.#waiting.set(id, { method: 'append', resolve: resolve as (output: unknown) => void, reject });
+      this.#waiting.set(id, { method: 'append', resolve, reject });
       const frame = encodeAppend(id, entries);
       const put = this.#ring.put(frame);
       if (put === 'full') this.#port.postMessage(frame);
@@ -146,7 +146,7 @@ export class EngineClient implements CommitLog {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
       const id = this.#nextId++;
-      this.#waiting.set(id, { method, resolve: resolve as (output: unknown) => void, reject });
+      this.#waiting.set(id, { method, resolve, reject });
       this.#port.postMessage({ id, method, input });
     });
   }

@@ -56,7 +56,7 @@ async function failsWith(running: Promise<unknown>, code: ErrorCode): Promise<un
     assert.equal(error.code, code, error.message);
     return error;
   }
-  assert.fail(`nothing failed, ${code} was due`);
+  return assert.fail(`nothing failed, ${code} was due`);
 }
 
 /** What one transaction does wrong, and how it fails. The culprit writes a row first, which must go too. */
@@ -165,7 +165,7 @@ const CULPRITS: readonly Culprit[] = [
     name: 'a callback that returns a promise',
     code: 'INVALID_ARGUMENT',
     run: async (tx) => {
-      await null;
+      await Promise.resolve();
       tx.run("insert into rows values (903, 'late')");
     },
   },
@@ -379,7 +379,7 @@ test('transaction(): time, signal, errors and nested writes leave nothing and bl
   await failsWith(
     tenant.transaction(async (tx) => {
       tx.run("insert into rows values (4, 'a')");
-      await null;
+      await Promise.resolve();
       tx.run("insert into rows values (4, 'b')");
     }),
     'CONSTRAINT_FAILED',
@@ -422,7 +422,7 @@ test('transaction(): time, signal, errors and nested writes leave nothing and bl
   let ran = false;
   const first = tenant.transaction(async () => {
     waiting.abort(reason);
-    await null;
+    await Promise.resolve();
   });
   const second = tenant.transaction(async () => void (ran = true), { signal: waiting.signal });
   await first;
@@ -488,7 +488,7 @@ test('migrations that fail in the midst, that return a promise, or that leave ke
       tx.run("insert into rows values (7, 'x')");
       throw new Error('changed its mind');
     },
-    (async (tx: Transaction) => void tx.run("insert into rows values (7, 'x')")) as unknown as Migration,
+    async (tx: Transaction) => void tx.run("insert into rows values (7, 'x')"),
     (tx) => {
       try {
         tx.run('nonsense');
@@ -540,7 +540,7 @@ test('names, positions and LSNs out of range are refused', async () => {
   await failsWith(feed({ ...here, term: log.term + 1 }), 'POSITION_LOST');
   await failsWith(feed({ ...here, generation: 'ff'.repeat(16) }), 'POSITION_LOST');
   for (const from of [{}, { ...here, lsn: -1 }, { ...here, lsn: Number.NaN }, 'now and then'])
-    await failsWith(feed(from as object), 'INVALID_ARGUMENT');
+    await failsWith(feed(from), 'INVALID_ARGUMENT');
 });
 
 test('after close every call answers CLOSED, those that waited are answered, and closing again is nothing', async () => {

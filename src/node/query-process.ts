@@ -43,7 +43,7 @@ function forget(path: string): void {
 
 function query({ path, statement, parameters, int64, rowsMax }: QueryInput): Row[] {
   const rows: Row[] = [];
-  for (const row of new Statements(connect(path), int64).iterate<Row>(statement, parameters)) {
+  for (const row of new Statements(connect(path), int64).iterate(statement, parameters)) {
     if (rows.length >= rowsMax)
       throw new NostosError(
         'INVALID_ARGUMENT',

@@ -262,7 +262,7 @@ export class TenantHandle implements Tenant {
     return tenants.with(entry, async (store) => {
       if (mode !== 'any' && isUnfinished(store)) throw unfinished(entry.name);
       if (mode === 'migrated' && migrations !== undefined && store.schemaVersion !== migrations.length) {
-        await migrateStore(store, migrations as readonly StoreMigration[]);
+        await migrateStore(store, migrations);
         catalog.setSchemaVersion(entry.id, store.schemaVersion);
       }
       return fn(store);

@@ -10,7 +10,7 @@ export function serveThread(methods: ThreadMethods): void {
   assert(parentPort !== null, 'this runs in a worker thread');
   const port = parentPort;
   const reply = (message: ThreadReply): void => port.postMessage(message);
-  port.on('message', async ({ id, method, input }: ThreadCall) => {
+  const answer = async ({ id, method, input }: ThreadCall): Promise<void> => {
     try {
       const run = methods[method];
       assert(run !== undefined, `no method ${method}`);
@@ -18,5 +18,6 @@ export function serveThread(methods: ThreadMethods): void {
     } catch (error) {
       reply({ id, error: serializeError(error) });
     }
-  });
+  };
+  port.on('message', (call: ThreadCall) => void answer(call));
 }

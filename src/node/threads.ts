@@ -40,7 +40,7 @@ export class CallThread {
     return new Promise<T>((resolve, reject) => {
       const id = this.#nextId++;
       worker.postMessage({ id, method, input } satisfies ThreadCall); // throws for what cannot be sent
-      this.#waiting.set(id, { resolve: resolve as (output: unknown) => void, reject, onProgress });
+      this.#waiting.set(id, { resolve, reject, onProgress });
       worker.ref();
     });
   }

@@ -102,7 +102,7 @@ export function decodeSchemaPayload(bytes: Uint8Array): SchemaPayload {
       throw invalid('a sequence has no table or value');
     return { table, value: BigInt(number) };
   });
-  if (!isCount(schemaVersion) || !Number.isInteger(userVersion as number)) throw invalid('a version is missing');
+  if (!isCount(schemaVersion) || !Number.isInteger(userVersion)) throw invalid('a version is missing');
   if (!(fingerprint instanceof Uint8Array) || fingerprint.length !== FINGERPRINT_BYTES)
     throw invalid('the fingerprint is missing');
   return { schemaVersion, steps, userVersion: userVersion as number, sequences, fingerprint };

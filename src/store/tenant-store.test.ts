@@ -202,7 +202,7 @@ test('a COMMIT that fails on committed records is a success: the tenant replays 
   const asynchronous = runTransaction(
     store,
     async (tx) => {
-      await null;
+      await Promise.resolve();
       tx.run("insert into rows (body) values ('c')");
     },
     { int64: 'number', timeoutMs: 1_000 },

@@ -28,7 +28,7 @@ export class WriterTransaction {
 
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult {
     const result = this.#guard(() => this.#statements.run(statement, parameters));
-    this.changes += Number(result.changes);
+    this.changes += result.changes;
     return result;
   }
 
