@@ -60,6 +60,7 @@ export class Engine {
   readonly #holds = new Map<number, Reservation>();
   #nextHold = 0;
   #durable: Lsn;
+  #regaining: Promise<void> | undefined;
 
   private constructor(
     deps: EngineDeps,
@@ -232,7 +233,8 @@ export class Engine {
     this.#holds.delete(hold);
   }
 
-  readPage(request: PageRequest): PackedPage {
+  async readPage(request: PageRequest): Promise<PackedPage> {
+    if (this.#log.state === 'failed') await this.#regain(); // beyond its last sync the open segment is not known
     const end = Math.min(request.to ?? Infinity, this.#log.watermark) as Lsn;
     const { generation } = this.#options;
     if (request.from > end) return pack(generation, [], request.from, end);
@@ -342,7 +344,13 @@ export class Engine {
     this.#log.setWatermark(this.#log.end.lsn);
   }
 
-  async #regain(): Promise<void> {
+  /** Finds out what the disk holds, if that is not known, and wins a new term. Whoever needs it meanwhile shares it. */
+  #regain(): Promise<void> {
+    this.#regaining ??= this.#regainOnce().finally(() => (this.#regaining = undefined));
+    return this.#regaining;
+  }
+
+  async #regainOnce(): Promise<void> {
     if (this.#log.state === 'failed') {
       this.#log.reopen();
       this.#indexTail();
