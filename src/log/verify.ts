@@ -48,11 +48,15 @@ export interface VerifyCallbacks {
   readonly onProgress?: (progress: VerifyProgress) => void;
 }
 
+/**
+ * `inUseFrom`: the log is in use, and records from here on are written while this reads. Parts of them may be seen in
+ * any order, so that nothing behind the record before it is judged.
+ */
 export async function verifyLog(
-  { disk, dir }: { readonly disk: Disk; readonly dir: string },
+  { disk, dir, inUseFrom }: { readonly disk: Disk; readonly dir: string; readonly inUseFrom?: Lsn },
   { signal, onProgress }: VerifyCallbacks = {},
 ): Promise<LogVerification> {
-  const verifier = new Verifier(disk, dir);
+  const verifier = new Verifier(disk, dir, inUseFrom);
   let bytesDone = 0;
   for (const number of verifier.numbers) {
     signal?.throwIfAborted();
@@ -80,11 +84,13 @@ class Verifier {
   #lastLsn = NO_LSN;
   /** The record before the open segment. */
   #openFrom = NO_LSN;
+  readonly #inUseFrom: Lsn | undefined;
   #records = 0;
   #bytes = 0;
   #tailBytes = 0;
 
-  constructor(disk: Disk, dir: string) {
+  constructor(disk: Disk, dir: string, inUseFrom: Lsn | undefined) {
+    this.#inUseFrom = inUseFrom;
     this.#disk = disk;
     this.#dir = dir;
     const table = loadTable(disk, join(dir, SEALED_FILE), sealedTable);
@@ -186,6 +192,7 @@ class Verifier {
   #tail(file: DiskFile, name: string, sizeBytes: number, scan: ScanResult): void {
     this.#tailBytes = lastNonZero(file, scan.endOffset, sizeBytes) - scan.endOffset;
     if (this.#tailBytes === 0) return;
+    if (this.#inUseFrom !== undefined && scan.last.lsn + 1 >= this.#inUseFrom) return;
     const later = highestWatermark(file, scan.endOffset, scan.endOffset + this.#tailBytes, scan.last.generation);
     if (later !== undefined && later > scan.last.lsn)
       this.#damage(name, scan.endOffset, scan.last.lsn + 1, scan.fault ?? 'zeros stand where a record should');

@@ -1,4 +1,5 @@
 /** The maintenance thread: checkpoints, scrubs and copies of tenant files. */
+import type { Lsn } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { verifyLog } from '../log/verify.ts';
 import { checkpointFile, letGo, type CheckpointRequest } from '../store/checkpoint.ts';
@@ -13,6 +14,7 @@ serveThread({
   letGo: ({ path }: { path: string }) => letGo(path),
   scrub: (request: ScrubRequest, progress) => scrubFile(request, progress),
   inspect: (request: InspectRequest, progress) => inspectSource(request, progress),
-  verifyLog: ({ dir }: { dir: string }, onProgress) => verifyLog({ disk: systemDisk, dir }, { onProgress }),
+  verifyLog: ({ dir, inUseFrom }: { dir: string; inUseFrom: Lsn }, onProgress) =>
+    verifyLog({ disk: systemDisk, dir, inUseFrom }, { onProgress }),
   exportPlain: (request: CopyWork, progress) => exportPlain(request, progress),
 });

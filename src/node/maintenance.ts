@@ -3,6 +3,7 @@
  * which is ended when its caller gives up.
  */
 import { extname, resolve } from 'node:path';
+import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { LogVerification, VerifyProgress } from '../log/verify.ts';
@@ -67,8 +68,9 @@ export class ThreadMaintenance implements Maintenance {
     return this.#inTurn('inspect', request, options);
   }
 
-  verifyLog(dir: string, options: LongWork<VerifyProgress> = {}): Promise<LogVerification> {
-    return this.#inTurn('verifyLog', { dir }, options);
+  /** Of a log that is in use: records from `inUseFrom` on are being written meanwhile. */
+  verifyLog(dir: string, inUseFrom: Lsn, options: LongWork<VerifyProgress> = {}): Promise<LogVerification> {
+    return this.#inTurn('verifyLog', { dir, inUseFrom }, options);
   }
 
   async close(): Promise<void> {

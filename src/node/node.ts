@@ -80,6 +80,7 @@ export class NostosNode implements Node {
     this.#open = new OpenTenants(
       {
         open: (entry) => this.#openTenant(entry),
+        onClosed: ({ identity, applied }) => deps.catalog.setHeld(identity, applied.lsn),
         pause: (ms) => new Promise((resolve) => void setTimeout(resolve, ms)),
       },
       settings.limits,
@@ -269,6 +270,7 @@ export class NostosNode implements Node {
         limits: this.#settings.limits,
         createdAt: entry.createdAt,
         opened: entry.opened,
+        held: entry.held,
       },
     );
     if (!entry.opened) catalog.setOpened(entry);
@@ -313,10 +315,8 @@ export class NostosNode implements Node {
     if (catalog.get(name) === undefined) {
       let creating = this.#creating.get(name);
       if (creating === undefined) {
-        creating = this.#deps.catalogLog.create({ name, uuid: newUuid() });
+        creating = this.#deps.catalogLog.create({ name, uuid: newUuid() }).finally(() => this.#creating.delete(name));
         this.#creating.set(name, creating);
-        const done = (): boolean => this.#creating.delete(name);
-        creating.then(done, done);
       }
       await creating;
     }

@@ -1,5 +1,6 @@
 /** Checks everything that a node holds: the chain and CRCs of the log, each tenant's file, rows against the log. */
 import { join } from 'node:path';
+import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { fingerprintKey } from '../store/expected-fingerprint.ts';
@@ -40,12 +41,15 @@ async function verifyTheLog(
   options: LongCallOptions,
   problems: VerifyProblem[],
 ): Promise<VerifyReport['log']> {
-  const { watermark } = await deps.engine.status();
-  const report = await deps.maintenance.verifyLog(join(deps.dir, 'log'), {
-    ...(options.signal === undefined ? {} : { signal: options.signal }),
-    onProgress: ({ bytesDone, bytesTotal }) =>
-      options.onProgress?.({ phase: 'verifying the log', done: bytesDone, total: bytesTotal, unit: 'bytes' }),
-  });
+  const { watermark, firstLsn } = await deps.engine.status();
+  const hold = await deps.engine.reserve(firstLsn); // no segment goes while it is about to be read
+  const report = await deps.maintenance
+    .verifyLog(join(deps.dir, 'log'), (watermark + 1) as Lsn, {
+      ...(options.signal === undefined ? {} : { signal: options.signal }),
+      onProgress: ({ bytesDone, bytesTotal }) =>
+        options.onProgress?.({ phase: 'verifying the log', done: bytesDone, total: bytesTotal, unit: 'bytes' }),
+    })
+    .finally(() => hold.release());
   const remedy = 'restore this node from a backup or a peer; the log is not repaired in place';
   for (const damage of report.damages)
     problems.push({

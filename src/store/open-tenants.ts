@@ -35,11 +35,14 @@ interface Entry {
 export interface OpenTenantsDeps {
   readonly open: (entry: CatalogEntry) => Promise<TenantStore>;
   readonly pause: (ms: number) => Promise<void>;
+  /** Called with each tenant that was closed with everything in its file. */
+  readonly onClosed?: (store: TenantStore) => void;
 }
 
 export class OpenTenants {
   readonly #open: OpenTenantsDeps['open'];
   readonly #pause: OpenTenantsDeps['pause'];
+  readonly #onClosed: OpenTenantsDeps['onClosed'];
   readonly #filesMax: number;
   readonly #entries = new Map<TenantId, Entry>();
   readonly #closing = new Map<TenantId, { readonly done: Promise<void>; readonly store: TenantStore | undefined }>();
@@ -56,6 +59,7 @@ export class OpenTenants {
   constructor(deps: OpenTenantsDeps, options: { readonly openFilesMax: number }) {
     this.#open = deps.open;
     this.#pause = deps.pause;
+    this.#onClosed = deps.onClosed;
     this.#filesMax = Math.max(options.openFilesMax, FILES_PER_TENANT);
   }
 
@@ -157,16 +161,18 @@ export class OpenTenants {
     const created: Entry = { opening, store: undefined, pins: 1, usedAt: (this.#uses += 1) };
     this.#entries.set(entry.id, created);
     this.#moves += 1;
-    opening.then(
-      (store) => {
-        created.store = store;
-        this.#behind.delete(entry.id);
-      },
-      () => {
-        if (this.#entries.get(entry.id) === created) this.#entries.delete(entry.id);
-      },
-    );
+    void this.#settle(entry.id, created);
     return created;
+  }
+
+  async #settle(id: TenantId, created: Entry): Promise<void> {
+    try {
+      created.store = await created.opening;
+      this.#behind.delete(id);
+    } catch {
+      // Its users are told; the next one tries again.
+      if (this.#entries.get(id) === created) this.#entries.delete(id);
+    }
   }
 
   get #isFull(): boolean {
@@ -228,6 +234,7 @@ export class OpenTenants {
       await store?.close();
     } finally {
       if (store?.lag !== undefined) this.#behind.set(id, store.lag);
+      else if (store !== undefined) this.#onClosed?.(store);
     }
   }
 }
