@@ -24,6 +24,9 @@ import { openFilesLimit } from './process-limits.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
 import type { Node, NodeOptions } from './types.ts';
 
+/** A record needs room beside the changeset that it carries. */
+const RECORD_BYTES_LEAST = 96 * 1024;
+
 /**
  * Opens the node in `dir`, which is formatted when it is empty. One process at a time may have a directory open.
  *
@@ -116,5 +119,10 @@ function checkLimits(given: NodeOptions['limits'] = {}): Limits {
       throw new NostosError('INVALID_ARGUMENT', `the limit ${name} must be a whole number, got ${String(value)}`);
   }
   const limits = { ...DEFAULT_LIMITS, ...given };
+  if (limits.recordBytesMax < RECORD_BYTES_LEAST)
+    throw new NostosError(
+      'INVALID_ARGUMENT',
+      `recordBytesMax must be at least ${RECORD_BYTES_LEAST}, got ${limits.recordBytesMax}`,
+    );
   return { ...limits, openFilesMax: Math.min(limits.openFilesMax, Math.floor(openFilesLimit() / 2)) };
 }

@@ -20,7 +20,8 @@ create table if not exists catalog (
   id integer primary key check (id = 1), format integer not null, applied integer not null, next_id integer not null) strict;
 create table if not exists tenants (
   id integer primary key, name text not null unique, uuid text not null, created_lsn integer not null,
-  schema_version integer not null default 0, opened integer not null default 0) strict;
+  schema_version integer not null default 0, opened integer not null default 0,
+  held_lsn integer not null default 0) strict;
 `;
 
 export interface CatalogEntry extends TenantIdentity {
@@ -28,6 +29,8 @@ export interface CatalogEntry extends TenantIdentity {
   readonly schemaVersion: number;
   /** It was open once, so there must be a file. */
   readonly opened: boolean;
+  /** Its file held everything up to here when it was last closed: one that holds less is an older copy. */
+  readonly held: Lsn;
 }
 
 export class Catalog {
@@ -157,6 +160,12 @@ export class Catalog {
     this.#known.delete(name);
   }
 
+  /** Remembers what the file of a tenant that was closed holds. */
+  setHeld({ id, name }: TenantIdentity, lsn: Lsn): void {
+    this.#prepare('update tenants set held_lsn = ? where id = ?').run(lsn, id);
+    this.#known.delete(name);
+  }
+
   /** Makes what is applied durable in the file itself. */
   async checkpoint(maintenance: Maintenance): Promise<void> {
     const lsn = this.#applied;
@@ -185,5 +194,6 @@ function entry(row: Record<string, unknown>): CatalogEntry {
     createdAt: toLsn(row['created_lsn']),
     schemaVersion: row['schema_version'] as number,
     opened: row['opened'] === 1,
+    held: toLsn(row['held_lsn']),
   };
 }

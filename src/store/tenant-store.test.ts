@@ -4,7 +4,7 @@ import { copyFileSync, existsSync, mkdtempSync, rmSync, statSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { toTenantId, toTenantUuid, type Lsn } from '../base/brands.ts';
+import { NO_LSN, toTenantId, toTenantUuid, type Lsn } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import { DEFAULT_LIMITS, type Limits } from '../base/limits.ts';
@@ -68,7 +68,14 @@ async function setUp(t: TestContext): Promise<Setup> {
     open: async ({ opened: wasOpen = true, limits = {}, path: file = path } = {}) => {
       const store = await TenantStore.open(
         { log, clock: systemClock, maintenance },
-        { identity, path: file, limits: { ...DEFAULT_LIMITS, ...limits }, createdAt: 1 as Lsn, opened: wasOpen },
+        {
+          identity,
+          path: file,
+          limits: { ...DEFAULT_LIMITS, ...limits },
+          createdAt: 1 as Lsn,
+          opened: wasOpen,
+          held: NO_LSN,
+        },
       );
       opened.push(store);
       return store;

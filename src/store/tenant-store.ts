@@ -62,6 +62,8 @@ export interface TenantOptions {
   readonly createdAt: Lsn;
   /** Whether the tenant has been open before: then it has a file, or that is lost. */
   readonly opened: boolean;
+  /** The file held everything up to here when it was last closed. */
+  readonly held: Lsn;
 }
 
 interface WriteJob extends Job {
@@ -587,14 +589,18 @@ export class TenantStore {
     if (location.at !== undefined) checkChain(location.at, meta);
     else if (meta.lsn > log.watermark) throw this.#aheadOfLog(meta.lsn);
     this.#durable = Math.max(this.#durable, durablyHeld(meta.lsn, this.#noted, location, wholeFile)) as Lsn;
-    const rebuild = made && this.#options.opened;
+    // A file that holds less than it did is an older copy; what it lacks is below what the log counts as done.
+    const older = !made && meta.lsn < this.#options.held;
+    const rebuild = older || (made && this.#options.opened);
     // Up to `location.durable` the file lacks nothing, and the log below may be gone.
     const from = Math.max(this.#noted + 1, rebuild ? createdAt : Math.max(createdAt, location.durable + 1)) as Lsn;
     const to = rebuild ? log.watermark : location.last;
     if (to >= from) {
       this.#release();
       using applier = this.#connect('applier');
-      await new Replay(applier, state).run(log, from, to, { tenant: identity.id });
+      await new Replay(applier, state).run(log, from, to, { tenant: identity.id }).catch((error: unknown) => {
+        throw older && isNostosError(error, 'LOG_PRUNED') ? this.#olderFile(meta.lsn, error) : error;
+      });
     }
     this.#writer ??= this.#connect('writer');
     this.#applied = state.applied;
@@ -617,6 +623,15 @@ export class TenantStore {
       'TENANT_DAMAGED',
       `${this.path} is missing or empty, and the log no longer holds all of tenant ${identity.name}, which began at record ${createdAt}; restore this tenant from a backup or a peer`,
       { details: { path: this.path, createdAt } },
+    );
+  }
+
+  #olderFile(lsn: Lsn, cause: unknown): NostosError {
+    const { held } = this.#options;
+    return new NostosError(
+      'TENANT_DAMAGED',
+      `${this.path} is an older copy: it holds record ${lsn} and held ${held}, and the log no longer has what lies between; restore this tenant from a backup or a peer`,
+      { cause, details: { lsn, held, path: this.path } },
     );
   }
 
