@@ -104,7 +104,7 @@ const CULPRITS: readonly Culprit[] = [
   statement('PRAGMA writable_schema', 'SQL_DENIED', 'pragma writable_schema = on'),
   statement('PRAGMA wal_checkpoint', 'SQL_DENIED', 'pragma wal_checkpoint'),
   statement('ATTACH', 'SQL_DENIED', "attach ':memory:' as other"),
-  statement('VACUUM', 'SQL_FAILED', 'vacuum'),
+  statement('VACUUM', 'SQL_DENIED', 'vacuum'),
   statement('ANALYZE', 'SQL_DENIED', 'analyze'),
   statement('CREATE TABLE', 'SQL_DENIED', 'create table other (id integer primary key)'),
   statement('CREATE TEMP TABLE', 'SQL_DENIED', 'create temp table other (id integer primary key)'),

@@ -13,7 +13,7 @@
  */
 import { DatabaseSync, constants, type StatementSync } from 'node:sqlite';
 import { NostosError } from '../base/errors.ts';
-import { replaceOrRollback, significantTokens } from './sql-tokens.ts';
+import { replaceOrRollback, significantTokens, statementKeyword } from './sql-tokens.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import type { Int64Mode } from './values.ts';
 
@@ -139,6 +139,7 @@ export class Connection {
     // A failed statement dooms its transaction anyway, so ROLLBACK as a conflict action means what ABORT does, without
     // taking the other transactions of the group along.
     const text = replaceOrRollback(statement);
+    assertNoVacuum(text);
     this.#preparing = 'user';
     try {
       const prepared = this.database.prepare(text);
@@ -155,15 +156,20 @@ export class Connection {
   #authorize(action: number, arg1: string | null, arg2: string | null): number {
     if (this.#preparing === undefined) return constants.SQLITE_OK;
     switch (action) {
-      case constants.SQLITE_SELECT:
       case constants.SQLITE_READ:
+        // As a table it would run ANALYZE, whose tables come in the midst of a session, which then has no changeset.
+        return arg1?.toLowerCase() === 'pragma_optimize' ? constants.SQLITE_DENY : constants.SQLITE_OK;
+      case constants.SQLITE_SELECT:
       case constants.SQLITE_FUNCTION:
       case constants.SQLITE_RECURSIVE:
         return constants.SQLITE_OK;
       case constants.SQLITE_INSERT:
       case constants.SQLITE_UPDATE:
       case constants.SQLITE_DELETE:
-        return this.#preparing === 'user' && isOurs(arg1) ? constants.SQLITE_DENY : constants.SQLITE_OK;
+        // A migration may reset SQLite's counters, which travel in its record.
+        return (this.#preparing === 'user' ? isOurs(arg1) : isNostos(arg1))
+          ? constants.SQLITE_DENY
+          : constants.SQLITE_OK;
       case constants.SQLITE_PRAGMA: {
         const name = arg1?.toLowerCase() ?? '';
         if (READ_PRAGMAS.has(name)) return constants.SQLITE_OK;
@@ -186,7 +192,17 @@ export class Connection {
 /** Tables of Nostos; and SQLite's counters and statistics, whose changes no changeset carries. */
 function isOurs(table: string | null): boolean {
   const name = table?.toLowerCase() ?? '';
-  return name.startsWith('nostos_') || name === 'sqlite_sequence' || name.startsWith('sqlite_stat');
+  return isNostos(name) || name === 'sqlite_sequence' || name.startsWith('sqlite_stat');
+}
+
+function isNostos(table: string | null): boolean {
+  return table?.toLowerCase().startsWith('nostos_') ?? false;
+}
+
+/** VACUUM asks no authorizer, and VACUUM INTO writes a file of any name even where the database is read-only. */
+function assertNoVacuum(statement: string): void {
+  if (!/vacuum/i.test(statement) || statementKeyword(statement) !== 'VACUUM') return;
+  throw new NostosError('SQL_DENIED', 'VACUUM is not allowed here; tenant.exportFile writes a copy');
 }
 
 /** SQLite compiles the first statement of a text and would silently leave out the others. */

@@ -3,6 +3,7 @@
  * by least use; a tenant in use is never closed. Closing checkpoints, so a closed tenant needs nothing from the log.
  */
 import type { Lsn, TenantId } from '../base/brands.ts';
+import { NostosError } from '../base/errors.ts';
 import type { CatalogEntry } from './catalog.ts';
 import type { TenantStore } from './tenant-store.ts';
 
@@ -55,6 +56,7 @@ export class OpenTenants {
   #ticking: Promise<void> | undefined;
   /** Counts openings and closings. */
   #moves = 0;
+  #closed = false;
 
   constructor(deps: OpenTenantsDeps, options: { readonly openFilesMax: number }) {
     this.#open = deps.open;
@@ -128,7 +130,9 @@ export class OpenTenants {
     this.#behind.delete(id);
   }
 
+  /** Closes every tenant; from now on none is opened, also not for those who wait for room. */
   async closeAll(): Promise<void> {
+    this.#closed = true;
     const results = await Promise.allSettled([...this.#entries.keys()].map((id) => this.#close(id)));
     await Promise.allSettled([...this.#closing.values()].map(({ done }) => done));
     for (const result of results) if (result.status === 'rejected') throw result.reason;
@@ -136,6 +140,7 @@ export class OpenTenants {
 
   async #pin(entry: CatalogEntry): Promise<Entry> {
     for (let overdue = false; ;) {
+      if (this.#closed) throw new NostosError('CLOSED', 'the node is closed');
       const known = this.#entries.get(entry.id);
       if (known !== undefined) {
         known.usedAt = this.#uses += 1;

@@ -29,7 +29,11 @@ import type { Int64Mode } from './values.ts';
 import { WriterTransaction } from './writer-transaction.ts';
 
 /** Old answers of idempotent writes are looked for in one of so many milliseconds. */
-const PRUNE_EVERY = 256;
+const PRUNE_EVERY = 16;
+/** So many of them go at once, within this part of a record: they are in the changeset of whoever comes just then. */
+const PRUNE_ROWS_MAX = 2_048;
+const PRUNE_PART = 8;
+const TIMER_MAX_MS = 2 ** 31 - 1;
 
 export interface TransactionDeps {
   readonly clock: Clock;
@@ -42,8 +46,7 @@ export function idempotent<T>(
   id: string,
   deps: TransactionDeps,
 ): (tx: WriterTransaction, connection: Connection) => T {
-  if (id.length === 0 || id.length > 512)
-    throw new NostosError('INVALID_ARGUMENT', `an id has 1 to 512 characters, got ${id.length}`);
+  checkId(id);
   return (tx, connection) => {
     const known = connection.internal('select result from nostos_results where id = ?').get(id);
     if (known !== undefined) return decodeResult(known['result'] as Uint8Array) as T;
@@ -51,6 +54,15 @@ export function idempotent<T>(
     rememberResult(connection, id, result, deps);
     return result;
   };
+}
+
+/** SQLite would store each lone surrogate as the same character, so that two ids became one. */
+function checkId(id: unknown): void {
+  if (typeof id !== 'string' || id.length === 0 || id.length > 512 || !id.isWellFormed())
+    throw new NostosError(
+      'INVALID_ARGUMENT',
+      `an id is a text of 1 to 512 characters, got ${typeof id === 'string' ? `${id.length} characters` : typeof id}`,
+    );
 }
 
 export function knownResult(connection: Connection, id: string): { readonly result: unknown } | undefined {
@@ -63,8 +75,19 @@ export function rememberResult(connection: Connection, id: string, result: unkno
   connection
     .internal('insert into nostos_results (id, result, at_ms) values (?, ?, ?)')
     .run(id, encodeResult(result), nowMs);
-  if (nowMs % PRUNE_EVERY === 0)
-    connection.internal('delete from nostos_results where at_ms < ?').run(nowMs - deps.limits.idempotencyKeepMs);
+  if (nowMs % PRUNE_EVERY === 0) pruneResults(connection, nowMs - deps.limits.idempotencyKeepMs, deps.limits);
+}
+
+function pruneResults(connection: Connection, beforeMs: number, { recordBytesMax }: Limits): void {
+  const old = connection
+    .internal('select id, length(result) as bytes from nostos_results where at_ms < ? order by at_ms limit ?')
+    .all(beforeMs, PRUNE_ROWS_MAX);
+  let bytes = 0;
+  for (const row of old) {
+    connection.internal('delete from nostos_results where id = ?').run(row['id'] as string);
+    bytes += Number(row['bytes']) + (row['id'] as string).length;
+    if (bytes >= recordBytesMax / PRUNE_PART) return;
+  }
 }
 
 function encodeResult(result: unknown): Uint8Array {
@@ -99,6 +122,7 @@ export async function runTransaction<T>(
   deps: TransactionDeps,
 ): Promise<T> {
   options.signal?.throwIfAborted();
+  if (options.id !== undefined) checkId(options.id);
   const run = async (): Promise<T> => {
     options.signal?.throwIfAborted(); // it may have waited long for its turn
     const connection = store.writer;
@@ -141,7 +165,7 @@ async function withinTime<T>(
   const timer = setTimeout(
     () =>
       reject(new NostosError('TRANSACTION_TIMEOUT', `the transaction took longer than ${timeoutMs} ms and was undone`)),
-    timeoutMs,
+    Math.min(timeoutMs, TIMER_MAX_MS),
   );
   const abort = (): void => reject(signal?.reason);
   if (signal?.aborted === true) abort(); // the callback itself may have done so
