@@ -3,13 +3,19 @@
  * (the engine's). A message between threads costs each side about as much as running a small transaction; a frame in the
  * ring costs a copy.
  *
- * `head` and `tail` count bytes for ever, modulo 2^32. The consumer says that it sleeps before it looks a last time; the
+ * `head` and `tail` count bytes for ever, modulo 2^32. The consumer says how it rests before it looks a last time; the
  * producer puts its frame before it looks whether to wake the consumer. Both use sequentially consistent operations, so
- * at least one of them sees the other: a frame never waits for a sleeper whom nobody wakes.
+ * at least one of them sees the other: a frame never waits for a consumer whom nobody wakes.
+ *
+ * It rests in one of two ways: it waits on the ring for a while, from which a frame wakes it cheaply, and after that it
+ * sleeps in its event loop, from which only a message wakes it.
  */
 const HEAD = 0;
 const TAIL = 1;
-const ASLEEP = 2;
+const REST = 2;
+const AWAKE = 0;
+const ASLEEP = 1;
+const WAITING = 2;
 const CONTROL_BYTES = 64;
 const LENGTH_BYTES = 4;
 /** A power of two; a frame that does not fit goes as a message. */
@@ -37,8 +43,16 @@ export class AppendRing {
     this.#write(head, this.#lengthBytes);
     this.#write(head + LENGTH_BYTES, frame);
     Atomics.store(this.#control, HEAD, (head + LENGTH_BYTES + frame.length) | 0);
+    const rest = Atomics.load(this.#control, REST);
+    if (rest === WAITING) Atomics.notify(this.#control, HEAD);
+    if (rest !== ASLEEP) return 'put';
     // Whoever takes the flag wakes, so that several frames cost one message.
-    return Atomics.exchange(this.#control, ASLEEP, 0) === 1 ? 'asleep' : 'put';
+    return Atomics.compareExchange(this.#control, REST, ASLEEP, AWAKE) === ASLEEP ? 'asleep' : 'put';
+  }
+
+  /** For the producer, when it has sent a message: a consumer that waits here does not see it otherwise. */
+  poke(): void {
+    Atomics.notify(this.#control, HEAD);
   }
 
   /** For the consumer: a copy of the next frame. */
@@ -54,10 +68,17 @@ export class AppendRing {
 
   /** For the consumer, before it stops looking; false where a frame came meanwhile, so that it must look again. */
   sleep(): boolean {
-    Atomics.store(this.#control, ASLEEP, 1);
+    Atomics.store(this.#control, REST, ASLEEP);
     if (Atomics.load(this.#control, TAIL) === Atomics.load(this.#control, HEAD)) return true;
-    Atomics.store(this.#control, ASLEEP, 0);
+    Atomics.store(this.#control, REST, AWAKE);
     return false;
+  }
+
+  /** For the consumer: waits for a frame, or until it is poked or the time is up. */
+  wait(timeoutMs: number): void {
+    Atomics.store(this.#control, REST, WAITING);
+    Atomics.wait(this.#control, HEAD, Atomics.load(this.#control, TAIL), timeoutMs);
+    Atomics.store(this.#control, REST, AWAKE);
   }
 
   #write(position: number, bytes: Uint8Array): void {

@@ -101,8 +101,10 @@ export class EngineClient implements CommitLog {
       this.#waiting.set(id, { method: 'append', resolve, reject });
       const frame = encodeAppend(id, entries);
       const put = this.#ring.put(frame);
-      if (put === 'full') this.#port.postMessage(frame);
-      else if (put === 'asleep') this.#port.postMessage(null);
+      if (put === 'full') {
+        this.#port.postMessage(frame);
+        this.#ring.poke();
+      } else if (put === 'asleep') this.#port.postMessage(null);
     });
   }
 
@@ -148,6 +150,7 @@ export class EngineClient implements CommitLog {
       const id = this.#nextId++;
       this.#waiting.set(id, { method, resolve, reject });
       this.#port.postMessage({ id, method, input });
+      this.#ring.poke();
     });
   }
 
