@@ -66,16 +66,17 @@ export class TenantHandle implements Tenant {
     this.name = checkName(name);
   }
 
-  async write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
-    const { id, signal } = options;
-    checkCallback('write', fn);
-    const int64 = options.int64 ?? this.#deps.int64;
-    const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
-    const writing = { int64, ...(signal === undefined ? {} : { signal }) };
-    const open = this.#openStore();
-    return this.#counted(
-      open === undefined ? this.#use((store) => store.write<T>(run, writing)) : open.write<T>(run, writing),
-    );
+  write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
+    try {
+      checkCallback('write', fn);
+      const { id, signal } = options;
+      const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
+      const writing = { int64: options.int64 ?? this.#deps.int64, signal, onSettled: this.#deps.count };
+      const open = this.#openStore();
+      return open === undefined ? this.#use((store) => store.write<T>(run, writing)) : open.write<T>(run, writing);
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
   }
 
   async transaction<T>(fn: (tx: Transaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {

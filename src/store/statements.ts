@@ -61,7 +61,7 @@ function bindings(parameters: SqlParameters): [Bindable[]] | [[], Record<string,
 export class Statements {
   readonly #connection: Connection;
   readonly #int64: Int64Mode;
-  readonly #iterations = new Set<Iterator<unknown>>();
+  #iterations: Set<Iterator<unknown>> | undefined;
   #ended: string | undefined;
 
   constructor(connection: Connection, int64: Int64Mode) {
@@ -72,8 +72,8 @@ export class Statements {
   /** Closes what is still being iterated; from now on each call fails with `CLOSED` and says why. */
   end(why: string): void {
     this.#ended = why;
-    for (const rows of this.#iterations) rows.return?.();
-    this.#iterations.clear();
+    for (const rows of this.#iterations ?? []) rows.return?.();
+    this.#iterations = undefined;
   }
 
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult {
@@ -108,7 +108,7 @@ export class Statements {
       (prepared, bound, named) => (named === undefined ? prepared.iterate(...bound) : prepared.iterate(named)),
       'own',
     );
-    this.#iterations.add(rows);
+    (this.#iterations ??= new Set()).add(rows);
     try {
       for (const row of rows) {
         yield row as R;
@@ -117,7 +117,7 @@ export class Statements {
     } catch (error) {
       throw fromSqlite(error, typeof statement === 'string' ? statement : statement.text);
     } finally {
-      this.#iterations.delete(rows);
+      this.#iterations?.delete(rows);
     }
   }
 

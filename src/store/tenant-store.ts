@@ -69,8 +69,16 @@ export interface TenantOptions {
 interface WriteJob extends Job {
   readonly kind: 'write';
   readonly signal: AbortSignal | undefined;
+  readonly onSettled: QueuedWriteOptions['onSettled'];
   resolve(result: unknown): void;
   reject(error: unknown): void;
+}
+
+export interface QueuedWriteOptions {
+  readonly int64: Int64Mode;
+  readonly signal?: AbortSignal | undefined;
+  /** Called once the transaction has ended, with how. */
+  readonly onSettled?: ((outcome: 'committed' | 'failed') => void) | undefined;
 }
 
 interface ExclusiveJob {
@@ -188,16 +196,9 @@ export class TenantStore {
     return (this.#writer === undefined ? 0 : 3) + (this.#reader === undefined ? 0 : 2);
   }
 
-  write<T>(run: Job['run'], options: { readonly int64: Int64Mode; readonly signal?: AbortSignal }): Promise<T> {
+  write<T>(run: Job['run'], { int64, signal, onSettled }: QueuedWriteOptions): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.#enqueue({
-        kind: 'write',
-        int64: options.int64,
-        signal: options.signal,
-        run,
-        resolve: resolve,
-        reject,
-      });
+      this.#enqueue({ kind: 'write', int64, signal, onSettled, run, resolve, reject });
     });
   }
 
@@ -426,14 +427,16 @@ export class TenantStore {
       if (this.#needsReplay) await this.#recover().catch(() => {}); // tried again by whoever comes next
     } catch (error) {
       this.rollback();
-      if (outcomes.length === 0) for (const job of jobs) job.reject(error);
+      if (outcomes.length === 0) outcomes = jobs.map((job) => ({ kind: 'failed', job, error }));
       // A failed one may have read what an earlier one wrote, so even its answer waited for the log.
-      for (const outcome of outcomes) outcome.job.reject(outcome.kind === 'failed' ? outcome.error : error);
-      return;
+      outcomes = outcomes.map((outcome) =>
+        outcome.kind === 'failed' ? outcome : { ...outcome, kind: 'failed', error },
+      );
     }
     for (const outcome of outcomes) {
       if (outcome.kind === 'done') outcome.job.resolve(outcome.result);
       else outcome.job.reject(outcome.error);
+      outcome.job.onSettled?.(outcome.kind === 'done' ? 'committed' : 'failed');
     }
   }
 
