@@ -291,6 +291,8 @@ export class NostosNode implements Node {
   #list({ after = '', limit = LIST_DEFAULT }: { readonly after?: string; readonly limit?: number }): TenantInfo[] {
     if (!Number.isSafeInteger(limit) || limit < 1)
       throw new NostosError('INVALID_ARGUMENT', `limit must be a whole number above 0, got ${String(limit)}`);
+    if (typeof after !== 'string')
+      throw new NostosError('INVALID_ARGUMENT', `after must be a tenant name, got ${typeof after}`);
     return this.#catalog().list(after, limit).map(publicInfo);
   }
 

@@ -115,8 +115,12 @@ function checkLimits(given: NodeOptions['limits'] = {}): Limits {
   for (const [name, value] of Object.entries(given)) {
     if (!(LIMIT_NAMES as readonly string[]).includes(name))
       throw new NostosError('INVALID_ARGUMENT', `there is no limit ${name}; the limits are ${LIMIT_NAMES.join(', ')}`);
-    if (!Number.isSafeInteger(value) || value < 0)
-      throw new NostosError('INVALID_ARGUMENT', `the limit ${name} must be a whole number, got ${String(value)}`);
+    const least = name.endsWith('Max') ? 1 : 0;
+    if (!Number.isSafeInteger(value) || value < least)
+      throw new NostosError(
+        'INVALID_ARGUMENT',
+        `the limit ${name} must be a whole number from ${least} on, got ${String(value)}`,
+      );
   }
   const limits = { ...DEFAULT_LIMITS, ...given };
   if (limits.recordBytesMax < RECORD_BYTES_LEAST)

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { formatPosition, parsePosition, toLsn, type Position } from '../base/brands.ts';
 import { NostosError, serializeError } from '../base/errors.ts';
 import { renderMetrics } from './metrics.ts';
-import { executeScript, queryScript } from './sql-script.ts';
+import { executeScript, queryScript, readsOnly } from './sql-script.ts';
 import type { Change, LongCallOptions, Node, Progress, RecordSummary } from './types.ts';
 
 export type Access = 'read' | 'write' | 'admin';
@@ -145,7 +145,12 @@ export const OPERATIONS = {
     summary: 'Runs statements in one transaction.',
     access: 'write',
     input: z.strictObject({ tenant, sql: z.string(), parameters, id: z.string().min(1).max(200).optional() }),
-    run: async (node, input, { signal }) => executeScript(node.tenant(input.tenant), input, signal),
+    // What only reads runs where it can be ended; what writes runs in the thread of the node, so a token that may write
+    // is trusted with its time.
+    run: async (node, input, { signal }) =>
+      input.id === undefined && readsOnly(input.sql)
+        ? queryScript(node.tenant(input.tenant), input, signal)
+        : executeScript(node.tenant(input.tenant), input, signal),
   }),
   migrate: operation({
     summary: 'Brings the schema of a tenant to the last of these migrations.',

@@ -140,10 +140,14 @@ export class TenantHandle implements Tenant {
     return { tenant: this.name, ...report };
   }
 
-  async *changes(options: ChangesOptions = {}): AsyncIterableIterator<Change> {
+  changes(options: ChangesOptions = {}): AsyncIterableIterator<Change> {
+    return this.#changes(options, this.#deps.log.watermark); // `now` is the time of the call
+  }
+
+  async *#changes(options: ChangesOptions, now: Lsn): AsyncIterableIterator<Change> {
     const { log, tenants, int64 } = this.#deps;
     const entry = this.#entry();
-    const after = await this.#feedStart(entry, options.from);
+    const after = options.from === 'now' ? now : await this.#feedStart(entry, options.from);
     const withStore = <T>(fn: (store: TenantStore) => T): Promise<T> => tenants.with(entry, fn);
     const { closing } = this.#deps;
     yield* feed(log, withStore, entry, {
@@ -281,9 +285,8 @@ export class TenantHandle implements Tenant {
     }
   }
 
-  async #feedStart(entry: CatalogEntry, from: ChangesOptions['from']): Promise<Lsn> {
+  async #feedStart(entry: CatalogEntry, from: Position | undefined): Promise<Lsn> {
     const { log } = this.#deps;
-    if (from === 'now') return log.watermark;
     if (from === undefined) return (Math.max(entry.createdAt, await this.#deps.firstLsn()) - 1) as Lsn;
     if (!Number.isSafeInteger(from?.lsn) || from.lsn < 0)
       throw new NostosError('INVALID_ARGUMENT', `from must be a position, got ${JSON.stringify(from)}`);

@@ -14,7 +14,8 @@ export interface CheckpointResult {
   readonly complete: boolean;
 }
 
-const BUSY_TIMEOUT_MS = 2_000;
+/** How long a checkpoint waits for readers: with a writer's queue held it must not be long. */
+const BUSY_TIMEOUT_MS = { passive: 0, restart: 250, truncate: 2_000 } as const satisfies Record<CheckpointMode, number>;
 
 export interface CheckpointRequest {
   readonly path: string;
@@ -30,7 +31,7 @@ const held = new Map<string, DatabaseSync>();
 export function checkpointFile({ path, mode, directories, hold }: CheckpointRequest): CheckpointResult {
   let database: DatabaseSync | undefined;
   try {
-    database = new DatabaseSync(path, { timeout: mode === 'passive' ? 0 : BUSY_TIMEOUT_MS });
+    database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS[mode] });
     database.exec('pragma synchronous = normal');
     const row = database.prepare(`pragma wal_checkpoint(${mode})`).get() as {
       busy: number;

@@ -136,12 +136,15 @@ export class TenantStore {
   #closed = false;
   #changedBytes = 0;
   #checkpointing: Promise<void> | undefined;
+  /** Size of the WAL at which the queue is held for a checkpoint. */
+  #holdAtBytes: number;
   /** Whether the directories down to the file have been synced, without which a power cut may take the file. */
   #findable = false;
 
   private constructor(deps: TenantDeps, options: TenantOptions) {
     this.#deps = deps;
     this.#options = options;
+    this.#holdAtBytes = options.limits.checkpointHoldBytes;
     this.identity = options.identity;
     this.path = options.path;
   }
@@ -179,8 +182,9 @@ export class TenantStore {
     return this.#shapes.get(this.#schemaVersion)!;
   }
 
-  shapeAt(version: number): SchemaShape | undefined {
-    return this.#shapes.get(version);
+  /** Those of all schema versions so far. */
+  shapes(): ReadonlyMap<number, SchemaShape> {
+    return new Map(this.#shapes);
   }
 
   get expected(): ExpectedFingerprint {
@@ -367,7 +371,7 @@ export class TenantStore {
   async checkpoint(): Promise<void> {
     await this.exclusive(async () => {
       await this.#checkpointing;
-      if (this.#durable < this.#applied.lsn) await this.#checkpoint('restart');
+      if (this.#durable < this.#applied.lsn) await this.#checkpoint('passive');
     });
   }
 
@@ -393,7 +397,7 @@ export class TenantStore {
       } else {
         await this.#writeGroup(this.#takeGroup());
       }
-      if (this.#changedBytes >= WAL_CHECK_BYTES) await this.#relieveWal();
+      if (this.#changedBytes >= WAL_CHECK_BYTES) await this.#relieveWal().catch(() => {}); // tried again soon
     }
     this.#draining = false;
     this.#deps.onIdle?.();
@@ -485,11 +489,16 @@ export class TenantStore {
     this.#changedBytes = 0;
     const { checkpointBytes, checkpointHoldBytes } = this.#options.limits;
     const bytes = this.walBytes();
-    if (bytes >= checkpointHoldBytes) {
+    if (bytes < this.#holdAtBytes - checkpointHoldBytes) this.#holdAtBytes = checkpointHoldBytes; // it began anew
+    if (bytes >= this.#holdAtBytes) {
       await this.#checkpointing;
-      await this.#checkpoint('restart').catch(() => {});
+      const complete = await this.#checkpoint('restart').catch(() => false);
+      // A reader with an old snapshot is in the way: its writers are not made to wait for it again before the WAL has
+      // grown by as much once more. How long it may be is bounded by the age of readers.
+      this.#holdAtBytes = complete ? checkpointHoldBytes : bytes + checkpointHoldBytes;
     } else if (bytes >= checkpointBytes && this.#checkpointing === undefined) {
       this.#checkpointing = this.#checkpoint('passive')
+        .then(() => {})
         .catch(() => {})
         .finally(() => (this.#checkpointing = undefined));
     }
@@ -499,12 +508,14 @@ export class TenantStore {
     return statSync(`${this.path}-wal`, { throwIfNoEntry: false })?.size ?? 0;
   }
 
-  async #checkpoint(mode: 'passive' | 'restart'): Promise<void> {
-    if (this.#needsReplay || this.#writer === undefined) return;
+  /** True when everything that the WAL held is in the file. */
+  async #checkpoint(mode: 'passive' | 'restart'): Promise<boolean> {
+    if (this.#needsReplay || this.#writer === undefined) return false;
     const { lsn } = this.#applied;
     this.#noteFingerprint();
     const { complete } = await this.#deps.maintenance.checkpoint(this.path, mode, this.#unfound());
     if (complete) this.#heldDurably(lsn);
+    return complete;
   }
 
   async #checkpointAndClose(): Promise<void> {
@@ -534,7 +545,8 @@ export class TenantStore {
   }
 
   #connect(role: 'writer' | 'reader' | 'applier'): Connection {
-    return new Connection(this.path, { role, statementCacheMax: this.#options.limits.statementCacheMax });
+    const { statementCacheMax, checkpointBytes } = this.#options.limits;
+    return new Connection(this.path, { role, statementCacheMax, walBytesKept: Math.floor(checkpointBytes / 2) });
   }
 
   #release(): void {

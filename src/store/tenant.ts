@@ -28,10 +28,11 @@ import type { TenantStore } from './tenant-store.ts';
 import type { Int64Mode } from './values.ts';
 import { WriterTransaction } from './writer-transaction.ts';
 
-/** Old answers of idempotent writes are looked for in one of so many milliseconds. */
-const PRUNE_EVERY = 16;
-/** So many of them go at once, within this part of a record: they are in the changeset of whoever comes just then. */
-const PRUNE_ROWS_MAX = 2_048;
+/**
+ * Each new answer takes up to so many expired ones along, so that they become fewer with use and no write has all of
+ * them to delete; of large ones only what fits a part of a record.
+ */
+const PRUNE_ROWS_MAX = 4;
 const PRUNE_PART = 8;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 
@@ -75,7 +76,7 @@ export function rememberResult(connection: Connection, id: string, result: unkno
   connection
     .internal('insert into nostos_results (id, result, at_ms) values (?, ?, ?)')
     .run(id, encodeResult(result), nowMs);
-  if (nowMs % PRUNE_EVERY === 0) pruneResults(connection, nowMs - deps.limits.idempotencyKeepMs, deps.limits);
+  pruneResults(connection, nowMs - deps.limits.idempotencyKeepMs, deps.limits);
 }
 
 function pruneResults(connection: Connection, beforeMs: number, { recordBytesMax }: Limits): void {
@@ -270,10 +271,12 @@ export interface FeedItem {
   readonly rows: ReturnType<typeof changesetRows> extends Iterable<infer R> ? readonly R[] : never;
 }
 
+type WithStore = <T>(fn: (store: TenantStore) => T) => Promise<T>;
+
 /** The committed changes of a tenant after `after`, and then, unless `untilCaughtUp`, those to come. */
 export async function* feed(
   log: CommitLog,
-  withStore: <T>(fn: (store: TenantStore) => T) => Promise<T>,
+  withStore: WithStore,
   entry: CatalogEntry,
   options: {
     readonly after: Lsn;
@@ -284,6 +287,8 @@ export async function* feed(
 ): AsyncGenerator<FeedItem> {
   let next = (options.after + 1) as Lsn;
   const { signal } = options;
+  const shapes = new Shapes(withStore);
+  await shapes.load();
   for (;;) {
     signal?.throwIfAborted();
     const end = log.watermark;
@@ -298,7 +303,7 @@ export async function* feed(
       for await (const page of readCommitted(log, range)) {
         for (const record of page) {
           if (record.kind === RecordKind.tenantDrop) return;
-          const item = await feedItem(record, withStore, options.int64);
+          const item = await feedItem(record, shapes, options.int64);
           if (item !== undefined) yield item;
         }
       }
@@ -308,39 +313,49 @@ export async function* feed(
   }
 }
 
-async function feedItem(
-  record: CommittedRecord,
-  withStore: <T>(fn: (store: TenantStore) => T) => Promise<T>,
-  int64: Int64Mode,
-): Promise<FeedItem | undefined> {
+async function feedItem(record: CommittedRecord, shapes: Shapes, int64: Int64Mode): Promise<FeedItem | undefined> {
   const { generation, term, lsn } = record;
   const base = { position: { generation, term, lsn }, timeMs: hlcToMs(record.hlc) };
   if (record.kind === RecordKind.changeset) {
     const { schemaVersion, changeset } = decodeChangesetPayload(record.payload);
-    const shape = await shapeAt(withStore, schemaVersion, lsn);
-    const rows = userRows(changeset, [shape], int64);
+    const rows = userRows(changeset, [await shapes.at(schemaVersion, lsn)], int64);
     return rows.length === 0 ? undefined : { ...base, kind: 'changeset', schemaVersion, rows };
   }
   if (record.kind !== RecordKind.schema) return undefined;
   const { schemaVersion, steps } = decodeSchemaPayload(record.payload);
   const changesets = steps.flatMap((step) => ('changeset' in step ? [step.changeset] : []));
   if (changesets.length === 0) return { ...base, kind: 'schema', schemaVersion, rows: [] };
-  const shapes = [await shapeAt(withStore, schemaVersion, lsn)];
-  const before = await withStore((store) => store.shapeAt(schemaVersion - 1));
-  if (before !== undefined) shapes.push(before);
-  const rows = changesets.flatMap((changeset) => userRows(changeset, shapes, int64));
+  const after = await shapes.at(schemaVersion, lsn);
+  const before = await shapes.find(schemaVersion - 1);
+  const either = before === undefined ? [after] : [after, before];
+  const rows = changesets.flatMap((changeset) => userRows(changeset, either, int64));
   return { ...base, kind: 'schema', schemaVersion, rows };
 }
 
-async function shapeAt(
-  withStore: <T>(fn: (store: TenantStore) => T) => Promise<T>,
-  version: number,
-  lsn: Lsn,
-): Promise<SchemaShape> {
-  const shape = await withStore((store) => store.shapeAt(version));
-  if (shape === undefined)
-    throw new NostosError('TENANT_DAMAGED', `schema version ${version} of record ${lsn} is not known`);
-  return shape;
+/** Shapes of schema versions, kept: a feed goes on to the end of a tenant that is dropped meanwhile. */
+class Shapes {
+  readonly #withStore: WithStore;
+  #known: ReadonlyMap<number, SchemaShape> = new Map();
+
+  constructor(withStore: WithStore) {
+    this.#withStore = withStore;
+  }
+
+  async load(): Promise<void> {
+    this.#known = await this.#withStore((store) => store.shapes());
+  }
+
+  async find(version: number): Promise<SchemaShape | undefined> {
+    if (!this.#known.has(version)) await this.load();
+    return this.#known.get(version);
+  }
+
+  async at(version: number, lsn: Lsn): Promise<SchemaShape> {
+    const shape = await this.find(version);
+    if (shape === undefined)
+      throw new NostosError('TENANT_DAMAGED', `schema version ${version} of record ${lsn} is not known`);
+    return shape;
+  }
 }
 
 /**
