@@ -6,7 +6,7 @@ import type { Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import type { ChainPoint } from './chain.ts';
-import { RECORD_HEADER_BYTES } from './record.ts';
+import { RECORD_HEADER_BYTES, type LogRecord } from './record.ts';
 import type { LogBatch, ReadableSegment, ReadOptions, ReaderSource } from './reader.ts';
 import { locateRecord, pruned, readLog } from './reader.ts';
 import type { RecoveryOptions, RecoveryReport } from './recovery.ts';
@@ -39,6 +39,8 @@ export interface LogOptions {
   readonly highestApplied?: () => Lsn;
   /** Records from here on are read and checked on opening, besides those of the open segment. */
   readonly scanFrom?: Lsn;
+  /** Called with each record that is read on opening, in order: from `scanFrom` on all of them, below it some. */
+  readonly onRecord?: (record: LogRecord) => void;
 }
 
 const PREALLOCATE_BYTES = 4 * 1024 * 1024;

@@ -22,7 +22,7 @@ import type { ChainPoint } from './chain.ts';
 import { genesis, sameBytes, samePoint } from './chain.ts';
 import { logDamaged } from './damage.ts';
 import { OpenSegment, digestFile } from './open-segment.ts';
-import { RecordKind } from './record.ts';
+import { RecordKind, type LogRecord } from './record.ts';
 import type { OnRecord } from './scan.ts';
 import { scanChain } from './scan.ts';
 import type { SealedSegment } from './sealed.ts';
@@ -48,6 +48,8 @@ export interface RecoveryOptions {
   readonly highestApplied?: () => Lsn;
   /** Records from here on are read and checked, besides those of the last segment. */
   readonly scanFrom?: Lsn;
+  /** Called with each record that is read, in order: from `scanFrom` on all of them, below it some. */
+  readonly onRecord?: (record: LogRecord) => void;
   /** Records above this one are rewritten even where a watermark covers them: the last fsync that is known to hold. */
   readonly rewriteAbove?: Lsn;
 }
@@ -311,6 +313,7 @@ class RecoveryPlan {
 
   #collect(segment: string, terms: TermTable): OnRecord {
     return (record, _hash, offset, previous) => {
+      this.#options.onRecord?.(record);
       if (record.kind !== RecordKind.termStart) return;
       const { term, generation, lsn } = record;
       if (!terms.add({ term, generation, firstLsn: lsn, previous }))

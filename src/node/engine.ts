@@ -24,7 +24,7 @@ import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordinator, GroupRecord } from '../coordination/coordinator.ts';
 import type { Appended, LogEntry, PageRequest, TenantLocation } from '../log/commit-log.ts';
 import { Log } from '../log/log.ts';
-import { RecordKind } from '../log/record.ts';
+import { RecordKind, type LogRecord } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { RecoveryReport } from '../log/recovery.ts';
 import type { Reservation } from '../log/retention.ts';
@@ -46,6 +46,14 @@ export interface AppendCall {
   reject(error: unknown): void;
 }
 
+interface EngineParts {
+  readonly deps: EngineDeps;
+  readonly options: EngineOptions;
+  readonly disk: Disk;
+  readonly log: Log;
+  readonly last: Map<TenantId, Lsn>;
+}
+
 const DURABLE_FILE = 'durable';
 const CATALOG_KINDS: ReadonlySet<number> = new Set([RecordKind.tenantCreate, RecordKind.tenantDrop]);
 
@@ -56,24 +64,18 @@ export class Engine {
   readonly #log: Log;
   readonly #recovery: LogStatus['recovery'];
   /** Per tenant the last LSN above `#durable`; under `NO_TENANT` that of the catalog. */
-  readonly #last = new Map<TenantId, Lsn>();
+  readonly #last: Map<TenantId, Lsn>;
   readonly #holds = new Map<number, Reservation>();
   #nextHold = 0;
   #durable: Lsn;
   #regaining: Promise<void> | undefined;
 
-  private constructor(
-    deps: EngineDeps,
-    options: EngineOptions,
-    disk: Disk,
-    log: Log,
-    recovery: LogStatus['recovery'],
-    durable: Lsn,
-  ) {
+  private constructor({ deps, options, disk, log, last }: EngineParts, recovery: LogStatus['recovery'], durable: Lsn) {
     this.#deps = deps;
     this.#options = options;
     this.#disk = disk;
     this.#log = log;
+    this.#last = last;
     this.#recovery = recovery;
     this.#durable = durable;
   }
@@ -86,6 +88,8 @@ export class Engine {
     const durable = readDurable(disk, dir);
     const known = await deps.coordinator.read();
     const committed = known?.record.committed;
+    const last = new Map<TenantId, Lsn>();
+    let engine: Engine | undefined;
     const { log, report } = Log.open(
       { disk, clock: new HybridClock(clock) },
       {
@@ -96,10 +100,13 @@ export class Engine {
         knownWatermark: committed?.generation === options.generation ? committed.lsn : NO_LSN,
         highestApplied: deps.highestApplied,
         scanFrom: (durable + 1) as Lsn,
+        // Also on reopening: of a call whose outcome is not known some records may be there.
+        onRecord: (record) => {
+          if (record.lsn > (engine === undefined ? durable : engine.#durable)) note(last, record);
+        },
       },
     );
-    const engine = new Engine(deps, options, disk, log, summary(report, clock.monotonicMs() - startedMs), durable);
-    engine.#indexTail();
+    engine = new Engine({ deps, options, disk, log, last }, summary(report, clock.monotonicMs() - startedMs), durable);
     await engine.#lead();
     return engine;
   }
@@ -163,7 +170,6 @@ export class Engine {
     } catch {
       return -1 as Lsn; // not even that is known
     }
-    this.#indexTail(); // also of a call whose outcome is not known some records may be there
     let held = first - 1;
     for (const { record, hash } of this.#records(first)) {
       const at = (record.lsn - first) * 32;
@@ -184,7 +190,7 @@ export class Engine {
       if (last <= held) {
         const start = (first - firstLsn) * 32;
         for (const [index, entry] of call.entries.entries())
-          this.#note(entry.kind, entry.tenant, (first + index) as Lsn);
+          note(this.#last, { kind: entry.kind, tenant: entry.tenant, lsn: (first + index) as Lsn });
         call.resolve({ generation, term, firstLsn: first as Lsn, hashes: hashes.slice(start, start + count * 32) });
       } else if (held >= 0 && first > held) {
         call.reject(failure);
@@ -301,17 +307,6 @@ export class Engine {
     for (const batch of this.#log.read(to === undefined ? { from } : { from, to })) yield* batch.records;
   }
 
-  #indexTail(): void {
-    const from = Math.max(this.#durable + 1, this.#log.firstLsn) as Lsn;
-    if (from > this.#log.end.lsn) return;
-    for (const { record } of this.#records(from)) this.#note(record.kind, record.tenant, record.lsn);
-  }
-
-  #note(kind: number, tenant: TenantId, lsn: Lsn): void {
-    if (tenant !== NO_TENANT) this.#last.set(tenant, lsn);
-    if (CATALOG_KINDS.has(kind)) this.#last.set(NO_TENANT, lsn);
-  }
-
   /** Wins a term and begins it with a record of its own; from then on the whole tail is committed. */
   async #lead(): Promise<void> {
     const { store, boot, generation } = this.#options;
@@ -353,7 +348,6 @@ export class Engine {
   async #regainOnce(): Promise<void> {
     if (this.#log.state === 'failed') {
       this.#log.reopen();
-      this.#indexTail();
     }
     await this.#lead();
   }
@@ -378,6 +372,11 @@ export class Engine {
     if (!answer.ok)
       throw new NostosError('COORDINATOR_CONFLICT', 'another process replaced the group record of this node');
   }
+}
+
+function note(last: Map<TenantId, Lsn>, { kind, tenant, lsn }: Pick<LogRecord, 'kind' | 'tenant' | 'lsn'>): void {
+  if (tenant !== NO_TENANT) last.set(tenant, lsn);
+  if (CATALOG_KINDS.has(kind)) last.set(NO_TENANT, lsn);
 }
 
 function summary(report: RecoveryReport, elapsedMs: number): LogStatus['recovery'] {
