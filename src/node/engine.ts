@@ -89,7 +89,7 @@ export class Engine {
     const known = await deps.coordinator.read();
     const committed = known?.record.committed;
     const last = new Map<TenantId, Lsn>();
-    let engine: Engine | undefined;
+    let held = (): Lsn => durable;
     const { log, report } = Log.open(
       { disk, clock: new HybridClock(clock) },
       {
@@ -102,11 +102,16 @@ export class Engine {
         scanFrom: (durable + 1) as Lsn,
         // Also on reopening: of a call whose outcome is not known some records may be there.
         onRecord: (record) => {
-          if (record.lsn > (engine === undefined ? durable : engine.#durable)) note(last, record);
+          if (record.lsn > held()) note(last, record);
         },
       },
     );
-    engine = new Engine({ deps, options, disk, log, last }, summary(report, clock.monotonicMs() - startedMs), durable);
+    const engine = new Engine(
+      { deps, options, disk, log, last },
+      summary(report, clock.monotonicMs() - startedMs),
+      durable,
+    );
+    held = () => engine.#durable;
     await engine.#lead();
     return engine;
   }

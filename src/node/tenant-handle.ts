@@ -75,7 +75,7 @@ export class TenantHandle implements Tenant {
       const open = this.#openStore();
       return open === undefined ? this.#use((store) => store.write<T>(run, writing)) : open.write<T>(run, writing);
     } catch (error) {
-      return Promise.reject(error as Error);
+      return Promise.reject(error);
     }
   }
 

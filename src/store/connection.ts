@@ -22,11 +22,10 @@ export type ConnectionRole = 'writer' | 'reader' | 'applier';
 export interface ConnectionOptions {
   readonly role: ConnectionRole;
   readonly statementCacheMax: number;
-  /** To how many bytes the WAL file shrinks when it begins anew, so that its size tells what is in it. */
-  readonly walBytesKept?: number;
 }
 
-const WAL_BYTES_KEPT = 4 * 1024 * 1024;
+/** Kept small so that a WAL that once grew gives its space back. */
+const JOURNAL_SIZE_LIMIT_BYTES = 32 * 1024 * 1024;
 const BUSY_TIMEOUT_MS = 5_000;
 
 const READ_PRAGMAS = new Set(
@@ -67,7 +66,7 @@ export class Connection {
       if (options.role !== 'reader')
         this.database.exec(
           `pragma journal_mode = wal; pragma synchronous = normal; pragma wal_autocheckpoint = 0; ` +
-            `pragma journal_size_limit = ${options.walBytesKept ?? WAL_BYTES_KEPT}`,
+            `pragma journal_size_limit = ${JOURNAL_SIZE_LIMIT_BYTES}`,
         );
       this.database.function('nostos_live', { directOnly: false }, () => (this.triggersLive ? 1n : 0n));
       this.database.setAuthorizer((action, arg1, arg2) => this.#authorize(action, arg1, arg2));

@@ -106,6 +106,8 @@ function readTraits(shape: SchemaShape, writer: Connection): SchemaTraits {
   };
 }
 
+/** A page with its header. */
+const WAL_FRAME_BYTES = 4_096 + 24;
 /** The WAL is looked at after so many bytes of changes. */
 const WAL_CHECK_BYTES = 128 * 1024;
 /** Room in a record for what stands beside the changeset. */
@@ -135,7 +137,7 @@ export class TenantStore {
   #draining = false;
   #closed = false;
   #changedBytes = 0;
-  #checkpointing: Promise<void> | undefined;
+  #checkpointing: Promise<unknown> | undefined;
   /** Size of the WAL at which the queue is held for a checkpoint. */
   #holdAtBytes: number;
   /** Whether the directories down to the file have been synced, without which a power cut may take the file. */
@@ -488,7 +490,7 @@ export class TenantStore {
   async #relieveWal(): Promise<void> {
     this.#changedBytes = 0;
     const { checkpointBytes, checkpointHoldBytes } = this.#options.limits;
-    const bytes = this.walBytes();
+    const bytes = walContentBytes(this.writer);
     if (bytes < this.#holdAtBytes - checkpointHoldBytes) this.#holdAtBytes = checkpointHoldBytes; // it began anew
     if (bytes >= this.#holdAtBytes) {
       await this.#checkpointing;
@@ -498,8 +500,7 @@ export class TenantStore {
       this.#holdAtBytes = complete ? checkpointHoldBytes : bytes + checkpointHoldBytes;
     } else if (bytes >= checkpointBytes && this.#checkpointing === undefined) {
       this.#checkpointing = this.#checkpoint('passive')
-        .then(() => {})
-        .catch(() => {})
+        .catch(() => false)
         .finally(() => (this.#checkpointing = undefined));
     }
   }
@@ -545,8 +546,7 @@ export class TenantStore {
   }
 
   #connect(role: 'writer' | 'reader' | 'applier'): Connection {
-    const { statementCacheMax, checkpointBytes } = this.#options.limits;
-    return new Connection(this.path, { role, statementCacheMax, walBytesKept: Math.floor(checkpointBytes / 2) });
+    return new Connection(this.path, { role, statementCacheMax: this.#options.limits.statementCacheMax });
   }
 
   #release(): void {
@@ -669,6 +669,12 @@ function above(path: string): string[] {
 function durablyHeld(applied: Lsn, noted: Lsn, location: TenantLocation, wholeFile: boolean): Lsn {
   if (location.last === NO_LSN) return applied; // nobody waits for anything of this tenant
   return wholeFile ? noted : (Math.min(noted, location.durable) as Lsn);
+}
+
+/** What is in the WAL since it began anew; its file keeps the size that it once had. */
+function walContentBytes(writer: Connection): number {
+  const row = writer.internal('pragma wal_checkpoint(noop)').get() as { log: bigint };
+  return Number(row.log) * WAL_FRAME_BYTES;
 }
 
 function assertFits(bytes: number, limit: number): void {
