@@ -22,7 +22,7 @@ interface Script {
   readonly parameters?: SqlParameters | undefined;
 }
 
-/** Reads go to a reader thread and disturb nobody; a script with a write is one transaction. */
+/** Reads go to a reader process and disturb nobody; a script with a write is one transaction. */
 async function run(node: NodeAccess, script: Script, signal: AbortSignal): Promise<readonly StatementResult[]> {
   const { id, ...query } = script;
   if (id === undefined && readsOnly(script.sql)) return node.call('sql.query', query, { signal });

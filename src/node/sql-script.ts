@@ -76,7 +76,7 @@ function runOne(tx: Transaction, statement: string, parameters: SqlParameters | 
   return { verb, changes, lastInsertRowid: exact(lastInsertRowid) as number | bigint };
 }
 
-/** Runs reads in a reader thread, one after the other; fails with `SQL_DENIED` when a statement would write. */
+/** Runs reads in a reader process, one after the other; fails with `SQL_DENIED` when a statement would write. */
 export async function queryScript(tenant: Tenant, input: ScriptInput, signal: AbortSignal): Promise<StatementResult[]> {
   const results: StatementResult[] = [];
   for (const statement of parse(input)) {
