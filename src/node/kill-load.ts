@@ -14,10 +14,13 @@ export const STABLE_TENANTS = ['t0', 't1', 't2', 't3', 't4', 't5'] as const;
 export const ACCOUNTS = 8;
 export const BALANCE = 100;
 
-/** Small, so that segments roll, the log is pruned, tenants are checkpointed and evicted while the child is killed. */
+/**
+ * Small, so that segments roll, the log is pruned, tenants are checkpointed and evicted while the child is killed; a record
+ * has room for what a merge of the full-text index changes after many rounds (186 kB in round 75 of seed 22).
+ */
 export const KILL_LIMITS = {
-  segmentBytesMax: 192 * 1024,
-  recordBytesMax: 176 * 1024,
+  segmentBytesMax: 448 * 1024,
+  recordBytesMax: 432 * 1024,
   logRetainBytes: 1024 * 1024,
   checkpointBytes: 96 * 1024,
   checkpointHoldBytes: 256 * 1024,
