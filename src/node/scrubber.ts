@@ -1,6 +1,5 @@
 /** Recomputes the fingerprint of one tenant after another from its rows, in the background, again and again. */
 import type { Catalog } from '../store/catalog.ts';
-import { fingerprintKey } from '../store/expected-fingerprint.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeStatus } from './types.ts';
@@ -56,10 +55,7 @@ export class Scrubber {
         after = entry.name;
         try {
           const report = await tenants.with(entry, (store) =>
-            maintenance.scrub(
-              { path: store.path, fingerprintKey: fingerprintKey(entry.uuid), integrity: false },
-              { signal },
-            ),
+            maintenance.scrub({ path: store.path, integrity: false }, { signal }),
           );
           this.#tenants += 1;
           this.#rows += report.rows;

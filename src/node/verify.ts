@@ -3,7 +3,6 @@ import { join } from 'node:path';
 import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
-import { fingerprintKey } from '../store/expected-fingerprint.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
@@ -78,7 +77,7 @@ async function verifyTenant(
     const report = await deps.tenants.with(entry, async (store) => {
       await store.reader(); // brings a file that lags behind up to date
       return deps.maintenance.scrub(
-        { path: store.path, fingerprintKey: fingerprintKey(entry.uuid), integrity: true },
+        { path: store.path, integrity: true },
         {
           ...(options.signal === undefined ? {} : { signal: options.signal }),
           onProgress: (rows) =>

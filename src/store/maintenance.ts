@@ -5,7 +5,6 @@ import type { ImportPlan } from './import-plan.ts';
 
 export interface ScrubRequest {
   readonly path: string;
-  readonly fingerprintKey: Uint8Array;
   /** Also run SQLite's own integrity check. */
   readonly integrity: boolean;
 }
