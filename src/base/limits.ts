@@ -18,6 +18,11 @@ export const DEFAULT_LIMITS = {
   tenantQueueMax: 10_000,
   /** Transactions that share one group commit of one tenant. */
   groupTransactionsMax: 1_024,
+  /**
+   * While the disk syncs faster than this, a group that has nobody to share its sync with is appended to the log in the
+   * caller's thread, which it holds up for so long; 0: never.
+   */
+  directSyncMicros: 500,
   /** A checkpoint starts in the background when the WAL of a tenant reaches this size. */
   checkpointBytes: 8 * 1024 * 1024,
   /** The queue of a tenant is held for a full checkpoint when its WAL reaches this size. */

@@ -14,6 +14,7 @@ import { recover } from './recovery.ts';
 import type { PruneOptions, PruneReport, Reservation } from './retention.ts';
 import { pruneSegments, Reservations } from './retention.ts';
 import type { SealedSegment } from './sealed.ts';
+import type { SharedTail } from './shared-tail.ts';
 import { SEGMENT_HEADER_BYTES } from './segment-header.ts';
 import type { TermEntry } from './terms.ts';
 import type { Appended, LogEntry, WriterState } from './writer.ts';
@@ -22,6 +23,8 @@ import { LogWriter } from './writer.ts';
 export interface LogDeps {
   readonly disk: Disk;
   readonly clock: HybridClock;
+  /** Lent to another thread of this process, which appends there (`direct-append.ts`); then see `own`. */
+  readonly tail?: SharedTail;
 }
 
 export interface LogOptions {
@@ -39,7 +42,10 @@ export interface LogOptions {
   readonly highestApplied?: () => Lsn;
   /** Records from here on are read and checked on opening, besides those of the open segment. */
   readonly scanFrom?: Lsn;
-  /** Called with each record that is read on opening, in order: from `scanFrom` on all of them, below it some. */
+  /**
+   * Called with each record that is read on opening, in order: from `scanFrom` on all of them, below it some. Also with
+   * those that another thread has appended.
+   */
   readonly onRecord?: (record: LogRecord) => void;
 }
 
@@ -80,6 +86,29 @@ export class Log {
     const recovered = recover(deps.disk, options);
     const log = new Log(deps, options, new LogWriter(deps, options, recovered));
     return { log, report: recovered.report };
+  }
+
+  /**
+   * Runs `fn`, which is synchronous, while nobody else appends; before it what was appended meanwhile is taken in. With
+   * a tail that is lent, everything that asks or changes the log runs in here.
+   */
+  own<T>(fn: () => T): T {
+    const { tail } = this.#deps;
+    if (tail === undefined) return fn();
+    tail.acquire();
+    try {
+      if (tail.status !== 'kept' && this.state !== 'closed') this.#takeIn(tail);
+      return fn();
+    } finally {
+      tail.publish(this.#writer.lend());
+      tail.release();
+    }
+  }
+
+  #takeIn(tail: SharedTail): void {
+    const failed = tail.status === 'failed';
+    if (tail.lsn !== this.end.lsn) this.#writer.adopt(tail.read(), this.#options.onRecord);
+    if (failed) this.#writer.fail();
   }
 
   /** What may be done now; see `writer.ts`. */
@@ -148,7 +177,11 @@ export class Log {
   }
 
   sync(): void {
+    const { tail, clock } = this.#deps;
+    const startedMs = clock.clock.monotonicMs();
+    const news = this.end !== this.durable;
     this.#writer.sync();
+    if (news) tail?.observeSync(clock.clock.monotonicMs() - startedMs);
   }
 
   setWatermark(lsn: Lsn): void {

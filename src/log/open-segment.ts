@@ -7,11 +7,16 @@
  */
 import { Blake3Hasher } from '@napi-rs/blake-hash';
 import { join } from 'node:path';
-import type { Hash, Hlc } from '../base/brands.ts';
+import type { Hash, Hlc, Lsn } from '../base/brands.ts';
 import type { Disk, DiskFile } from '../base/disk.ts';
-import type { ChainPoint } from './chain.ts';
+import { sameBytes, type ChainPoint } from './chain.ts';
+import { logDamaged } from './damage.ts';
+import type { LogRecord } from './record.ts';
 import type { SealedSegment } from './sealed.ts';
+import { scanChain } from './scan.ts';
+import { SegmentCursor } from './segment-cursor.ts';
 import { encodeSegmentHeader, SEGMENT_HEADER_BYTES, segmentName } from './segment-header.ts';
+import type { TailPoint } from './shared-tail.ts';
 import { SparseIndex } from './sparse-index.ts';
 
 export interface OpenSegmentPlace {
@@ -24,6 +29,7 @@ export interface OpenSegmentPlace {
 }
 
 const COPY_BYTES = 1024 * 1024;
+const ADOPT_CHUNK_BYTES = 64 * 1024;
 
 export class OpenSegment {
   readonly number: number;
@@ -76,6 +82,11 @@ export class OpenSegment {
     return this.#endOffset;
   }
 
+  /** Up to there records can be written without anything else: it is preallocated, and part of this segment. */
+  get limitOffset(): number {
+    return Math.min(this.#allocatedBytes, this.#place.segmentBytesMax);
+  }
+
   get isEmpty(): boolean {
     return this.#endOffset === SEGMENT_HEADER_BYTES;
   }
@@ -86,6 +97,21 @@ export class OpenSegment {
     this.#file.write(bytes, this.#endOffset);
     this.#endOffset += bytes.length;
     this.#hasher?.update(bytes);
+  }
+
+  /** Takes in records that another thread has written behind the end; throws where they are not what it says. */
+  adopt(end: ChainPoint, tail: TailPoint, onRecord?: (record: LogRecord) => void): void {
+    const cursor = new SegmentCursor(this.#file, this.#endOffset, tail.endOffset, ADOPT_CHUNK_BYTES);
+    const { last, endOffset, fault } = scanChain(cursor, end, (record, _hash, offset) => {
+      this.#hasher?.update(record.bytes);
+      this.index.add(record.lsn, offset);
+      onRecord?.(record);
+    });
+    this.#endOffset = endOffset;
+    if (fault !== undefined || endOffset !== tail.endOffset || !sameBytes(last.hash, tail.hash)) {
+      const reason = fault ?? 'what was just written there is not there';
+      throw logDamaged({ segment: this.name, offset: endOffset, lsn: (last.lsn + 1) as Lsn, reason });
+    }
   }
 
   dataSync(): void {

@@ -17,11 +17,12 @@ import type { Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { ChainPoint } from './chain.ts';
 import { OpenSegment } from './open-segment.ts';
-import { GroupEncoder, RECORD_HEADER_BYTES, RecordKind } from './record.ts';
+import { GroupEncoder, RECORD_HEADER_BYTES, RecordKind, type LogRecord } from './record.ts';
 import type { Recovered } from './recovery.ts';
 import type { SealedSegment } from './sealed.ts';
 import { SEALED_FILE, sealedTable } from './sealed.ts';
 import { segmentName } from './segment-header.ts';
+import type { LentTail } from './shared-tail.ts';
 import { SparseIndexes } from './sparse-index.ts';
 import { saveTable } from './table-file.ts';
 import type { TermTable } from './terms.ts';
@@ -48,6 +49,9 @@ export interface WriterOptions {
   readonly recordBytesMax: number;
   readonly preallocateBytes: number;
 }
+
+/** A borrower may write so much before the owner takes it in, which is not to take long. */
+const LEND_BYTES = 256 * 1024;
 
 /** Where to go back to when an append fails. */
 interface Mark {
@@ -153,6 +157,40 @@ export class LogWriter {
       throw error;
     }
     this.#durable = end;
+  }
+
+  /** The tail as another thread may have it now; undefined where nobody but us may append. */
+  lend(): LentTail | undefined {
+    if (this.#state !== 'open' || this.#durable !== this.#end) return undefined;
+    const { term, lsn, hash } = this.#end;
+    const { number: segment, endOffset, limitOffset } = this.#open;
+    return {
+      ...{ term, lsn, hash, hlc: this.#endHlc, watermark: this.#watermark, segment, endOffset },
+      limitOffset: Math.min(limitOffset, endOffset + LEND_BYTES),
+    };
+  }
+
+  /** Takes in what another thread has appended and synced to the tail that it was lent. */
+  adopt(tail: LentTail, onRecord?: (record: LogRecord) => void): void {
+    const { generation } = this.#end;
+    const end = this.#end;
+    // First what must not be lost, whatever comes next.
+    this.#end = { generation, term: tail.term, lsn: tail.lsn, hash: tail.hash };
+    this.#durable = this.#end;
+    this.#endHlc = tail.hlc;
+    this.#watermark = tail.watermark;
+    this.#clock.resume(tail.hlc);
+    try {
+      this.#open.adopt(end, tail, onRecord);
+    } catch (error) {
+      this.#state = 'failed';
+      throw error;
+    }
+  }
+
+  /** A write or sync of another thread has failed: what is behind the end is not known. */
+  fail(): void {
+    if (this.#state !== 'closed') this.#state = 'failed';
   }
 
   /** Ends the term without a failure: at step-down. */

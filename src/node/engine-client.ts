@@ -1,8 +1,10 @@
 /** The engine as the caller's thread sees it: requests over a port, and the committed log. */
-import { extname } from 'node:path';
+import { extname, join } from 'node:path';
 import { MessageChannel, Worker, receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
 import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
-import { NostosError, deserializeError } from '../base/errors.ts';
+import { HybridClock, systemClock } from '../base/clock.ts';
+import { systemDisk } from '../base/disk.ts';
+import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
 import type {
   Appended,
   CommitLog,
@@ -13,7 +15,9 @@ import type {
   PageRequest,
   TenantLocation,
 } from '../log/commit-log.ts';
+import { DirectAppendFailed, DirectAppender } from '../log/direct-append.ts';
 import type { RecordKind } from '../log/record.ts';
+import { SharedTail } from '../log/shared-tail.ts';
 import { decodeAnswer, encodeAppend } from './append-frame.ts';
 import { AppendRing } from './append-ring.ts';
 import type {
@@ -25,8 +29,15 @@ import type {
   EngineStart,
   PackedPage,
   ProbeReport,
+  SharedMemory,
 } from './engine-protocol.ts';
 import type { LogStatus } from './types.ts';
+
+interface Append {
+  readonly entries: readonly LogEntry[];
+  resolve(appended: Appended): void;
+  reject(error: unknown): void;
+}
 
 interface Waiting {
   readonly method: EngineMethod | 'append';
@@ -34,11 +45,21 @@ interface Waiting {
   reject(error: unknown): void;
 }
 
+/** A larger group is the engine's, beside which this thread goes on. */
+const DIRECT_BYTES_MAX = 64 * 1024;
+
 export class EngineClient implements CommitLog {
   readonly #worker: Worker;
   readonly #port: MessagePort;
   readonly #ring: AppendRing;
   readonly #generation: Generation;
+  readonly #tail: SharedTail;
+  readonly #direct: DirectAppender;
+  readonly #directSyncMaxMs: number;
+  /** Appends of this turn of the event loop that may be a group of their own. */
+  #gathered: Append[] = [];
+  /** Appends that the engine has not answered. */
+  #sent = 0;
   readonly #waiting = new Map<number, Waiting>();
   readonly #listeners = new Set<() => void>();
   #nextId = 1;
@@ -47,13 +68,19 @@ export class EngineClient implements CommitLog {
   readonly opened: EngineOpened;
 
   private constructor(
-    { worker, port, ring }: { worker: Worker; port: MessagePort; ring: AppendRing },
+    { worker, port, ring, tail }: { worker: Worker; port: MessagePort; ring: AppendRing; tail: SharedTail },
     options: EngineOptions,
     opened: EngineOpened,
   ) {
     this.#worker = worker;
     this.#port = port;
     this.#ring = ring;
+    this.#tail = tail;
+    this.#direct = new DirectAppender(
+      { disk: systemDisk, clock: new HybridClock(systemClock), tail },
+      { dir: join(options.dir, 'log'), generation: options.generation, bytesMax: DIRECT_BYTES_MAX },
+    );
+    this.#directSyncMaxMs = options.limits.directSyncMicros / 1_000;
     this.#generation = options.generation;
     this.#watermark = opened.watermark;
     this.opened = opened;
@@ -68,8 +95,10 @@ export class EngineClient implements CommitLog {
     const url = new URL(`./engine-thread${extname(import.meta.url)}`, import.meta.url);
     const { port1, port2 } = new MessageChannel();
     const ring = new AppendRing();
+    const tail = new SharedTail();
+    const memory: SharedMemory = { ring: ring.memory, tail: tail.memory };
     const worker = new Worker(url, {
-      workerData: { options, port: port2, memory: ring.memory },
+      workerData: { options, port: port2, memory },
       transferList: [port2],
       name: 'nostos-engine',
     });
@@ -82,7 +111,7 @@ export class EngineClient implements CommitLog {
         else reject(deserializeError(start.failed));
       });
     });
-    return new EngineClient({ worker, port: port1, ring }, options, opened);
+    return new EngineClient({ worker, port: port1, ring, tail }, options, opened);
   }
 
   get watermark(): Lsn {
@@ -97,15 +126,53 @@ export class EngineClient implements CommitLog {
   append(entries: readonly LogEntry[]): Promise<Appended> {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
-      const id = this.#nextId++;
-      this.#waiting.set(id, { method: 'append', resolve, reject });
-      const frame = encodeAppend(id, entries);
-      const put = this.#ring.put(frame);
-      if (put === 'full') {
-        this.#port.postMessage(frame);
-        this.#ring.poke();
-      } else if (put === 'asleep') this.#port.postMessage(null);
+      const append = { entries, resolve, reject };
+      if (!this.#directly) return this.#send(append);
+      // Whoever else appends in this turn of the event loop shares the sync, which is the engine's then.
+      if (this.#gathered.push(append) === 1) setImmediate(() => this.#appendGathered());
     });
+  }
+
+  /** Whether a sync here takes less than to have the engine do it, and nothing is on its way there. */
+  get #directly(): boolean {
+    const idle = this.#gone === undefined && this.#sent === 0;
+    return idle && this.#tail.syncMs < this.#directSyncMaxMs && this.#tail.status === 'lent';
+  }
+
+  #appendGathered(): void {
+    const appends = this.#gathered;
+    this.#gathered = [];
+    const [first] = appends;
+    if (appends.length === 1 && first !== undefined && this.#directly && this.#appendHere(first)) return;
+    for (const append of appends) this.#send(append);
+  }
+
+  /** False where the engine has to do it. */
+  #appendHere({ entries, resolve, reject }: Append): boolean {
+    try {
+      const appended = this.#direct.append(entries);
+      if (appended === undefined) return false;
+      resolve({ generation: this.#generation, ...appended });
+      this.#raise((appended.firstLsn + entries.length - 1) as Lsn);
+    } catch (error) {
+      if (!(error instanceof DirectAppendFailed)) throw error;
+      const { firstLsn, hashes, cause } = error;
+      this.#call('settle', { firstLsn, hashes, cause: serializeError(cause) }).then(resolve, reject);
+    }
+    return true;
+  }
+
+  #send({ entries, resolve, reject }: Append): void {
+    if (this.#gone !== undefined) return reject(this.#gone);
+    const id = this.#nextId++;
+    this.#sent += 1;
+    this.#waiting.set(id, { method: 'append', resolve: resolve as Waiting['resolve'], reject });
+    const frame = encodeAppend(id, entries);
+    const put = this.#ring.put(frame);
+    if (put === 'full') {
+      this.#port.postMessage(frame);
+      this.#ring.poke();
+    } else if (put === 'asleep') this.#port.postMessage(null);
   }
 
   async readPage(request: PageRequest): Promise<LogPage> {
@@ -126,6 +193,7 @@ export class EngineClient implements CommitLog {
   }
 
   advance(durable: Lsn): Promise<undefined> {
+    this.#direct.close(); // it may be a segment that goes now
     return this.#call('advance', { durable });
   }
 
@@ -140,6 +208,7 @@ export class EngineClient implements CommitLog {
   async close(): Promise<void> {
     if (this.#gone !== undefined) return;
     const exited = new Promise<void>((resolve) => this.#worker.once('exit', () => resolve()));
+    this.#direct.close();
     await this.#call('close', undefined);
     await exited;
   }
@@ -156,18 +225,27 @@ export class EngineClient implements CommitLog {
 
   #take(reply: EngineReply): void {
     if (reply instanceof Uint8Array) return this.#appended(reply);
-    const waiting = this.#waiting.get(reply.id);
-    this.#waiting.delete(reply.id);
+    const waiting = this.#answered(reply.id);
     if (reply.ok) waiting?.resolve(reply.output);
     else waiting?.reject(deserializeError(reply.error));
   }
 
   #appended(frame: Uint8Array): void {
     const { id, answer } = decodeAnswer(frame);
-    const waiting = this.#waiting.get(id);
-    this.#waiting.delete(id);
+    const waiting = this.#answered(id);
     const { term, firstLsn, hashes, watermark } = answer;
     waiting?.resolve({ generation: this.#generation, term, firstLsn, hashes } satisfies Appended);
+    this.#raise(watermark);
+  }
+
+  #answered(id: number): Waiting | undefined {
+    const waiting = this.#waiting.get(id);
+    this.#waiting.delete(id);
+    if (waiting?.method === 'append') this.#sent -= 1;
+    return waiting;
+  }
+
+  #raise(watermark: Lsn): void {
     if (watermark <= this.#watermark) return;
     this.#watermark = watermark;
     for (const listener of this.#listeners) listener();
@@ -181,7 +259,7 @@ export class EngineClient implements CommitLog {
     this.#port.close();
     for (const { method, reject } of this.#waiting.values())
       reject(
-        method === 'append'
+        method === 'append' || method === 'settle'
           ? new NostosError('OUTCOME_UNKNOWN', `it is not known whether the write was kept: ${error.message}`, {
               cause: error,
             })

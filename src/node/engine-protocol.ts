@@ -2,7 +2,7 @@
 import type { BootId, ClusterId, Generation, Lsn, StoreId, TenantId, Term } from '../base/brands.ts';
 import type { SerializedError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import type { PageRequest, TenantLocation } from '../log/commit-log.ts';
+import type { Appended, PageRequest, TenantLocation } from '../log/commit-log.ts';
 import type { LogStatus } from './types.ts';
 
 export interface EngineOptions {
@@ -47,10 +47,20 @@ export interface ProbeReport {
   readonly latenessMaxMs: number;
 }
 
+/** What both threads see at the same time. */
+export interface SharedMemory {
+  /** `append-ring.ts` */
+  readonly ring: SharedArrayBuffer;
+  /** `log/shared-tail.ts` */
+  readonly tail: SharedArrayBuffer;
+}
+
 /** Each request by name: what goes in, what comes out. Appends have a form of their own (`append-frame.ts`). */
 export interface EngineRequests {
   readPage: [PageRequest, PackedPage];
   locate: [{ readonly tenant: TenantId; readonly lsn: Lsn }, TenantLocation];
+  /** What became of records that the caller's thread has appended, and whose write or sync failed. */
+  settle: [{ readonly firstLsn: Lsn; readonly hashes: Uint8Array; readonly cause: SerializedError }, Appended];
   /** Everything up to `durable` is in the files of the tenants: the log may be pruned accordingly. */
   advance: [{ readonly durable: Lsn }, undefined];
   /** Holds the log from a record on; the answer is the number of the hold. */

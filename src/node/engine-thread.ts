@@ -2,11 +2,12 @@
 import { join } from 'node:path';
 import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
-import { serializeError } from '../base/errors.ts';
+import { deserializeError, serializeError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
 import { EmbeddedCoordinator } from '../coordination/embedded.ts';
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { RememberingCoordinator } from '../coordination/remembering.ts';
+import { SharedTail } from '../log/shared-tail.ts';
 import { decodeAppend, encodeAnswer } from './append-frame.ts';
 import { AppendRing } from './append-ring.ts';
 import { Engine, type AppendCall } from './engine.ts';
@@ -18,6 +19,7 @@ import type {
   EngineRequests,
   EngineStart,
   PackedPage,
+  SharedMemory,
 } from './engine-protocol.ts';
 import { highestApplied } from './highest-applied.ts';
 
@@ -31,12 +33,8 @@ const TURN_MAX_MS = 1;
 
 assert(parentPort !== null, 'the engine runs in a worker thread');
 const parent = parentPort;
-const { options, port, memory } = workerData as {
-  options: EngineOptions;
-  port: MessagePort;
-  memory: SharedArrayBuffer;
-};
-const ring = new AppendRing(memory);
+const { options, port, memory } = workerData as { options: EngineOptions; port: MessagePort; memory: SharedMemory };
+const ring = new AppendRing(memory.ring);
 
 function reply(message: EngineReply, transfer: ArrayBuffer[] = []): void {
   port.postMessage(message, transfer);
@@ -50,6 +48,7 @@ try {
         new NewestSeen(systemDisk, join(options.dir, 'coordinator.json')),
       ),
       highestApplied: () => highestApplied(options.dir),
+      tail: new SharedTail(memory.tail),
     },
     options,
   );
@@ -70,8 +69,7 @@ function serve(engine: Engine): void {
     while (appends.length > 0) {
       const calls = appends;
       appends = [];
-      if (engine.leading) engine.appendNow(calls);
-      else await engine.append(calls);
+      if (!engine.appendNow(calls)) await engine.append(calls);
     }
     appending = false;
   };
@@ -135,6 +133,10 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
     case 'locate': {
       const { tenant, lsn } = input as EngineRequests['locate'][0];
       return engine.locate(tenant, lsn);
+    }
+    case 'settle': {
+      const { firstLsn, hashes, cause } = input as EngineRequests['settle'][0];
+      return engine.settle({ firstLsn, hashes, cause: deserializeError(cause) });
     }
     case 'advance':
       return engine.advance((input as EngineRequests['advance'][0]).durable);

@@ -2,12 +2,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { toBootId, toClusterId, toGeneration, toStoreId, toTenantId, type Lsn } from '../base/brands.ts';
+import { HybridClock, systemClock } from '../base/clock.ts';
 import { isNostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { seededRandom } from '../base/random.ts';
 import type { Coordinator } from '../coordination/coordinator.ts';
 import type { Appended } from '../log/commit-log.ts';
+import { DirectAppendFailed, DirectAppender } from '../log/direct-append.ts';
 import { RecordKind } from '../log/record.ts';
+import { SharedTail } from '../log/shared-tail.ts';
 import { FaultyDisk, type InjectedFault } from '../testing/faulty-disk.ts';
 import type { EngineOptions } from './engine-protocol.ts';
 import { Engine } from './engine.ts';
@@ -34,8 +37,8 @@ function memoryCoordinator(): Coordinator {
   return coordinator as Coordinator;
 }
 
-const open = (disk: FaultyDisk, coordinator: Coordinator): Promise<Engine> =>
-  Engine.open({ coordinator, disk, highestApplied: () => 0 as Lsn }, OPTIONS);
+const open = (disk: FaultyDisk, coordinator: Coordinator, tail = new SharedTail()): Promise<Engine> =>
+  Engine.open({ coordinator, disk, highestApplied: () => 0 as Lsn, tail }, OPTIONS);
 
 interface Told {
   readonly tenant: number;
@@ -69,6 +72,37 @@ async function appendGroup(engine: Engine, group: number): Promise<Told[]> {
   await engine.append(calls);
   assert.equal(told.length, 6, 'every caller is answered');
   return told;
+}
+
+/** Two records of one caller, in its own thread; left to the engine where they do not fit. */
+async function appendDirectly(engine: Engine, appender: DirectAppender, group: number): Promise<Told[]> {
+  const payloads = [0, 1].map((n) => `direct group ${group} record ${n} ${'x'.repeat(300)}`);
+  const entries = payloads.map((payload) => ({
+    tenant: toTenantId(1),
+    kind: RecordKind.changeset,
+    payload: new Uint8Array(Buffer.from(payload)),
+  }));
+  const told = (outcome: Told['outcome'], firstLsn?: number): Told[] =>
+    payloads.map((payload, n) =>
+      firstLsn === undefined
+        ? { tenant: 1, payload, outcome }
+        : { tenant: 1, payload, outcome, lsn: (firstLsn + n) as Lsn },
+    );
+  try {
+    const appended = appender.append(entries);
+    if (appended === undefined) return []; // nothing has happened
+    return told('kept', appended.firstLsn);
+  } catch (failure) {
+    assert.ok(failure instanceof DirectAppendFailed, String(failure));
+    const { firstLsn, hashes, cause } = failure;
+    return engine.settle({ firstLsn, hashes, cause }).then(
+      (appended) => told('kept', appended.firstLsn),
+      (error: unknown) => {
+        assert.ok(isNostosError(error), String(error));
+        return told(error.code === 'OUTCOME_UNKNOWN' ? 'unknown' : 'refused');
+      },
+    );
+  }
 }
 
 async function recordsOf(engine: Engine): Promise<Map<string, { tenant: number; lsn: number }>> {
@@ -174,6 +208,58 @@ for (const kind of ['EIO', 'ENOSPC'] as const)
         const again = await open(disk.crash(seededRandom(atStep)), coordinator);
         await checkAgainst(again, told);
         await again.close();
+      }
+      assert.ok(fired > 8, `${fired} faults fired`);
+      assert.ok(seen.kept > 0 && seen.refused + seen.unknown > 0, JSON.stringify(seen));
+    });
+
+for (const kind of ['EIO', 'ENOSPC'] as const)
+  for (const repeat of [1, 2, 6])
+    test(`${kind} at each step of direct appends beside the engine's, ${repeat} in a row: each answer is true`, async () => {
+      const run = async (fault: InjectedFault | undefined) => {
+        const disk = new FaultyDisk();
+        const coordinator = memoryCoordinator();
+        const tail = new SharedTail();
+        const engine = await open(disk, coordinator, tail);
+        using appender = new DirectAppender(
+          { disk, clock: new HybridClock(systemClock), tail },
+          { dir: '/node/log', generation: OPTIONS.generation, bytesMax: 2048 },
+        );
+        const told = await appendGroup(engine, 1);
+        const first = disk.trace.length;
+        disk.inject(fault);
+        const direct = { kept: 0, refused: 0, unknown: 0 };
+        for (let group = 2; group <= 12; group += 1) {
+          if (group % 4 === 0) told.push(...(await appendGroup(engine, group)));
+          else {
+            const answers = await appendDirectly(engine, appender, group);
+            for (const { outcome } of answers) direct[outcome] += 1;
+            told.push(...answers);
+          }
+        }
+        const last = disk.trace.length;
+        disk.inject(undefined);
+        for (let group = 13; told.at(-1)!.outcome !== 'kept'; group += 1) {
+          assert.ok(group < 20, `${JSON.stringify(fault)}: it never recovers`);
+          told.push(...(await appendGroup(engine, group)));
+        }
+        await checkAgainst(engine, told);
+        const after = await appendDirectly(engine, appender, 99);
+        assert.equal(after[0]?.outcome ?? 'kept', 'kept', 'the tail is lent again, or too full');
+        await engine.close();
+        const again = await open(disk.crash(seededRandom(fault?.atStep ?? 0)), coordinator);
+        await checkAgainst(again, [...told, ...after]);
+        await again.close();
+        return { first, last, fired: disk.fired.length, direct };
+      };
+      const { first, last, direct } = await run(undefined);
+      assert.ok(direct.kept >= 8 && direct.refused + direct.unknown === 0, JSON.stringify(direct));
+      let fired = 0;
+      const seen = { kept: 0, refused: 0, unknown: 0 };
+      for (let atStep = first; atStep < last; atStep += 1) {
+        const result = await run({ atStep, kind, repeat });
+        fired += result.fired > 0 ? 1 : 0;
+        for (const outcome of ['kept', 'refused', 'unknown'] as const) seen[outcome] += result.direct[outcome];
       }
       assert.ok(fired > 8, `${fired} faults fired`);
       assert.ok(seen.kept > 0 && seen.refused + seen.unknown > 0, JSON.stringify(seen));

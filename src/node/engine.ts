@@ -13,9 +13,13 @@
  * | failed     | reopen, win a new term, then as leading  | refuse all                 | refuse all, stay failed         |
  *
  * There is one attempt per group of appends, never a loop: whoever writes next tries again.
+ *
+ * Whoever has nobody to share an fsync with may append from the caller's thread (ADR 0004). So everything here that asks
+ * or changes the log does it in `log.own`; a direct append whose write or sync failed comes to `settle`, which reads
+ * back what the disk has, as after an fsync of our own.
  */
 import { join } from 'node:path';
-import { NO_LSN, NO_TENANT, type Lsn, type TenantId, type Term } from '../base/brands.ts';
+import { HASH_BYTES, NO_LSN, NO_TENANT, type Lsn, type TenantId, type Term } from '../base/brands.ts';
 import { HybridClock, systemClock, type Clock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
@@ -28,6 +32,7 @@ import { RecordKind, type LogRecord } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { RecoveryReport } from '../log/recovery.ts';
 import type { Reservation } from '../log/retention.ts';
+import type { SharedTail } from '../log/shared-tail.ts';
 import type { EngineOpened, EngineOptions, PackedPage, ProbeReport } from './engine-protocol.ts';
 import { monitorTimer } from './timer-monitor.ts';
 import type { LogStatus } from './types.ts';
@@ -36,6 +41,8 @@ export interface EngineDeps {
   readonly coordinator: Coordinator;
   readonly disk?: Disk;
   readonly clock?: Clock;
+  /** For appends of the caller's own thread. */
+  readonly tail?: SharedTail;
   /** The highest position that any tenant file has; asked only when the log ends in a torn record. */
   readonly highestApplied: () => Lsn;
 }
@@ -44,6 +51,13 @@ export interface AppendCall {
   readonly entries: readonly LogEntry[];
   resolve(appended: Appended): void;
   reject(error: unknown): void;
+}
+
+/** A direct append whose outcome its thread does not know. */
+export interface DirectFailure {
+  readonly firstLsn: Lsn;
+  readonly hashes: Uint8Array;
+  readonly cause: unknown;
 }
 
 interface EngineParts {
@@ -91,7 +105,7 @@ export class Engine {
     const last = new Map<TenantId, Lsn>();
     let held = (): Lsn => durable;
     const { log, report } = Log.open(
-      { disk, clock: new HybridClock(clock) },
+      { disk, clock: new HybridClock(clock), ...(deps.tail === undefined ? {} : { tail: deps.tail }) },
       {
         dir,
         generation: options.generation,
@@ -132,19 +146,28 @@ export class Engine {
   /** One group: everything that waits, one write, one fsync. */
   async append(calls: readonly AppendCall[]): Promise<void> {
     try {
-      if (this.#log.state !== 'open') await this.#regain();
+      if (this.appendNow(calls)) return;
+      await this.#regain();
+      if (!this.appendNow(calls)) throw new NostosError('IO_FAILED', 'the disk failed again; nothing was written');
     } catch (error) {
       for (const call of calls) call.reject(error);
-      return;
     }
-    this.appendNow(calls);
   }
 
-  get leading(): boolean {
-    return this.#log.state === 'open';
+  /** False where that needs a new term first: then nothing has happened. */
+  appendNow(calls: readonly AppendCall[]): boolean {
+    try {
+      return this.#log.own(() => {
+        if (this.#log.state !== 'open') return false;
+        this.#append(calls);
+        return true;
+      });
+    } catch {
+      return false; // what another thread has appended cannot be read: reopening says why
+    }
   }
 
-  appendNow(calls: readonly AppendCall[]): void {
+  #append(calls: readonly AppendCall[]): void {
     const first = this.#log.end.lsn + 1;
     let hashes: Uint8Array;
     try {
@@ -162,16 +185,27 @@ export class Engine {
       this.#log.sync();
     } catch (error) {
       failure = error;
-      held = this.#afterFailedSync(first as Lsn, hashes);
+      held = this.#readBack(first as Lsn, hashes);
     }
     if (failure === undefined) this.#log.setWatermark(held);
     this.#answer(calls, first, hashes, held, failure);
   }
 
-  /** Reads back what a failed fsync left; answers with the last LSN of the group that is on disk. */
-  #afterFailedSync(first: Lsn, hashes: Uint8Array): Lsn {
+  /** The outcome of records that the caller's thread has appended, and whose write or sync failed. */
+  async settle({ firstLsn, hashes, cause }: DirectFailure): Promise<Appended> {
+    return this.#log.own(() => {
+      const held = this.#readBack(firstLsn, hashes);
+      const last = firstLsn + hashes.length / HASH_BYTES - 1;
+      if (last <= held) return { generation: this.#options.generation, term: this.#log.end.term, firstLsn, hashes };
+      if (held >= 0 && firstLsn > held) throw cause;
+      throw this.#outcomeUnknown(last as Lsn, cause);
+    });
+  }
+
+  /** Reads back what a failed write or fsync left; answers with the last LSN of the group that is on disk. */
+  #readBack(first: Lsn, hashes: Uint8Array): Lsn {
     try {
-      this.#log.reopen();
+      if (this.#log.state === 'failed') this.#log.reopen();
     } catch {
       return -1 as Lsn; // not even that is known
     }
@@ -181,7 +215,7 @@ export class Engine {
       if (!Buffer.from(hash).equals(hashes.subarray(at, at + 32))) break;
       held = record.lsn;
     }
-    this.#log.setWatermark(this.#log.end.lsn);
+    this.#log.setWatermark(this.#log.durable.lsn);
     return held as Lsn;
   }
 
@@ -216,21 +250,24 @@ export class Engine {
   }
 
   async locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {
-    // What is on disk is not known: whoever catches up now must not miss a record that turns up later.
-    if (this.#log.state === 'failed') await this.#regain();
-    const found = { last: this.#last.get(tenant) ?? NO_LSN, durable: this.#durable };
-    if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return found;
-    for (const { record, hash } of this.#records(lsn, lsn)) return { ...found, at: { term: record.term, lsn, hash } };
-    return found;
+    // Whoever catches up now must not miss a record that turns up later.
+    return this.#onKnown(() => {
+      const found = { last: this.#last.get(tenant) ?? NO_LSN, durable: this.#durable };
+      if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return found;
+      for (const { record, hash } of this.#records(lsn, lsn)) return { ...found, at: { term: record.term, lsn, hash } };
+      return found;
+    });
   }
 
   reserve(from: Lsn): number {
     const hold = (this.#nextHold += 1);
     const { reservationTimeoutMs } = this.#options.limits;
-    // What is above the end is held by nobody yet, and cannot be pruned either.
-    const held = Math.min(from, this.#log.end.lsn + 1) as Lsn;
-    this.#holds.set(hold, this.#log.reserve(held, { timeoutMs: reservationTimeoutMs }));
-    return hold;
+    return this.#log.own(() => {
+      // What is above the end is held by nobody yet, and cannot be pruned either.
+      const held = Math.min(from, this.#log.end.lsn + 1) as Lsn;
+      this.#holds.set(hold, this.#log.reserve(held, { timeoutMs: reservationTimeoutMs }));
+      return hold;
+    });
   }
 
   /** A hold that has expired stays so: its reader meets LOG_PRUNED if what it still needs is gone. */
@@ -245,7 +282,10 @@ export class Engine {
   }
 
   async readPage(request: PageRequest): Promise<PackedPage> {
-    if (this.#log.state === 'failed') await this.#regain(); // beyond its last sync the open segment is not known
+    return this.#onKnown(() => this.#readPage(request));
+  }
+
+  #readPage(request: PageRequest): PackedPage {
     const end = Math.min(request.to ?? Infinity, this.#log.watermark) as Lsn;
     const { generation } = this.#options;
     if (request.from > end) return pack(generation, [], request.from, end);
@@ -274,15 +314,14 @@ export class Engine {
       for (const [tenant, last] of this.#last) if (last <= durable) this.#last.delete(tenant);
     }
     await this.#renew();
-    this.#log.prune({
-      durableApplied: this.#durable,
-      watermark: this.#log.watermark,
-      retainBytes: this.#options.limits.logRetainBytes,
-    });
+    const { logRetainBytes: retainBytes } = this.#options.limits;
+    this.#log.own(() =>
+      this.#log.prune({ durableApplied: this.#durable, watermark: this.#log.watermark, retainBytes }),
+    );
   }
 
   status(): LogStatus {
-    return {
+    return this.#log.own(() => ({
       generation: this.#options.generation,
       term: this.#log.end.term,
       firstLsn: this.#log.firstLsn,
@@ -291,7 +330,7 @@ export class Engine {
       segments: this.#log.sealed.length + 1,
       bytes: this.#log.sizeBytes,
       recovery: this.#recovery,
-    };
+    }));
   }
 
   probe(durationMs: number): Promise<ProbeReport> {
@@ -304,8 +343,16 @@ export class Engine {
 
   async close(): Promise<void> {
     // The coordinator remembers W, so that the next open knows which records must be there.
-    if (this.#log.state === 'open') await this.#renew().catch(() => {});
-    this.#log.close();
+    if (this.#log.own(() => this.#log.state) === 'open') await this.#renew().catch(() => {});
+    this.#log.own(() => this.#log.close());
+  }
+
+  /** Runs `fn` on a log of which it is known what the disk has: beyond the last sync it is not, once one failed. */
+  async #onKnown<T>(fn: () => T): Promise<T> {
+    const found = this.#log.own(() => (this.#log.state === 'failed' ? undefined : { value: fn() }));
+    if (found !== undefined) return found.value;
+    await this.#regain();
+    return this.#log.own(fn);
   }
 
   *#records(from: Lsn, to?: Lsn): Generator<ReadRecord> {
@@ -339,9 +386,11 @@ export class Engine {
         watermark: this.#log.watermark,
       }),
     );
-    this.#log.startTerm(term, payload);
-    this.#log.sync();
-    this.#log.setWatermark(this.#log.end.lsn);
+    this.#log.own(() => {
+      this.#log.startTerm(term, payload);
+      this.#log.sync();
+      this.#log.setWatermark(this.#log.end.lsn);
+    });
   }
 
   /** Finds out what the disk holds, if that is not known, and wins a new term. Whoever needs it meanwhile shares it. */
@@ -351,9 +400,9 @@ export class Engine {
   }
 
   async #regainOnce(): Promise<void> {
-    if (this.#log.state === 'failed') {
-      this.#log.reopen();
-    }
+    this.#log.own(() => {
+      if (this.#log.state === 'failed') this.#log.reopen();
+    });
     await this.#lead();
   }
 
@@ -361,8 +410,8 @@ export class Engine {
     const seen = await this.#deps.coordinator.read();
     const { generation, boot } = this.#options;
     if (seen === undefined || seen.record.primary?.boot !== boot || this.#log.state !== 'open') return;
-    const { term } = this.#log.end;
-    const committed = { generation, term, lsn: this.#log.watermark };
+    const { term, lsn } = this.#log.own(() => ({ term: this.#log.end.term, lsn: this.#log.watermark }));
+    const committed = { generation, term, lsn };
     if (seen.record.committed?.lsn === committed.lsn) return;
     await this.#replace(seen.version, {
       ...seen.record,

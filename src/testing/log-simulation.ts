@@ -1,6 +1,6 @@
 /**
  * The log under a disk that loses power, fills up and fails, for as many seeds as one likes. Each seed writes groups of
- * random sizes, rolls, prunes and reads, meets one fault after another at a random step, recovers, and goes on. A seed
+ * random sizes, by the log's owner and by a borrower of its tail, rolls, prunes and reads, meets one fault after another at a random step, recovers, and goes on. A seed
  * that finds something wrong throws, and does so again when it is run again.
  *
  * After each recovery it is checked that every record that was synced is there byte for byte, that the rest was really
@@ -16,10 +16,12 @@ import { seededRandom } from '../base/random.ts';
 import type { InjectedFault } from './faulty-disk.ts';
 import { FaultyDisk, PowerCut } from './faulty-disk.ts';
 import { VirtualClock } from './virtual-clock.ts';
+import { DirectAppendFailed, DirectAppender } from '../log/direct-append.ts';
 import { layoutSegments } from '../log/layout.ts';
 import { Log } from '../log/log.ts';
 import { RecordKind } from '../log/record.ts';
 import { segmentName } from '../log/segment-header.ts';
+import { SharedTail } from '../log/shared-tail.ts';
 import { verifyLog } from '../log/verify.ts';
 import type { Appended, LogEntry } from '../log/writer.ts';
 
@@ -36,6 +38,10 @@ export interface LogSimulation {
   phantoms: number;
   rolls: number;
   prunes: number;
+  /** Groups that a borrower of the tail appended, that it left to the owner, and whose write or sync failed. */
+  directAppends: number;
+  directRefused: number;
+  directFailed: number;
   recordsChecked: number;
 }
 
@@ -69,6 +75,9 @@ export async function simulateLog({
     phantoms: 0,
     rolls: 0,
     prunes: 0,
+    directAppends: 0,
+    directRefused: 0,
+    directFailed: 0,
     recordsChecked: 0,
   };
   for (const seed of seeds) {
@@ -90,6 +99,7 @@ class LogSimulator {
   readonly #clock = new VirtualClock();
   readonly #segmentBytesMax: number;
   #disk = new FaultyDisk();
+  #borrower: { readonly appender: DirectAppender; readonly tail: SharedTail } | undefined;
   #term = 0;
   /** LSN → bytes, of everything that may be in the log now: synced records, and those written since. */
   #written = new Map<number, Buffer>();
@@ -118,13 +128,13 @@ class LogSimulator {
       }
       this.#disk.inject(undefined);
       // Whoever meets the power cut is gone; a process that lives lets go of its files.
-      if (this.#random.chance(0.3) && log !== undefined) closeIfPowered(log);
+      if (this.#random.chance(0.3) && log !== undefined) this.#closeIfPowered(log);
       this.#disk = this.#disk.crash(this.#random);
       this.#totals.powerCuts += 1;
     }
     const log = this.#open(false);
     this.#check(log);
-    log.close();
+    this.#close(log);
     assert(this.#disk.openFiles === 0, `${this.#disk.openFiles} files were left open`);
     const verified = await verifyLog({ disk: this.#disk, dir: DIR });
     assert(verified.ok, `verify found ${JSON.stringify(verified.damages)}`);
@@ -133,8 +143,9 @@ class LogSimulator {
   #open(faulty: boolean): Log {
     // A fault may strike while recovering, too.
     if (faulty && this.#random.chance(0.3)) this.#injectAfter(this.#random.below(12));
+    const tail = new SharedTail();
     const { log, report } = Log.open(
-      { disk: this.#disk, clock: new HybridClock(this.#clock) },
+      { disk: this.#disk, clock: new HybridClock(this.#clock), tail },
       {
         dir: DIR,
         generation: GENERATION,
@@ -146,7 +157,25 @@ class LogSimulator {
     );
     this.#disk.inject(undefined);
     if (report.tornBytes > 0) this.#totals.tornTails += 1;
+    const appender = new DirectAppender(
+      { disk: this.#disk, clock: new HybridClock(this.#clock), tail },
+      { dir: DIR, generation: GENERATION, bytesMax: 2_000 },
+    );
+    this.#borrower = { appender, tail };
     return log;
+  }
+
+  #close(log: Log): void {
+    this.#borrower?.appender.close();
+    log.close();
+  }
+
+  #closeIfPowered(log: Log): void {
+    try {
+      this.#close(log);
+    } catch (error) {
+      if (!(error instanceof PowerCut)) throw error;
+    }
   }
 
   #injectAfter(steps: number): void {
@@ -159,12 +188,40 @@ class LogSimulator {
       this.#totals.actions += 1;
       this.#clock.advance(this.#random.below(3));
       try {
-        this.#act(log);
+        // A few of them before the owner looks again: it takes them in together.
+        if (this.#random.chance(0.3)) this.#appendDirectly(log);
+        else log.own(() => this.#act(log));
       } catch (error) {
         if (!isDiskError(error)) throw error;
         this.#count(error);
         this.#afterFailure(log);
       }
+    }
+  }
+
+  /** What is synced when this returns may not be lost, whether its owner has looked since or not. */
+  #appendDirectly(log: Log): void {
+    const { appender, tail } = this.#borrower!;
+    const entries = this.#entries();
+    for (const entry of entries) this.#attempted.add(asKey(entry));
+    const before = tail.lsn;
+    try {
+      const appended = appender.append(entries);
+      if (appended === undefined) {
+        this.#totals.directRefused += 1;
+        return;
+      }
+      assert(appended.firstLsn === before + 1, `LSN ${appended.firstLsn} after ${before}`);
+      this.#totals.directAppends += 1;
+      this.#remember(before);
+      this.#synced = before + entries.length;
+      if (this.#random.chance(0.3)) log.own(() => this.#assertReads(log));
+    } catch (error) {
+      if (!(error instanceof DirectAppendFailed)) throw error;
+      if (error.cause instanceof PowerCut) throw error.cause;
+      this.#totals.directFailed += 1;
+      const state = log.own(() => log.state);
+      assert(state === 'failed', `after a direct append failed the log is ${state}`);
     }
   }
 
@@ -198,6 +255,19 @@ class LogSimulator {
     assert(appended.positions.length === entries.length, 'a record for each entry');
     this.#totals.rolls += log.sealed.length - segments;
     this.#remember(before);
+  }
+
+  /** The last records, by their owner: all that anybody synced. */
+  #assertReads(log: Log): void {
+    assert(log.durable.lsn === this.#synced, `durable is ${log.durable.lsn}, synced ${this.#synced}`);
+    const from = Math.max(log.firstLsn, this.#synced - 20) as Lsn;
+    let next: number = from;
+    for (const batch of log.read({ from }))
+      for (const { record } of batch.records) {
+        assert(this.#written.get(next)?.equals(Buffer.from(record.bytes)) === true, `LSN ${next} is another record`);
+        next += 1;
+      }
+    assert(next === this.#synced + 1, `read up to ${next - 1}, synced ${this.#synced}`);
   }
 
   /** Takes in what the segments hold above `after`, as it reads back. */
@@ -305,12 +375,4 @@ function asKey({ tenant, kind, payload }: Pick<LogEntry, 'tenant' | 'kind' | 'pa
 
 function isDiskError(error: unknown): boolean {
   return isNostosError(error, 'DISK_FULL') || isNostosError(error, 'IO_FAILED');
-}
-
-function closeIfPowered(log: Log): void {
-  try {
-    log.close();
-  } catch (error) {
-    if (!(error instanceof PowerCut)) throw error;
-  }
 }
