@@ -165,10 +165,10 @@ test('a write that fails keeps nothing, and says so', async (t) => {
   await insert(tenant, 'before');
   const real = fs.writeSync;
   let struck = 0;
-  fs.writeSync = (() => {
+  fs.writeSync = () => {
     struck += 1;
     throw failure('EIO');
-  }) as typeof fs.writeSync;
+  };
   syncBuiltinESMExports();
   try {
     await assert.rejects(insert(tenant, 'during'), (error) => isNostosError(error, 'IO_FAILED'));

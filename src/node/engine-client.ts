@@ -166,7 +166,7 @@ export class EngineClient implements CommitLog {
     if (this.#gone !== undefined) return reject(this.#gone);
     const id = this.#nextId++;
     this.#sent += 1;
-    this.#waiting.set(id, { method: 'append', resolve: resolve as Waiting['resolve'], reject });
+    this.#waiting.set(id, { method: 'append', resolve, reject });
     const frame = encodeAppend(id, entries);
     const put = this.#ring.put(frame);
     if (put === 'full') {

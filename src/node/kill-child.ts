@@ -2,7 +2,7 @@
  * The process that the kill harness kills: opens the node of a directory, writes under load, and reports each
  * acknowledged write on its standard output, one JSON object a line, written before anything else happens.
  *
- * Arguments: directory, seed, round, JSON list of [tenant, id] whose idempotent writes are to be repeated.
+ * Arguments: directory, seed, round, which child of that round it is, JSON list of [tenant, id] whose idempotent writes are to be repeated.
  */
 import { writeSync } from 'node:fs';
 import { isNostosError } from '../base/errors.ts';
@@ -10,6 +10,7 @@ import { seededRandom } from '../base/random.ts';
 import { sql } from '../store/values.ts';
 import {
   ACCOUNTS,
+  IDS_PER_CHILD,
   IDS_PER_ROUND,
   KILL_LIMITS,
   ROUNDS_KEPT,
@@ -22,12 +23,14 @@ import {
 import { openNode } from './open-node.ts';
 import type { Tenant } from './types.ts';
 
-const [dir, seed, roundText, repeatText] = process.argv.slice(2) as [string, string, string, string];
+const [dir, seed, roundText, childText, repeatText] = process.argv.slice(2) as [string, string, string, string, string];
 const round = Number(roundText);
+const child = Number(childText);
 const repeats = JSON.parse(repeatText) as [string, number][];
 const { below: choose } = seededRandom(Number(seed));
-const WRITERS = 10;
-let lastId = round * IDS_PER_ROUND;
+/** One alone appends to the log in its own thread. */
+const WRITERS = round % 2 === 0 ? 10 : 1;
+let lastId = round * IDS_PER_ROUND + child * IDS_PER_CHILD;
 
 function report(ack: Ack): void {
   const line = Buffer.from(`${JSON.stringify(ack)}\n`);
@@ -156,7 +159,7 @@ report({ k: 'ready' });
 
 async function churn(): Promise<void> {
   for (let n = 0; ; n += 1) {
-    const name = `d${round}_${n}`;
+    const name = `d${round}_${child}_${n}`;
     const tenant = await node.tenants.create(name);
     report({ k: 'created', t: name });
     await tenant.migrate(migrationsOf(0));

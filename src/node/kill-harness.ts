@@ -81,9 +81,10 @@ export async function runKillRounds(options: KillOptions): Promise<KillReport> {
   for (let round = 1; round <= options.rounds; round += 1) {
     options.signal?.throwIfAborted();
     try {
-      const { killed, acks } = await killOnce(dir, round, random, known);
+      const { killed, acks } = await killOnce(dir, { round, child: 0 }, random, known);
       // Recovery itself is killed too, before anybody looks.
-      while (random.chance(AGAIN_SHARE)) await killOnce(dir, round, random, known, 'opening');
+      for (let child = 1; random.chance(AGAIN_SHARE); child += 1)
+        await killOnce(dir, { round, child }, random, known, 'opening');
       const { log } = await check(dir, round, known);
       totals.rounds += 1;
       totals.acknowledged += acks;
@@ -102,7 +103,7 @@ export async function runKillRounds(options: KillOptions): Promise<KillReport> {
 
 async function killOnce(
   dir: string,
-  round: number,
+  { round, child: number }: { readonly round: number; readonly child: number },
   random: SeededRandom,
   known: Map<string, Known>,
   where?: 'opening',
@@ -113,7 +114,7 @@ async function killOnce(
     state === 'there' ? [...onceBegun].slice(-4).map((id) => [name, id] as const) : [],
   );
   const script = fileURLToPath(new URL(`./kill-child${extname(import.meta.url)}`, import.meta.url));
-  const args = [dir, String(random.below(2 ** 32)), String(round), JSON.stringify(repeats)];
+  const args = [dir, String(random.below(2 ** 32)), String(round), String(number), JSON.stringify(repeats)];
   const child = spawn(process.execPath, [script, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   let acks = 0;
   const errors: string[] = [];

@@ -7,6 +7,8 @@ import type { Migration, NodeOptions } from './types.ts';
 
 /** Ids of one round are below those of the next. */
 export const IDS_PER_ROUND = 1_000_000;
+/** A round kills some more children while they open, which may come to write. */
+export const IDS_PER_CHILD = 50_000;
 /** Rows older than so many rounds are trimmed, so that a long soak does not slow down. */
 export const ROUNDS_KEPT = 3;
 
@@ -25,6 +27,8 @@ export const KILL_LIMITS = {
   checkpointBytes: 96 * 1024,
   checkpointHoldBytes: 256 * 1024,
   openFilesMax: 24,
+  /** Also on a slow disk, whoever is alone appends by itself. */
+  directSyncMicros: 1_000_000_000,
   lockTimeoutMs: 10_000,
 } satisfies NodeOptions['limits'];
 
