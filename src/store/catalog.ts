@@ -42,12 +42,15 @@ export class Catalog {
   #applied: Lsn;
   #durable: Lsn;
   #nextId: number;
+  /** Something that follows from the files of tenants was changed since the last checkpoint. */
+  #derived = false;
 
   private constructor(path: string) {
     this.#path = path;
     try {
       this.#database = new DatabaseSync(path, { timeout: 5_000 });
       this.#database.exec('pragma journal_mode = wal; pragma synchronous = normal');
+      this.#database.exec('pragma wal_autocheckpoint = 0'); // `checkpoint` does it, in another thread
       this.#database.exec(CREATE);
       this.#database.prepare('insert or ignore into catalog values (1, ?, 0, 1)').run(CATALOG_FORMAT);
       const row = this.#database.prepare('select format, applied, next_id from catalog').get()!;
@@ -151,25 +154,34 @@ export class Catalog {
       id,
       version,
     );
+    this.#derived = true;
     this.#known.clear();
   }
 
   /** Derived like the schema version: from now on a missing file is a lost one. */
   setOpened({ id, name }: CatalogEntry): void {
     this.#prepare('update tenants set opened = 1 where id = ?').run(id);
+    this.#derived = true;
     this.#known.delete(name);
   }
 
   /** Remembers what the file of a tenant that was closed holds. */
   setHeld({ id, name }: TenantIdentity, lsn: Lsn): void {
-    this.#prepare('update tenants set held_lsn = ? where id = ?').run(lsn, id);
+    const { changes } = this.#prepare('update tenants set held_lsn = ? where id = ? and held_lsn <> ?').run(
+      lsn,
+      id,
+      lsn,
+    );
+    if (changes === 0) return;
+    this.#derived = true;
     this.#known.delete(name);
   }
 
   /** Makes what is applied durable in the file itself. */
   async checkpoint(maintenance: Maintenance): Promise<void> {
     const lsn = this.#applied;
-    if (lsn <= this.#durable) return;
+    if (lsn <= this.#durable && !this.#derived) return;
+    this.#derived = false;
     const { complete } = await maintenance.checkpoint(this.#path, 'passive');
     if (complete) this.#durable = lsn;
   }

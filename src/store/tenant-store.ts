@@ -600,6 +600,8 @@ export class TenantStore {
     const expected = ExpectedFingerprint.parse(identity.uuid, noted?.buckets);
     const state = { applied: meta, shapes: shapesFrom(readShapes(opened)), expected };
     this.#noted = noted?.lsn ?? NO_LSN;
+    // When it was closed like that, everything was synced, the directories too.
+    this.#findable ||= !made && meta.lsn > NO_LSN && this.#options.held >= meta.lsn;
     const location = await log.locate(identity.id, meta.lsn);
     if (location.at !== undefined) checkChain(location.at, meta);
     else if (meta.lsn > log.watermark) throw this.#aheadOfLog(meta.lsn);

@@ -1,0 +1,38 @@
+/**
+ * A channel carries whole frames between two processes, in order. `socket-channel.ts` runs it over TCP and TLS; tests may
+ * run it over anything that passes `testing/channel-compliance.ts`.
+ */
+export interface ReceiveOptions {
+  readonly signal?: AbortSignal;
+}
+
+export interface Channel {
+  /** Where the peer is, as `host:port`, for messages to people. */
+  readonly peer: string;
+  /** The node that the peer's certificate names; undefined without TLS. */
+  readonly peerNode: string | undefined;
+  readonly isOpen: boolean;
+  /**
+   * Sends one frame, whose payload is these pieces one after another. Resolves once the channel takes more: a sender that
+   * waits for it holds a bounded amount in memory. The pieces must not change before the frame has left.
+   */
+  send(...pieces: readonly Uint8Array[]): Promise<void>;
+  /**
+   * The next frame, which is the caller's to keep; null when it was not there in time. What has arrived of it by then is
+   * not lost: the next call goes on with it.
+   */
+  receive(timeoutMs: number, options?: ReceiveOptions): Promise<Uint8Array | null>;
+  /** May be called more than once. What was sent still leaves; frames that were not received are gone. */
+  close(): void;
+}
+
+export interface ServiceContext {
+  /** Aborted when the dispatcher stops or the channel is lost. */
+  readonly signal: AbortSignal;
+}
+
+/** What a dispatcher hands its channels to, by the name in their preamble. The channel is closed when it settles. */
+export interface ServiceHandler {
+  readonly serviceName: string;
+  handle(channel: Channel, context: ServiceContext): Promise<void>;
+}
