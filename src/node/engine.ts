@@ -356,7 +356,8 @@ export class Engine {
   }
 
   *#records(from: Lsn, to?: Lsn): Generator<ReadRecord> {
-    for (const batch of this.#log.read(to === undefined ? { from } : { from, to })) yield* batch.records;
+    // One record is not worth a buffer for many.
+    for (const batch of this.#log.read(to === undefined ? { from } : { from, to, bytesMax: 1 })) yield* batch.records;
   }
 
   /** Wins a term and begins it with a record of its own; from then on the whole tail is committed. */

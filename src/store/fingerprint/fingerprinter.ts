@@ -66,14 +66,40 @@ function instantiate(): Kernel {
 
 const utf8 = new TextEncoder();
 
+/** An instance of the kernel with views of its memory. */
+class KernelMemory {
+  readonly kernel = instantiate();
+  memory!: Uint8Array;
+  buckets!: Uint32Array;
+  touched!: Uint16Array;
+  columnsMax = COLUMNS_MIN;
+
+  constructor() {
+    this.#view();
+  }
+
+  reserve(end: number): void {
+    const missing = end + SPARE_BYTES - this.memory.length;
+    if (missing <= 0) return;
+    this.kernel.memory.grow(Math.ceil(missing / PAGE_BYTES));
+    this.#view();
+  }
+
+  #view(): void {
+    const { buffer } = this.kernel.memory;
+    this.memory = new Uint8Array(buffer);
+    this.buckets = new Uint32Array(buffer, 0, TOUCHED_AT / 4);
+    this.touched = new Uint16Array(buffer, TOUCHED_AT, 1024);
+  }
+}
+
+/** One for all tenants of a thread, since a walk is never interrupted: an instance each would be 100 KiB each. */
+let shared: KernelMemory | undefined;
+
 export class Fingerprinter {
   readonly #key: readonly [bigint, bigint];
   readonly #tables = new Map<string, TableHashes>();
-  #kernel!: Kernel;
-  #memory!: Uint8Array;
-  #buckets!: Uint32Array;
-  #touched!: Uint16Array;
-  #columnsMax = COLUMNS_MIN;
+  #shared!: KernelMemory;
 
   constructor(key: Uint8Array) {
     if (key.length !== FINGERPRINT_KEY_BYTES)
@@ -83,33 +109,37 @@ export class Fingerprinter {
       );
     const view = new DataView(key.buffer, key.byteOffset, key.byteLength);
     this.#key = [view.getBigUint64(0, true), view.getBigUint64(8, true)];
-    this.#restart();
   }
 
   /** Adds to `into` what the changeset changes: the hashes of new cells, minus those of old ones. */
   delta(changeset: Uint8Array, columnNames: ColumnNames, into: Fingerprint): void {
     if (changeset.length === 0) return;
+    this.#shared = shared ??= new KernelMemory();
+    const { kernel } = this.#shared;
+    kernel.setKey(...this.#key);
     try {
       this.#walk(changeset, columnNames);
-      const touched = this.#kernel.touched.value;
-      for (let index = 0; index < touched; index += 1) into.addBucket(this.#buckets, this.#touched[index]!);
+      const { buckets, touched } = this.#shared;
+      const count = kernel.touched.value;
+      for (let index = 0; index < count; index += 1) into.addBucket(buckets, touched[index]!);
     } finally {
-      this.#kernel.clear();
-      if (this.#memory.length > 4 * WINDOW_BYTES) this.#restart();
+      kernel.clear();
+      // WASM memory never shrinks; a new instance gives back what one large change took.
+      if (this.#shared.memory.length > 4 * WINDOW_BYTES) shared = undefined;
     }
   }
 
   #walk(changeset: Uint8Array, columnNames: ColumnNames): void {
     const cursor = new ChangesetCursor(changeset);
-    const kernel = this.#kernel;
+    const { kernel } = this.#shared;
     kernel.setTable(0n, 0n, 0, COLUMNS_AT);
     let at = 0;
     let window = WINDOW_BYTES;
     while (at < changeset.length) {
       const start = this.#windowStart();
       const loaded = Math.min(window, changeset.length - at);
-      this.#reserve(start + loaded);
-      this.#memory.set(changeset.subarray(at, at + loaded), start);
+      this.#shared.reserve(start + loaded);
+      this.#shared.memory.set(changeset.subarray(at, at + loaded), start);
       // Within the window until it is used up, or has to be laid out anew for a table of more columns.
       let next = start;
       let status = kernel.walk(next, start + loaded);
@@ -136,14 +166,15 @@ export class Fingerprinter {
         `the changeset has ${columnCount} columns for table ${table}, the schema has ${hashes.names.length}`,
         { details: { offset: cursor.tableStart, table } },
       );
-    if (columnCount > this.#columnsMax) this.#columnsMax = 2 ** Math.ceil(Math.log2(columnCount));
-    this.#reserve(this.#windowStart());
-    this.#memory.set(hashes.columnIds.subarray(0, 8 * columnCount), COLUMNS_AT);
-    this.#memory.set(
+    const { kernel } = this.#shared;
+    if (columnCount > this.#shared.columnsMax) this.#shared.columnsMax = 2 ** Math.ceil(Math.log2(columnCount));
+    this.#shared.reserve(this.#windowStart());
+    this.#shared.memory.set(hashes.columnIds.subarray(0, 8 * columnCount), COLUMNS_AT);
+    this.#shared.memory.set(
       cursor.bytes.subarray(cursor.keyFlagsStart, cursor.keyFlagsStart + columnCount),
       COLUMNS_AT + 8 * columnCount,
     );
-    this.#kernel.setTable(hashes.lo, hashes.hi, columnCount, COLUMNS_AT);
+    kernel.setTable(hashes.lo, hashes.hi, columnCount, COLUMNS_AT);
   }
 
   #tableHashes(table: string, names: readonly string[]): TableHashes {
@@ -162,38 +193,17 @@ export class Fingerprinter {
   /** Hash of a name. The window is in use meanwhile, so the name goes where it is not. */
   #prf(a: bigint, b: bigint, c: bigint, name: string): readonly [bigint, bigint] {
     const bytes = utf8.encode(name);
-    const at = bytes.length <= COLUMNS_AT - NAME_AT - SPARE_BYTES ? NAME_AT : this.#memory.length;
-    this.#reserve(at + bytes.length);
-    this.#memory.set(bytes, at);
-    this.#kernel.prf(a, b, c, at, bytes.length);
-    return [BigInt.asUintN(64, this.#kernel.lo.value), BigInt.asUintN(64, this.#kernel.hi.value)];
+    const { kernel } = this.#shared;
+    const at = bytes.length <= COLUMNS_AT - NAME_AT - SPARE_BYTES ? NAME_AT : this.#shared.memory.length;
+    this.#shared.reserve(at + bytes.length);
+    this.#shared.memory.set(bytes, at);
+    kernel.prf(a, b, c, at, bytes.length);
+    return [BigInt.asUintN(64, kernel.lo.value), BigInt.asUintN(64, kernel.hi.value)];
   }
 
   /** Behind ids (8 bytes), key flags (1) and offsets of old and new cells (2 x 4) of each column, and some. */
   #windowStart(): number {
-    return COLUMNS_AT + 17 * this.#columnsMax + 16;
-  }
-
-  #reserve(end: number): void {
-    const missing = end + SPARE_BYTES - this.#memory.length;
-    if (missing <= 0) return;
-    this.#kernel.memory.grow(Math.ceil(missing / PAGE_BYTES));
-    this.#view();
-  }
-
-  #view(): void {
-    const { buffer } = this.#kernel.memory;
-    this.#memory = new Uint8Array(buffer);
-    this.#buckets = new Uint32Array(buffer, 0, TOUCHED_AT / 4);
-    this.#touched = new Uint16Array(buffer, TOUCHED_AT, 1024);
-  }
-
-  /** WASM memory never shrinks; a new instance gives back what one large change took. */
-  #restart(): void {
-    this.#kernel = instantiate();
-    this.#kernel.setKey(...this.#key);
-    this.#columnsMax = COLUMNS_MIN;
-    this.#view();
+    return COLUMNS_AT + 17 * this.#shared.columnsMax + 16;
   }
 }
 
