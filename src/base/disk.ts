@@ -14,11 +14,14 @@ import {
   fsyncSync,
   ftruncateSync,
   linkSync,
+  lstatSync,
   mkdirSync,
   openSync,
   readdirSync,
   readSync,
   renameSync,
+  rmdirSync,
+  statfsSync,
   statSync,
   unlinkSync,
   writeSync,
@@ -46,9 +49,16 @@ export interface Disk {
   /** Names in a directory, sorted. */
   list(dir: string): string[];
   exists(path: string): boolean;
+  /** False for a symbolic link, wherever it leads: who walks a directory never leaves it. */
+  isDirectory(path: string): boolean;
   size(path: string): number;
+  /** What this user may still write on the file system that holds the path. */
+  freeBytes(path: string): number;
+  /** A file replaces the one that has the name; the new name of a directory must be free. */
   rename(from: string, to: string): void;
   remove(path: string): void;
+  /** An empty one. */
+  removeDirectory(path: string): void;
   /** With its parents; nothing happens when it exists. */
   makeDirectory(path: string): void;
   /** Makes creations, renames and removals in this directory durable. */
@@ -67,9 +77,17 @@ export const systemDisk: Disk = {
     ),
   list: (dir) => attempt('list', dir, () => readdirSync(dir).sort()),
   exists: (path) => existsSync(path),
+  isDirectory: (path) =>
+    attempt('stat', path, () => lstatSync(path, { throwIfNoEntry: false })?.isDirectory() === true),
   size: (path) => attempt('stat', path, () => statSync(path).size),
+  freeBytes: (path) =>
+    attempt('stat', path, () => {
+      const { bavail, bsize } = statfsSync(path);
+      return bavail * bsize;
+    }),
   rename: (from, to) => attempt('rename', from, () => renameSync(from, to)),
   remove: (path) => attempt('remove', path, () => unlinkSync(path)),
+  removeDirectory: (path) => attempt('remove', path, () => rmdirSync(path)),
   makeDirectory: (path) => attempt('create the directory', path, () => void mkdirSync(path, { recursive: true })),
   syncDirectory: (path) =>
     attempt('sync', path, () => {

@@ -15,6 +15,8 @@ export interface DiskUnderTest {
 
 const absent = (error: unknown) => isNostosError(error, 'IO_FAILED') && error.details.errno === 'ENOENT';
 
+const failed = (error: unknown) => isNostosError(error, 'IO_FAILED');
+
 export function diskCompliance(subject: DiskUnderTest): void {
   const setup = (t: TestContext) => {
     const { disk, dir } = subject.fresh(t);
@@ -88,6 +90,32 @@ export function diskCompliance(subject: DiskUnderTest): void {
     disk.syncDirectory(dir);
     assert.throws(() => disk.list(join(dir, 'nowhere')), absent);
     assert.throws(() => disk.syncDirectory(join(dir, 'nowhere')), absent);
+  });
+
+  test(`${subject.name}: directories are told apart, renamed with all that is in them, and removed when empty`, (t) => {
+    const { disk, dir, path } = setup(t);
+    const [from, to] = [join(dir, 'from'), join(dir, 'elsewhere', 'to')];
+    disk.makeDirectory(join(from, 'inner'));
+    disk.makeDirectory(join(dir, 'elsewhere'));
+    writeDurably(disk, join(from, 'inner', 'file'), Buffer.from('moved'));
+    writeDurably(disk, path, Buffer.from('file'));
+    assert.deepEqual(disk.list(from), ['inner']);
+    assert.deepEqual(
+      [from, path, join(dir, 'nowhere')].map((one) => disk.isDirectory(one)),
+      [true, false, false],
+    );
+    disk.rename(from, to);
+    assert.equal(disk.exists(from), false);
+    assert.deepEqual(Buffer.from(readIfExists(disk, join(to, 'inner', 'file'))!), Buffer.from('moved'));
+    assert.throws(() => disk.removeDirectory(to), failed);
+    assert.throws(() => disk.rename(join(dir, 'elsewhere'), path), failed);
+    disk.remove(join(to, 'inner', 'file'));
+    disk.removeDirectory(join(to, 'inner'));
+    disk.removeDirectory(to);
+    assert.equal(disk.exists(to), false);
+    assert.throws(() => disk.removeDirectory(to), absent);
+    assert.ok(disk.freeBytes(dir) > 0);
+    assert.throws(() => disk.freeBytes(join(dir, 'nowhere')), absent);
   });
 
   test(`${subject.name}: a file that lost its name is still read by who has it open`, (t) => {

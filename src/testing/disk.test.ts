@@ -69,6 +69,25 @@ test('names that were not synced come and go; a durable write is the old content
   assert.deepEqual([...seen].sort(), ['aaa', 'new']);
 });
 
+test('a directory that was renamed, and one whose parent was not synced, are there whole or not at all', () => {
+  const seen = new Set<string>();
+  for (const seed of seeds) {
+    const disk = new FaultyDisk({ directories: 'synced' });
+    disk.makeDirectory('/d');
+    disk.syncDirectory('/');
+    disk.makeDirectory('/d/old');
+    disk.syncDirectory('/d');
+    writeDurably(disk, '/d/old/file', Buffer.from('kept'));
+    disk.rename('/d/old', '/d/new');
+    disk.makeDirectory('/d/fresh');
+    const after = disk.crash(seededRandom(seed));
+    const [old, renamed] = ['/d/old', '/d/new'].map((dir) => after.exists(`${dir}/file`));
+    assert.notEqual(old, renamed);
+    seen.add(`${renamed ? 'renamed' : 'not'} ${after.exists('/d/fresh') ? 'made' : 'not'}`);
+  }
+  assert.deepEqual([...seen].sort(), ['not made', 'not not', 'renamed made', 'renamed not']);
+});
+
 test('after a failed sync the bytes read back, the next sync succeeds, and they are not on the disk', () => {
   const { disk, file } = withFile();
   file.write(Buffer.from('lost'), 0);

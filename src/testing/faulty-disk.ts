@@ -3,7 +3,8 @@
  *
  * - What was written reads back at once, and is on the disk only after a sync that returned. A power cut keeps any part
  *   of the rest: nothing, everything, a prefix, some writes, or some sectors of 512 bytes.
- * - Names (creations, renames, removals, links) are durable after `syncDirectory` only, and vanish one by one.
+ * - Names (creations, renames, removals, links) are durable after `syncDirectory` only, and vanish one by one. Those of
+ *   directories too with `{ directories: 'synced' }`; otherwise making one is durable at once.
  * - A failed sync marks what was dirty as clean, as Linux does: it still reads back, and no later sync writes it.
  * - Every step that changes something is counted and traced, so that a test can put a fault at each of them.
  */
@@ -23,7 +24,8 @@ export type StepKind =
   | 'rename'
   | 'remove'
   | 'link'
-  | 'make-directory';
+  | 'make-directory'
+  | 'remove-directory';
 
 export interface Step {
   readonly number: number;
@@ -60,21 +62,34 @@ class Inode {
   }
 }
 
-/** A change of names; several that belong together, as in a rename, happen together. */
+class Directory {
+  cached = new Map<string, Entry>();
+  durable = new Map<string, Entry>();
+}
+
+type Entry = Inode | Directory;
+
+/** A change of names; several that belong together, as in a rename, happen together. Durable once `dir` is synced. */
 interface NameChange {
-  readonly dir: string;
-  readonly set: readonly (readonly [path: string, inode: Inode | undefined])[];
+  readonly dir: Directory;
+  readonly set: readonly (readonly [dir: Directory, name: string, entry: Entry | undefined])[];
+}
+
+export interface FaultyDiskOptions {
+  /** `synced`: a directory that was made is there after a power cut only if its parent was synced since. */
+  readonly directories?: 'durable' | 'synced';
 }
 
 const CAN_FAIL: Readonly<Record<'ENOSPC' | 'EIO', readonly StepKind[]>> = {
   ENOSPC: ['create', 'write', 'rename', 'link', 'make-directory'],
-  EIO: ['create', 'write', 'truncate', 'sync', 'sync-directory', 'rename', 'remove', 'link'],
+  EIO: ['create', 'write', 'truncate', 'sync', 'sync-directory', 'rename', 'remove', 'link', 'remove-directory'],
 };
 
 export class FaultyDisk implements Disk {
-  #names = new Map<string, Inode>();
-  #durableNames = new Map<string, Inode>();
-  #directories = new Set<string>(['/', '.']);
+  /** What `freeBytes` answers. */
+  free = Number.MAX_SAFE_INTEGER;
+  readonly #options: FaultyDiskOptions;
+  #root = new Directory();
   #changes: NameChange[] = [];
   #trace: Step[] = [];
   #fault: InjectedFault | undefined;
@@ -82,6 +97,10 @@ export class FaultyDisk implements Disk {
   #off = false;
   #fired: Step[] = [];
   #openFiles = 0;
+
+  constructor(options: FaultyDiskOptions = {}) {
+    this.#options = options;
+  }
 
   /** The steps so far; those that failed included. */
   get trace(): readonly Step[] {
@@ -105,13 +124,14 @@ export class FaultyDisk implements Disk {
 
   open(path: string, mode: OpenMode): DiskFile {
     this.#powered();
-    let inode = this.#names.get(path);
+    const known = this.#find(path);
+    if (known instanceof Directory) throw this.#errno('open', path, 'EISDIR');
+    let inode = known;
     if (mode === 'create') {
-      const created = inode === undefined;
+      const [dir, name] = this.#parent('open', path);
       this.#step('create', path);
-      inode ??= new Inode();
-      if (created) this.#change({ dir: posix.dirname(path), set: [[path, inode]] });
-      else truncateTo(inode, 0);
+      if (inode !== undefined) truncateTo(inode, 0);
+      else this.#change({ dir, set: [[dir, name, (inode = new Inode())]] });
     } else if (inode === undefined) throw this.#errno('open', path, 'ENOENT');
     this.#openFiles += 1;
     return new FaultyFile(path, inode, {
@@ -124,15 +144,17 @@ export class FaultyDisk implements Disk {
 
   list(dir: string): string[] {
     this.#powered();
-    if (!this.#directories.has(dir)) throw this.#errno('list', dir, 'ENOENT');
-    const inside = [...this.#names.keys()].filter((path) => posix.dirname(path) === dir);
-    const below = [...this.#directories].filter((path) => path !== dir && posix.dirname(path) === dir);
-    return [...inside, ...below].map((path) => posix.basename(path)).sort();
+    return [...this.#directory('list', dir).cached.keys()].sort();
   }
 
   exists(path: string): boolean {
     this.#powered();
-    return this.#names.has(path) || this.#directories.has(path);
+    return this.#find(path) !== undefined;
+  }
+
+  isDirectory(path: string): boolean {
+    this.#powered();
+    return this.#find(path) instanceof Directory;
   }
 
   size(path: string): number {
@@ -140,14 +162,27 @@ export class FaultyDisk implements Disk {
     return this.#inode('stat', path).cached.length;
   }
 
+  freeBytes(path: string): number {
+    this.#powered();
+    this.#directory('stat', path);
+    return this.free;
+  }
+
   rename(from: string, to: string): void {
-    const inode = this.#inode('rename', from);
+    this.#powered();
+    const entry = this.#find(from);
+    if (entry === undefined) throw this.#errno('rename', from, 'ENOENT');
+    const [oldDir, oldName] = this.#parent('rename', from);
+    const [dir, name] = this.#parent('rename', to);
+    const taken = dir.cached.get(name);
+    if (taken !== undefined && (entry instanceof Directory || taken instanceof Directory))
+      throw this.#errno('rename', from, 'ENOTEMPTY');
     this.#step('rename', from);
     this.#change({
-      dir: posix.dirname(to),
+      dir,
       set: [
-        [to, inode],
-        [from, undefined],
+        [oldDir, oldName, undefined],
+        [dir, name, entry],
       ],
     });
   }
@@ -155,29 +190,46 @@ export class FaultyDisk implements Disk {
   remove(path: string): void {
     this.#inode('remove', path);
     this.#step('remove', path);
-    this.#change({ dir: posix.dirname(path), set: [[path, undefined]] });
+    this.#forget('remove', path);
   }
 
-  /** Durable at once: the log's directory is made before anything depends on it. */
+  removeDirectory(path: string): void {
+    this.#powered();
+    if (this.#directory('remove', path).cached.size > 0) throw this.#errno('remove', path, 'ENOTEMPTY');
+    this.#step('remove-directory', path);
+    this.#forget('remove', path);
+  }
+
   makeDirectory(path: string): void {
     this.#powered();
-    if (this.#directories.has(path)) return;
+    if (this.#find(path) instanceof Directory) return;
     this.#step('make-directory', path);
-    for (let dir = path; !this.#directories.has(dir); dir = posix.dirname(dir)) this.#directories.add(dir);
+    let dir = this.#root;
+    for (const name of partsOf(path)) {
+      let next = dir.cached.get(name);
+      if (next instanceof Inode) throw this.#errno('create the directory', path, 'ENOTDIR');
+      if (next === undefined) {
+        const change: NameChange = { dir, set: [[dir, name, (next = new Directory())]] };
+        this.#change(change);
+        if (this.#options.directories !== 'synced') this.#settle((one) => one === change);
+      }
+      dir = next;
+    }
   }
 
   syncDirectory(path: string): void {
-    if (!this.#directories.has(path)) throw this.#errno('sync', path, 'ENOENT');
+    this.#powered();
+    const dir = this.#directory('sync', path);
     this.#step('sync-directory', path);
-    for (const change of this.#changes) if (change.dir === path) applyNames(this.#durableNames, change);
-    this.#changes = this.#changes.filter((change) => change.dir !== path);
+    this.#settle((change) => change.dir === dir);
   }
 
   link(from: string, to: string): void {
     const inode = this.#inode('link', from);
-    if (this.#names.has(to)) throw this.#errno('link', to, 'EEXIST');
+    if (this.#find(to) !== undefined) throw this.#errno('link', to, 'EEXIST');
+    const [dir, name] = this.#parent('link', to);
     this.#step('link', to);
-    this.#change({ dir: posix.dirname(to), set: [[to, inode]] });
+    this.#change({ dir, set: [[dir, name, inode]] });
   }
 
   /** The content of a file as it reads now. */
@@ -202,24 +254,28 @@ export class FaultyDisk implements Disk {
 
   /** A copy as it is now, cache and all, without faults. */
   clone(): FaultyDisk {
-    const copy = new FaultyDisk();
-    const twins = new Map<Inode, Inode>();
-    const twin = (inode: Inode): Inode => {
-      const known = twins.get(inode);
-      if (known !== undefined) return known;
-      const made = new Inode();
-      made.cached = inode.cached.slice();
-      made.durable = inode.durable.slice();
-      made.pending = [...inode.pending];
-      twins.set(inode, made);
-      return made;
+    const copy = new FaultyDisk(this.#options);
+    copy.free = this.free;
+    const twins = new Map<Entry, Entry>();
+    const twin = <E extends Entry>(entry: E): E => {
+      const known = twins.get(entry);
+      if (known !== undefined) return known as E;
+      const made = entry instanceof Inode ? new Inode() : new Directory();
+      twins.set(entry, made);
+      if (entry instanceof Inode && made instanceof Inode) {
+        made.cached = entry.cached.slice();
+        made.durable = entry.durable.slice();
+        made.pending = [...entry.pending];
+      } else if (entry instanceof Directory && made instanceof Directory) {
+        for (const [name, child] of entry.cached) made.cached.set(name, twin(child));
+        for (const [name, child] of entry.durable) made.durable.set(name, twin(child));
+      }
+      return made as E;
     };
-    copy.#names = new Map([...this.#names].map(([path, inode]) => [path, twin(inode)]));
-    copy.#durableNames = new Map([...this.#durableNames].map(([path, inode]) => [path, twin(inode)]));
-    copy.#directories = new Set(this.#directories);
+    copy.#root = twin(this.#root);
     copy.#changes = this.#changes.map(({ dir, set }) => ({
-      dir,
-      set: set.map(([path, inode]) => [path, inode && twin(inode)] as const),
+      dir: twin(dir),
+      set: set.map(([into, name, entry]) => [twin(into), name, entry && twin(entry)] as const),
     }));
     return copy;
   }
@@ -227,29 +283,61 @@ export class FaultyDisk implements Disk {
   /** What is on the disk after the power went and came back: everything synced, and some of the rest. */
   crash(random: SeededRandom): FaultyDisk {
     const after = this.clone();
-    const names = new Map(after.#durableNames);
-    for (const change of survivors(after.#changes, random)) applyNames(names, change);
-    for (const inode of new Set([...names.values(), ...after.#names.values()])) {
-      inode.durable = survivingContent(inode, random);
-      inode.cached = inode.durable.slice();
-      inode.pending = [];
-    }
-    after.#names = names;
-    after.#durableNames = new Map(names);
+    for (const change of survivors(after.#changes, random)) applyNames('durable', change);
     after.#changes = [];
+    const seen = new Set<Entry>();
+    const settle = (entry: Entry): void => {
+      if (seen.has(entry)) return;
+      seen.add(entry);
+      if (entry instanceof Directory) {
+        entry.cached = new Map(entry.durable);
+        for (const child of entry.durable.values()) settle(child);
+        return;
+      }
+      entry.durable = survivingContent(entry, random);
+      entry.cached = entry.durable.slice();
+      entry.pending = [];
+    };
+    settle(after.#root);
     return after;
+  }
+
+  #find(path: string): Entry | undefined {
+    let entry: Entry | undefined = this.#root;
+    for (const name of partsOf(path)) entry = entry instanceof Directory ? entry.cached.get(name) : undefined;
+    return entry;
   }
 
   #inode(operation: string, path: string): Inode {
     this.#powered();
-    const inode = this.#names.get(path);
-    if (inode === undefined) throw this.#errno(operation, path, 'ENOENT');
-    return inode;
+    const entry = this.#find(path);
+    if (entry instanceof Inode) return entry;
+    throw this.#errno(operation, path, entry === undefined ? 'ENOENT' : 'EISDIR');
+  }
+
+  #directory(operation: string, path: string): Directory {
+    const entry = this.#find(path);
+    if (entry instanceof Directory) return entry;
+    throw this.#errno(operation, path, entry === undefined ? 'ENOENT' : 'ENOTDIR');
+  }
+
+  #parent(operation: string, path: string): [dir: Directory, name: string] {
+    return [this.#directory(operation, posix.dirname(path)), posix.basename(path)];
+  }
+
+  #forget(operation: string, path: string): void {
+    const [dir, name] = this.#parent(operation, path);
+    this.#change({ dir, set: [[dir, name, undefined]] });
   }
 
   #change(change: NameChange): void {
-    applyNames(this.#names, change);
+    applyNames('cached', change);
     this.#changes.push(change);
+  }
+
+  #settle(which: (change: NameChange) => boolean): void {
+    for (const change of this.#changes) if (which(change)) applyNames('durable', change);
+    this.#changes = this.#changes.filter((change) => !which(change));
   }
 
   #powered(): void {
@@ -372,11 +460,19 @@ function resized(content: Uint8Array, size: number): Uint8Array<ArrayBuffer> {
   return target;
 }
 
-function applyNames(names: Map<string, Inode>, { set }: NameChange): void {
-  for (const [path, inode] of set) {
-    if (inode === undefined) names.delete(path);
-    else names.set(path, inode);
+function applyNames(side: 'cached' | 'durable', { set }: NameChange): void {
+  for (const [dir, name, entry] of set) {
+    if (entry === undefined) dir[side].delete(name);
+    else dir[side].set(name, entry);
   }
+}
+
+/** Relative paths lie in the root, too. */
+function partsOf(path: string): string[] {
+  return posix
+    .normalize(path)
+    .split('/')
+    .filter((part) => part !== '' && part !== '.');
 }
 
 /** Nothing, everything, a prefix, or any of them. */
