@@ -61,6 +61,12 @@ export const ERROR_CODES = {
   CLOCK_DRIFT: ['safe', 'A clock is further from another one than the limit allows.'],
   COORDINATOR_DAMAGED: ['never', 'The record of the coordinator cannot be read; nothing is decided on it.'],
   INTERNAL: ['never', 'Nostos broke one of its own rules; please report it.'],
+  CHANNEL_CLOSED: ['safe', 'The channel is closed, by this side or by its peer; connect again.'],
+  NETWORK_FAILED: ['safe', 'A connection could not be made, or was lost in the middle of a message.'],
+  NETWORK_TIMEOUT: ['safe', 'The peer did not answer, or did not take what was sent, in time.'],
+  PROTOCOL_ERROR: ['never', 'A peer sent bytes that its protocol does not allow.'],
+  VERSION_MISMATCH: ['never', 'The peer speaks no version of the service that this side speaks; details name both ranges.'],
+  PEER_REFUSED: ['never', 'The certificate of a peer does not pass, or the peer refused ours; details say why.'],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {

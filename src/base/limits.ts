@@ -43,6 +43,24 @@ export const DEFAULT_LIMITS = {
   requestBytesMax: 8 * 1024 * 1024,
   /** Connections on the admin socket. */
   adminConnectionsMax: 64,
+  /** Payload of one frame between nodes. */
+  frameBytesMax: 64 * 1024 * 1024,
+  /** A connection reads ahead so much of what nobody has received yet; then the peer has to wait. */
+  receiveBufferBytes: 1024 * 1024,
+  /** Finding the address of a peer, connecting and the TLS handshake together. */
+  connectTimeoutMs: 10_000,
+  /** A peer that connects must have named its service by then, the TLS handshake included. */
+  preambleTimeoutMs: 10_000,
+  /** A peer that is waited for may send neither a frame nor 64 KiB of one for so long. */
+  idleTimeoutMs: 300_000,
+  /** A peer may leave the next 256 KiB that are sent to it untaken for so long. */
+  writeTimeoutMs: 30_000,
+  /** Connections of peers to one dispatcher. */
+  peerConnectionsMax: 256,
+  /** Connections to one dispatcher from one address. */
+  connectionsPerAddressMax: 64,
+  /** A dispatcher that stops waits so long for its handlers. */
+  stopTimeoutMs: 5_000,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;
