@@ -67,6 +67,10 @@ export const ERROR_CODES = {
   PROTOCOL_ERROR: ['never', 'A peer sent bytes that its protocol does not allow.'],
   VERSION_MISMATCH: ['never', 'The peer speaks no version of the service that this side speaks; details name both ranges.'],
   PEER_REFUSED: ['never', 'The certificate of a peer does not pass, or the peer refused ours; details say why.'],
+  RESTORE_UNFINISHED: [
+    'never',
+    'A restore into this data directory was cut off; run it again to resume, or give it up with --abandon.',
+  ],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {

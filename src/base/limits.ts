@@ -61,6 +61,13 @@ export const DEFAULT_LIMITS = {
   connectionsPerAddressMax: 64,
   /** A dispatcher that stops waits so long for its handlers. */
   stopTimeoutMs: 5_000,
+  /**
+   * While a copy is served, the WAL of a tenant that is being sent, and the log, may each grow by so much before the copy
+   * is given up.
+   */
+  restoreHoldBytesMax: 1024 * 1024 * 1024,
+  /** Copies that a node serves at a time. */
+  restoreSessionsMax: 8,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;
