@@ -34,6 +34,7 @@ import { WriterTransaction } from './writer-transaction.ts';
  */
 const PRUNE_ROWS_MAX = 4;
 const PRUNE_PART = 8;
+const FEED_PAGE_BYTES = 256 * 1024;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 
 export interface TransactionDeps {
@@ -297,7 +298,7 @@ export async function* feed(
         from: next,
         to: end,
         tenant: entry.id,
-        bytesMax: 1024 * 1024,
+        bytesMax: FEED_PAGE_BYTES,
         ...(signal === undefined ? {} : { signal }),
       };
       for await (const page of readCommitted(log, range)) {
