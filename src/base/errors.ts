@@ -65,12 +65,21 @@ export const ERROR_CODES = {
   NETWORK_FAILED: ['safe', 'A connection could not be made, or was lost in the middle of a message.'],
   NETWORK_TIMEOUT: ['safe', 'The peer did not answer, or did not take what was sent, in time.'],
   PROTOCOL_ERROR: ['never', 'A peer sent bytes that its protocol does not allow.'],
-  VERSION_MISMATCH: ['never', 'The peer speaks no version of the service that this side speaks; details name both ranges.'],
+  VERSION_MISMATCH: [
+    'never',
+    'The peer speaks no version of the service that this side speaks; details name both ranges.',
+  ],
   PEER_REFUSED: ['never', 'The certificate of a peer does not pass, or the peer refused ours; details say why.'],
   RESTORE_UNFINISHED: [
     'never',
     'A restore into this data directory was cut off; run it again to resume, or give it up with --abandon.',
   ],
+  RESTORE_FAILED: [
+    'safe',
+    'What came from the source is not what it said, or cannot be sent; what was there is unchanged.',
+  ],
+  RESTORE_STATE: ['never', 'This restore cannot do that in the state that it is in; one instance is one attempt.'],
+  RESTORE_TOO_LARGE: ['never', 'The source announces more files or bytes than is allowed; nothing was changed.'],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {
