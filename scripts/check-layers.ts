@@ -31,6 +31,8 @@ const EDGES = new Set(['base', 'testing', 'node', 'cli']);
 
 /** Files of the ground floor and of features that touch the outside world, each an adapter around something pure. */
 const DRIVERS: readonly RegExp[] = [
+  // Sockets, name lookups and their time limits; the files of a TLS identity.
+  /^src\/wire\/(?:byte-stream|connect|listener|dispatcher|tls-files)\.ts$/,
   /^src\/coordination\/embedded\.ts$/,
   // Files of tenants: their creation, removal and copies.
   /^src\/store\/(?:tenant-store|create-tenant-file|export-file|import-source)\.ts$/,

@@ -49,7 +49,7 @@ export const DEFAULT_LIMITS = {
   receiveBufferBytes: 1024 * 1024,
   /** Finding the address of a peer, connecting and the TLS handshake together. */
   connectTimeoutMs: 10_000,
-  /** A peer that connects must have named its service by then, the TLS handshake included. */
+  /** A peer that connects must have finished the TLS handshake by then, and so long after it named its service. */
   preambleTimeoutMs: 10_000,
   /** A peer that is waited for may send neither a frame nor 64 KiB of one for so long. */
   idleTimeoutMs: 300_000,

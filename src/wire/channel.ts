@@ -13,13 +13,14 @@ export interface Channel {
   readonly peerNode: string | undefined;
   readonly isOpen: boolean;
   /**
-   * Sends one frame, whose payload is these pieces one after another. Resolves once the channel takes more: a sender that
-   * waits for it holds a bounded amount in memory. The pieces must not change before the frame has left.
+   * Sends one frame, whose payload is these pieces one after another. Resolves once the system has taken it: the pieces,
+   * which must not change before, may be used again, and a sender that waits for it holds a bounded amount in memory.
+   * Frames leave in the order of the calls.
    */
   send(...pieces: readonly Uint8Array[]): Promise<void>;
   /**
    * The next frame, which is the caller's to keep; null when it was not there in time. What has arrived of it by then is
-   * not lost: the next call goes on with it.
+   * not lost: the next call goes on with it, also after a cancelled one. One call at a time.
    */
   receive(timeoutMs: number, options?: ReceiveOptions): Promise<Uint8Array | null>;
   /** May be called more than once. What was sent still leaves; frames that were not received are gone. */
@@ -27,7 +28,7 @@ export interface Channel {
 }
 
 export interface ServiceContext {
-  /** Aborted when the dispatcher stops or the channel is lost. */
+  /** Aborted when the dispatcher stops, or the channel is lost: closed, failed, or ended by its peer and all read. */
   readonly signal: AbortSignal;
 }
 

@@ -1,0 +1,110 @@
+/** The connecting side: a name or an address becomes a stream of bytes, or a channel to a service. */
+import { connect as connectTcp, type Socket } from 'node:net';
+import { checkServerIdentity, connect as connectTls, type TLSSocket } from 'node:tls';
+import { NostosError } from '../base/errors.ts';
+import { DEFAULT_LIMITS } from '../base/limits.ts';
+import { parseAddress, type Address } from './address.ts';
+import { ByteStream, connectionError, type ByteStreamOptions } from './byte-stream.ts';
+import type { Channel } from './channel.ts';
+import { encodePreamble } from './preamble.ts';
+import { SocketChannel, type SocketChannelOptions } from './socket-channel.ts';
+import { checkIdentity, type TlsIdentity } from './tls-identity.ts';
+
+export interface ClientTls extends TlsIdentity {
+  /** The node that must be at the other end. Without it, the certificate must be for the host name that is connected to. */
+  readonly node?: string | undefined;
+  /** The cluster that the other end must belong to. */
+  readonly cluster?: string | undefined;
+}
+
+export interface ConnectOptions extends Omit<ByteStreamOptions, 'peerNode'> {
+  readonly tls?: ClientTls | undefined;
+  /** Finding the address, connecting and the handshake of TLS together. */
+  readonly connectTimeoutMs?: number | undefined;
+  /** Ends the attempt; an established connection is closed by its owner. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export type ServiceConnectOptions = ConnectOptions & SocketChannelOptions;
+
+/**
+ * A channel to the service of this name at `host:port`. A dispatcher does not answer the name: one that does not know it
+ * closes, which the first `receive` tells as `CHANNEL_CLOSED`.
+ */
+export async function connectToService(
+  address: string,
+  name: string,
+  options: ServiceConnectOptions = {},
+): Promise<Channel> {
+  const preamble = encodePreamble(name);
+  const stream = await connectStream(address, options);
+  try {
+    await stream.write([preamble]);
+  } catch (error) {
+    stream.close();
+    throw error;
+  }
+  return new SocketChannel(stream, options);
+}
+
+/** A connection as bytes, for protocols that are not made of frames. */
+export async function connectStream(address: string, options: ConnectOptions = {}): Promise<ByteStream> {
+  const target = parseAddress(address);
+  if (target.port === 0) throw new NostosError('INVALID_ARGUMENT', `${address}: port 0 is for listening only`);
+  options.signal?.throwIfAborted();
+  const { tls } = options;
+  const socket = tls === undefined ? connectTcp({ ...target, noDelay: true }) : startTls(address, target, tls);
+  await established(socket, address, tls === undefined ? 'connect' : 'secureConnect', options);
+  const peerNode = tls && checkIdentity(subjectAltName(socket as TLSSocket), address, {}).node;
+  return new ByteStream(socket, { ...options, peerNode });
+}
+
+export function subjectAltName(socket: TLSSocket): string | undefined {
+  return socket.getPeerX509Certificate()?.subjectAltName;
+}
+
+function startTls(address: string, target: Address, { ca, cert, key, node, cluster }: ClientTls): TLSSocket {
+  return connectTls({
+    ...target,
+    ca,
+    cert,
+    key,
+    minVersion: 'TLSv1.3',
+    // Called within the handshake, once the certificate is known to come from the authority.
+    checkServerIdentity: (host, certificate) => {
+      try {
+        checkIdentity(certificate.subjectaltname, address, { node, cluster });
+      } catch (error) {
+        return error as NostosError;
+      }
+      return node === undefined ? checkServerIdentity(host, certificate) : undefined;
+    },
+  });
+}
+
+async function established(
+  socket: Socket,
+  address: string,
+  event: 'connect' | 'secureConnect',
+  { connectTimeoutMs = DEFAULT_LIMITS.connectTimeoutMs, signal }: ConnectOptions,
+): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const late = new NostosError('NETWORK_TIMEOUT', `${address} did not answer within ${connectTimeoutMs} ms`);
+  const timer = setTimeout(() => reject(late), connectTimeoutMs);
+  // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- the reason of a signal is the caller's
+  const cancelled = (): void => reject(signal!.reason);
+  const failed = (error: Error): void => reject(connectionError(error, address));
+  const closed = (): void => reject(new NostosError('CHANNEL_CLOSED', `${address} closed the connection`));
+  signal?.addEventListener('abort', cancelled, { once: true });
+  socket.once(event, resolve).on('error', failed).once('close', closed);
+  try {
+    await promise;
+    socket.off('error', failed).off('close', closed);
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener('abort', cancelled);
+  }
+}

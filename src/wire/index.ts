@@ -1,0 +1,21 @@
+/** Published as `nostos/wire`: channels of frames between processes, and a dispatcher of services. */
+export type { Channel, ReceiveOptions, ServiceContext, ServiceHandler } from './channel.ts';
+export { TcpServiceDispatcher } from './dispatcher.ts';
+export type { DispatcherOptions, DispatcherStats } from './dispatcher.ts';
+export { connectStream, connectToService } from './connect.ts';
+export type { ClientTls, ConnectOptions, ServiceConnectOptions } from './connect.ts';
+export { Listener } from './listener.ts';
+export type { ListenOptions, ServerTls } from './listener.ts';
+export { ByteStream } from './byte-stream.ts';
+export type { ByteStreamOptions, Parser, ReadOptions } from './byte-stream.ts';
+export { ByteQueue } from './byte-queue.ts';
+export { encodeFrameHeader, FRAME_HEADER_BYTES, FrameDecoder } from './frame.ts';
+export { SocketChannel } from './socket-channel.ts';
+export type { SocketChannelOptions } from './socket-channel.ts';
+export { negotiateClient, negotiateServer } from './negotiate.ts';
+export type { NegotiateOptions, Versions } from './negotiate.ts';
+export { parseIdentity } from './tls-identity.ts';
+export type { PeerIdentity, TlsIdentity } from './tls-identity.ts';
+export { readTlsIdentity } from './tls-files.ts';
+export { formatAddress, parseAddress } from './address.ts';
+export type { Address } from './address.ts';

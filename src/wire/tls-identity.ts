@@ -1,0 +1,74 @@
+/**
+ * Who a certificate says a node is: `URI:nostos:node:<id>` and, where its authority belongs to a cluster,
+ * `URI:nostos:cluster:<id>` among the subject's alternative names. Both sides of a connection show one; that it comes
+ * from the given authority is checked by TLS itself, before this.
+ */
+import { NostosError } from '../base/errors.ts';
+import type { ClusterId, NodeId } from '../base/brands.ts';
+
+export const NODE_URI = 'nostos:node:';
+export const CLUSTER_URI = 'nostos:cluster:';
+
+/** What a node needs for TLS, as PEM. `nostos certs` makes the files. */
+export interface TlsIdentity {
+  readonly ca: string;
+  readonly cert: string;
+  readonly key: string;
+}
+
+export interface PeerIdentity {
+  readonly node: NodeId;
+  readonly cluster: ClusterId | undefined;
+}
+
+/** The names in the text that Node.js makes of them; undefined unless there is exactly one node and at most one cluster. */
+export function parseIdentity(subjectAltName: string | undefined): PeerIdentity | undefined {
+  // A name with a separator in it is quoted, and could look like two: no certificate of ours has one.
+  if (subjectAltName === undefined || subjectAltName.includes('"')) return undefined;
+  const names = subjectAltName.split(', ');
+  const [node, ...moreNodes] = idsOf(names, `URI:${NODE_URI}`);
+  const [cluster, ...moreClusters] = idsOf(names, `URI:${CLUSTER_URI}`);
+  if (node === undefined || !isId(node) || moreNodes.length > 0) return undefined;
+  if ((cluster !== undefined && !isId(cluster)) || moreClusters.length > 0) return undefined;
+  return { node: node as NodeId, cluster: cluster as ClusterId | undefined };
+}
+
+function idsOf(names: readonly string[], prefix: string): string[] {
+  return names.filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
+}
+
+function isId(text: string): boolean {
+  return /^[0-9a-f]{32}$/.test(text);
+}
+
+export interface Expectation {
+  readonly cluster?: string | undefined;
+  /** The node that must be at the other end. */
+  readonly node?: string | undefined;
+  /** Nodes that may connect: their ids, or who decides. */
+  readonly allowNodes?: readonly string[] | ((peer: PeerIdentity) => boolean) | undefined;
+}
+
+/** The identity in the certificate, where it is one that was expected. */
+export function checkIdentity(subjectAltName: string | undefined, peer: string, expected: Expectation): PeerIdentity {
+  const identity = parseIdentity(subjectAltName);
+  if (identity === undefined)
+    throw refused(peer, 'NO_NODE_ID', 'its certificate names no node; make one with nostos certs node');
+  const { node, cluster } = identity;
+  if (expected.cluster !== undefined && cluster !== expected.cluster)
+    throw refused(
+      peer,
+      'OTHER_CLUSTER',
+      `it belongs to ${cluster === undefined ? 'no cluster' : `cluster ${cluster}`}, not ${expected.cluster}`,
+    );
+  if (expected.node !== undefined && node !== expected.node)
+    throw refused(peer, 'OTHER_NODE', `it is node ${node}, not ${expected.node}`);
+  const { allowNodes } = expected;
+  const allowed = typeof allowNodes === 'function' ? allowNodes(identity) : (allowNodes?.includes(node) ?? true);
+  if (!allowed) throw refused(peer, 'NOT_ALLOWED', `node ${node} is not among those that may connect here`);
+  return identity;
+}
+
+export function refused(peer: string, reason: string, why: string, cause?: unknown): NostosError {
+  return new NostosError('PEER_REFUSED', `${peer} is refused: ${why}`, { details: { peer, reason }, cause });
+}
