@@ -1,8 +1,10 @@
 /**
- * `npm run sim -- [log] [schemas] [--seeds 100] [--seed 1] [--rounds n]`: simulations with a seed each. `log`: the log on
- * a disk that loses power and fails; `schemas`: random schemas and histories, forward and inverse.
+ * `npm run sim -- [log] [schemas] [restore] [--seeds 100] [--seed 1] [--rounds n]`: simulations with a seed each. `log`:
+ * the log on a disk that loses power and fails; `restore`: the directory that a node is restored into, on such a disk;
+ * `schemas`: random schemas and histories, forward and inverse.
  */
 import type { runSchemaHistories } from '../src/testing/schema-histories.ts';
+import type { simulateRestore } from '../src/testing/restore-simulation.ts';
 import type { simulateLog } from '../src/testing/log-simulation.ts';
 import { load, readFlags, runAll, runSeeds } from './long-run.ts';
 
@@ -23,6 +25,16 @@ await runAll(
       run: async (flags) => {
         const run = await load<typeof runSchemaHistories>('src/testing/schema-histories.ts', 'runSchemaHistories');
         return runSeeds('schemas', flags, (seed) => run({ seeds: [seed] }));
+      },
+    },
+    {
+      name: 'restore',
+      run: async (flags) => {
+        const simulate = await load<typeof simulateRestore>('src/testing/restore-simulation.ts', 'simulateRestore');
+        const { rounds } = flags;
+        return runSeeds('restore', flags, (seed) =>
+          simulate({ seeds: [seed], ...(rounds === undefined ? {} : { rounds }) }),
+        );
       },
     },
   ],

@@ -1,0 +1,73 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { isNostosError } from '../../base/errors.ts';
+import { nextSwapStep, ownedByNode, planSwap, type SwapEntry, type SwapStep } from './swap.ts';
+
+/** Every combination of what was planned for an entry and where its parts are: 4 × 8. `refused`: somebody moved it. */
+const WHERE = ['000', '001', '010', '011', '100', '101', '110', '111'] as const; // directory, restore/, set-aside
+type Where = (typeof WHERE)[number];
+type Expected = SwapStep['kind'] | 'refused';
+
+const TABLE: Readonly<Record<string, Partial<Record<Where, Expected>>>> = {
+  'old and staged': { '110': 'set-aside', '011': 'move-in', '101': 'done' },
+  'old only': { '100': 'set-aside', '001': 'done' },
+  'staged only': { '010': 'move-in', '100': 'done' },
+  neither: { '000': 'done' },
+};
+const ENTRIES: Readonly<Record<string, SwapEntry>> = {
+  'old and staged': { name: 'log', old: true, staged: true },
+  'old only': { name: 'log', old: true, staged: false },
+  'staged only': { name: 'log', old: false, staged: true },
+  neither: { name: 'log', old: false, staged: false },
+};
+
+for (const [plan, row] of Object.entries(TABLE))
+  for (const where of WHERE)
+    test(`${plan}, found at ${where}: ${row[where] ?? 'refused'}`, () => {
+      const entry = ENTRIES[plan]!;
+      const has = (at: number): Set<string> => new Set(where[at] === '1' ? ['log'] : []);
+      const seen = { here: has(0), staged: has(1), aside: has(2) };
+      const run = (): SwapStep => nextSwapStep({ setAside: 'set-aside.1', discard: false, entries: [entry] }, seen);
+      const expected = row[where] ?? 'refused';
+      if (expected === 'refused')
+        assert.throws(
+          run,
+          (error: unknown) => isNostosError(error, 'RESTORE_UNFINISHED') && error.message.includes('log'),
+        );
+      else assert.deepEqual(run(), expected === 'done' ? { kind: 'done' } : { kind: expected, names: ['log'] });
+    });
+
+test('nothing new comes in before everything old is out', () => {
+  const swap = planSwap(
+    { here: ['log', 'node.json', 'tenants'], staged: ['log', 'node.json', 'catalog.sqlite'] },
+    false,
+  );
+  const staged = new Set(['log', 'node.json', 'catalog.sqlite']);
+  const step = nextSwapStep(swap, { here: new Set(['tenants']), staged, aside: new Set(['log', 'node.json']) });
+  assert.deepEqual(step, { kind: 'set-aside', names: ['tenants'] });
+});
+
+test('only what belongs to a node is exchanged, and set aside under the next number', () => {
+  const here = [
+    'lock',
+    'owner.token',
+    'lost+found',
+    'restore',
+    'restore.marker',
+    'admin.sock',
+    'set-aside.2',
+    'set-aside.10',
+    'log',
+    'rollback',
+  ];
+  assert.deepEqual(planSwap({ here, staged: ['lock', 'log', 'node.json', 'stray'] }, true), {
+    setAside: 'set-aside.11',
+    discard: true,
+    entries: [
+      { name: 'log', old: true, staged: true },
+      { name: 'node.json', old: false, staged: true },
+      { name: 'rollback', old: true, staged: false },
+    ],
+  });
+  for (const name of ['..', 'log/..', '', 'log\0', 'tenants.bak', 'lock']) assert.equal(ownedByNode(name), false, name);
+});

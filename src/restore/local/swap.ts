@@ -1,0 +1,104 @@
+/**
+ * The change from what was in a directory to what was fetched, as pure planning: which names are exchanged, and what to
+ * do next given what is there. Whole entries of the directory are renamed, so a swap has a handful of steps however many
+ * tenants there are, and what the source does not have goes with what is set aside.
+ *
+ * Of an entry there are at most three: the old one (in the directory, then set aside), and the new one (staged, then in
+ * the directory). Where they are says how far the swap is; a journal of steps would only repeat it.
+ */
+import { NostosError } from '../../base/errors.ts';
+
+/** What belongs to a node at the top of its data directory. Everything else there is somebody else's and stays. */
+const OWNED =
+  /^(?:node\.json|log|tenants|catalog\.sqlite(?:-wal|-shm|-journal)?|coordinator|coordinator\.json|rollback|sync)$/;
+const SET_ASIDE = /^set-aside\.([1-9][0-9]{0,8})$/;
+
+export function ownedByNode(name: string): boolean {
+  return OWNED.test(name);
+}
+
+export function isSetAsideName(name: string): boolean {
+  return SET_ASIDE.test(name);
+}
+
+export interface SwapEntry {
+  readonly name: string;
+  /** The directory had one when the swap was planned. */
+  readonly old: boolean;
+  /** The staged directory has one. */
+  readonly staged: boolean;
+}
+
+export interface Swap {
+  /** Where old entries go: `set-aside.<n>`. */
+  readonly setAside: string;
+  /** The set-aside directory goes once the swap is done. */
+  readonly discard: boolean;
+  readonly entries: readonly SwapEntry[];
+}
+
+export function planSwap(
+  { here, staged }: { readonly here: readonly string[]; readonly staged: readonly string[] },
+  discard: boolean,
+): Swap {
+  const names = [...new Set([...here, ...staged])].filter(ownedByNode).toSorted();
+  const numbers = here.map((name) => Number(SET_ASIDE.exec(name)?.[1] ?? 0));
+  return {
+    setAside: `set-aside.${1 + Math.max(0, ...numbers)}`,
+    discard,
+    entries: names.map((name) => ({ name, old: here.includes(name), staged: staged.includes(name) })),
+  };
+}
+
+export interface SwapSeen {
+  readonly here: ReadonlySet<string>;
+  readonly staged: ReadonlySet<string>;
+  readonly aside: ReadonlySet<string>;
+}
+
+export type SwapStep =
+  | { readonly kind: 'set-aside'; readonly names: readonly string[] }
+  | { readonly kind: 'move-in'; readonly names: readonly string[] }
+  | { readonly kind: 'done' };
+
+/** What to do next. All old entries are out of the way, durably, before the first new one comes in. */
+export function nextSwapStep(swap: Swap, seen: SwapSeen): SwapStep {
+  const out: string[] = [];
+  const into: string[] = [];
+  for (const entry of swap.entries) {
+    const where = whereIs(entry, seen);
+    if (where === 'untouched') out.push(entry.name);
+    else if (where === 'set-aside' && entry.staged) into.push(entry.name);
+  }
+  if (out.length > 0) return { kind: 'set-aside', names: out };
+  if (into.length > 0) return { kind: 'move-in', names: into };
+  return { kind: 'done' };
+}
+
+/** `set-aside`: the old one is out of the way (or there was none), the new one is not in yet (or there is none). */
+function whereIs({ name, old, staged }: SwapEntry, seen: SwapSeen): 'untouched' | 'set-aside' | 'moved-in' {
+  const found = `${+seen.here.has(name)}${+seen.staged.has(name)}${+seen.aside.has(name)}`;
+  const expected = {
+    untouched: old ? `1${+staged}0` : '',
+    'set-aside': `0${+staged}${+old}`,
+    'moved-in': staged ? `10${+old}` : '',
+  };
+  if (found === expected.untouched) return 'untouched';
+  if (found === expected['set-aside']) return 'set-aside';
+  if (found === expected['moved-in']) return 'moved-in';
+  throw new NostosError(
+    'RESTORE_UNFINISHED',
+    `the swap of ${name} cannot go on: somebody else moved it. It must be in two of: the directory (old, then new), ` +
+      'restore/ (new), set-aside.<n>/ (old); put it back, or restore into an empty directory',
+    {
+      details: {
+        name,
+        old,
+        staged,
+        here: seen.here.has(name),
+        inRestore: seen.staged.has(name),
+        aside: seen.aside.has(name),
+      },
+    },
+  );
+}
