@@ -80,6 +80,10 @@ export const ERROR_CODES = {
   ],
   RESTORE_STATE: ['never', 'This restore cannot do that in the state that it is in; one instance is one attempt.'],
   RESTORE_TOO_LARGE: ['never', 'The source announces more files or bytes than is allowed; nothing was changed.'],
+  TRANSFER_DAMAGED: [
+    'safe',
+    'Bytes of a file arrived otherwise than the source read them; details name item and range.',
+  ],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {
