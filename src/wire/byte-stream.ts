@@ -13,6 +13,7 @@ import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { formatAddress, plainIp } from './address.ts';
 import { ByteQueue } from './byte-queue.ts';
 
+const READ_BYTES = 128 * 1024;
 const WRITE_BATCH_BYTES = 256 * 1024;
 /** So many bytes of a frame are a sign of life; fewer are a drip. */
 const PROGRESS_BYTES = 64 * 1024;
@@ -36,6 +37,29 @@ export interface ReadOptions {
 export interface Parser<T> {
   next(queue: ByteQueue): T | undefined;
   inside(queue: ByteQueue): boolean;
+  /** Called when a read ends without a message. */
+  pause?(queue: ByteQueue): void;
+}
+
+/**
+ * Reads of a socket that was made with it go through one buffer. Otherwise each read allocates 64 KiB, and a fast peer
+ * has us hold tens of megabytes of garbage. Sockets that a server accepts cannot have one.
+ */
+export class Intake {
+  readonly #early: Uint8Array[] = [];
+  #deliver = (chunk: Uint8Array): void => void this.#early.push(chunk.slice());
+  readonly onread = {
+    buffer: new Uint8Array(READ_BYTES),
+    callback: (bytes: number, buffer: Uint8Array): boolean => {
+      this.#deliver(buffer.subarray(0, bytes));
+      return true;
+    },
+  };
+
+  attach(deliver: (chunk: Uint8Array) => void): void {
+    this.#deliver = deliver;
+    for (const chunk of this.#early.splice(0)) deliver(chunk);
+  }
 }
 
 interface Outgoing {
@@ -75,8 +99,8 @@ export class ByteStream {
   #writing = false;
   #writeTimer: NodeJS.Timeout | undefined;
 
-  /** Of a connected socket, from which nothing was read yet. */
-  constructor(socket: Socket, options: ByteStreamOptions = {}) {
+  /** Of a connected socket, from which nothing was read yet; with the intake that it was made with, if any. */
+  constructor(socket: Socket, options: ByteStreamOptions = {}, intake?: Intake) {
     this.#socket = socket;
     this.peer = formatAddress({ host: plainIp(socket.remoteAddress ?? 'unknown'), port: socket.remotePort ?? 0 });
     this.peerNode = options.peerNode;
@@ -85,7 +109,8 @@ export class ByteStream {
     this.#idleTimeoutMs = options.idleTimeoutMs ?? Infinity;
     socket.setNoDelay(true);
     socket.setKeepAlive(true, 30_000);
-    socket.on('data', (chunk: Buffer) => this.#arrived(chunk));
+    if (intake === undefined) socket.on('data', (chunk: Buffer) => this.#arrived(chunk));
+    else intake.attach((chunk) => this.#arrived(chunk));
     socket.on('end', () => this.#end());
     socket.on('error', (error) => this.fail(connectionError(error, this.peer)));
     socket.on('close', () => {
@@ -228,6 +253,7 @@ export class ByteStream {
     };
     const giveUp = (): void => {
       this.#quietMs += performance.now() - sinceMs;
+      parser.pause?.(this.#queue);
       over();
     };
     const cancelled = (): void => {

@@ -3,7 +3,12 @@
  * run it over anything that passes `testing/channel-compliance.ts`.
  */
 export interface ReceiveOptions {
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Memory that the frame is put into where it fits in: for who receives much and copies it on at once. Left alone again
+   * when the call ends without a frame.
+   */
+  readonly into?: Uint8Array | undefined;
 }
 
 export interface Channel {

@@ -1,10 +1,10 @@
 /** The connecting side: a name or an address becomes a stream of bytes, or a channel to a service. */
-import { connect as connectTcp, type Socket } from 'node:net';
+import { connect as connectTcp, type Socket, type TcpNetConnectOpts } from 'node:net';
 import { checkServerIdentity, connect as connectTls, type TLSSocket } from 'node:tls';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
-import { parseAddress, type Address } from './address.ts';
-import { ByteStream, connectionError, type ByteStreamOptions } from './byte-stream.ts';
+import { parseAddress } from './address.ts';
+import { ByteStream, Intake, connectionError, type ByteStreamOptions } from './byte-stream.ts';
 import type { Channel } from './channel.ts';
 import { encodePreamble } from './preamble.ts';
 import { SocketChannel, type SocketChannelOptions } from './socket-channel.ts';
@@ -53,17 +53,19 @@ export async function connectStream(address: string, options: ConnectOptions = {
   if (target.port === 0) throw new NostosError('INVALID_ARGUMENT', `${address}: port 0 is for listening only`);
   options.signal?.throwIfAborted();
   const { tls } = options;
-  const socket = tls === undefined ? connectTcp({ ...target, noDelay: true }) : startTls(address, target, tls);
+  const intake = new Intake();
+  const { onread } = intake;
+  const socket = tls === undefined ? connectTcp({ ...target, onread }) : startTls(address, { ...target, onread }, tls);
   await established(socket, address, tls === undefined ? 'connect' : 'secureConnect', options);
   const peerNode = tls && checkIdentity(subjectAltName(socket as TLSSocket), address, {}).node;
-  return new ByteStream(socket, { ...options, peerNode });
+  return new ByteStream(socket, { ...options, peerNode }, intake);
 }
 
 export function subjectAltName(socket: TLSSocket): string | undefined {
   return socket.getPeerX509Certificate()?.subjectAltName;
 }
 
-function startTls(address: string, target: Address, { ca, cert, key, node, cluster }: ClientTls): TLSSocket {
+function startTls(address: string, target: TcpNetConnectOpts, { ca, cert, key, node, cluster }: ClientTls): TLSSocket {
   return connectTls({
     ...target,
     ca,

@@ -27,8 +27,8 @@ export class FrameDecoder {
     return this.#payloadBytes !== undefined;
   }
 
-  /** The next payload; undefined while it is not whole. */
-  next(queue: ByteQueue): Uint8Array | undefined {
+  /** The next payload, put `into` this memory where it fits in; undefined while it is not whole. */
+  next(queue: ByteQueue, into?: Uint8Array): Uint8Array | undefined {
     if (this.#payloadBytes === undefined) {
       const payloadBytes = queue.takeU32();
       if (payloadBytes === undefined) return undefined;
@@ -40,7 +40,7 @@ export class FrameDecoder {
         );
       this.#payloadBytes = payloadBytes;
     }
-    const payload = queue.take(this.#payloadBytes);
+    const payload = queue.take(this.#payloadBytes, into);
     if (payload !== undefined) this.#payloadBytes = undefined;
     return payload;
   }

@@ -43,7 +43,7 @@ export async function negotiateServer(
 
 async function answer(channel: Channel, ours: Versions, options: NegotiateOptions): Promise<Uint8Array> {
   const { timeoutMs = 30_000, signal } = options;
-  const frame = await channel.receive(timeoutMs, signal === undefined ? {} : { signal });
+  const frame = await channel.receive(timeoutMs, { signal });
   if (frame === null)
     throw new NostosError(
       'NETWORK_TIMEOUT',

@@ -18,13 +18,12 @@ export interface SocketChannelOptions {
 export class SocketChannel implements Channel {
   readonly #stream: ByteStream;
   readonly #frameBytesMax: number;
-  readonly #frames: Parser<Uint8Array>;
+  readonly #decoder: FrameDecoder;
 
   constructor(stream: ByteStream, options: SocketChannelOptions = {}) {
     this.#stream = stream;
     this.#frameBytesMax = options.frameBytesMax ?? DEFAULT_LIMITS.frameBytesMax;
-    const decoder = new FrameDecoder(this.#frameBytesMax);
-    this.#frames = { next: (queue) => decoder.next(queue), inside: () => decoder.insidePayload };
+    this.#decoder = new FrameDecoder(this.#frameBytesMax);
   }
 
   get peer(): string {
@@ -54,7 +53,14 @@ export class SocketChannel implements Channel {
   async receive(timeoutMs: number, options: ReceiveOptions = {}): Promise<Uint8Array | null> {
     if (!(timeoutMs >= 0))
       throw new NostosError('INVALID_ARGUMENT', `a timeout is a number of milliseconds, got ${timeoutMs}`);
-    return this.#stream.read(this.#frames, { timeoutMs, signal: options.signal });
+    const { signal, into } = options;
+    const decoder = this.#decoder;
+    const frames: Parser<Uint8Array> = {
+      next: (queue) => decoder.next(queue, into),
+      inside: () => decoder.insidePayload,
+      pause: (queue) => queue.own(),
+    };
+    return this.#stream.read(frames, { timeoutMs, signal });
   }
 
   close(): void {
