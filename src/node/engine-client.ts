@@ -27,10 +27,12 @@ import type {
   EngineReply,
   EngineRequests,
   EngineStart,
+  LogFiles,
   PackedPage,
   ProbeReport,
   SharedMemory,
 } from './engine-protocol.ts';
+import { notPrimary } from './not-primary.ts';
 import type { LogStatus } from './types.ts';
 
 interface Append {
@@ -56,6 +58,7 @@ export class EngineClient implements CommitLog {
   readonly #tail: SharedTail;
   readonly #direct: DirectAppender;
   readonly #directSyncMaxMs: number;
+  readonly #copy: boolean;
   /** Appends of this turn of the event loop that may be a group of their own. */
   #gathered: Append[] = [];
   /** Appends that the engine has not answered. */
@@ -82,6 +85,7 @@ export class EngineClient implements CommitLog {
     );
     this.#directSyncMaxMs = options.limits.directSyncMicros / 1_000;
     this.#generation = options.generation;
+    this.#copy = options.copy !== undefined;
     this.#watermark = opened.watermark;
     this.opened = opened;
     port.on('message', (reply: EngineReply) => this.#take(reply));
@@ -124,6 +128,7 @@ export class EngineClient implements CommitLog {
   }
 
   append(entries: readonly LogEntry[]): Promise<Appended> {
+    if (this.#copy) return Promise.reject(notPrimary());
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
       const append = { entries, resolve, reject };
@@ -184,7 +189,20 @@ export class EngineClient implements CommitLog {
   }
 
   async reserve(from: Lsn): Promise<LogHold> {
-    const hold = await this.#call('reserve', { from });
+    return this.#holding(await this.#call('reserve', { from }));
+  }
+
+  /** Also answers with the first record that is held; see `EngineRequests`. */
+  async reserveForCopy(bound: Lsn): Promise<LogHold & { readonly from: Lsn }> {
+    const { hold, from } = await this.#call('reserveForCopy', { bound });
+    return { ...this.#holding(hold), from };
+  }
+
+  logFiles(from: Lsn): Promise<LogFiles> {
+    return this.#call('logFiles', { from });
+  }
+
+  #holding(hold: number): LogHold {
     const tell = (told: Promise<unknown>): void => void told.catch(() => {}); // a hold that is lost expires
     return {
       progress: (lsn) => tell(this.#call('progress', { hold, lsn })),

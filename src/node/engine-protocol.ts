@@ -12,6 +12,16 @@ export interface EngineOptions {
   readonly boot: BootId;
   readonly cluster: ClusterId;
   readonly limits: Limits;
+  /** The log is a copy, which was made and verified up to here: it starts no term, and all that it holds is committed. */
+  readonly copy?: { readonly lsn: Lsn };
+}
+
+/** The log from some record on, as files: of each so many bytes hold committed records. */
+export interface LogFiles {
+  readonly segments: readonly { readonly name: string; readonly bytes: number }[];
+  readonly bytes: number;
+  readonly term: Term;
+  readonly watermark: Lsn;
 }
 
 export interface EngineOpened {
@@ -67,6 +77,9 @@ export interface EngineRequests {
   reserve: [{ readonly from: Lsn }, number];
   progress: [{ readonly hold: number; readonly lsn: Lsn }, undefined];
   release: [{ readonly hold: number }, undefined];
+  /** Holds what a copy needs of which all files have everything up to `bound`; also answers with its first record. */
+  reserveForCopy: [{ readonly bound: Lsn }, { readonly hold: number; readonly from: Lsn }];
+  logFiles: [{ readonly from: Lsn }, LogFiles];
   status: [undefined, LogStatus];
   /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */
   probe: [{ readonly durationMs: number }, ProbeReport];

@@ -148,6 +148,10 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
     }
     case 'release':
       return engine.release((input as EngineRequests['release'][0]).hold);
+    case 'reserveForCopy':
+      return engine.reserveForCopy((input as EngineRequests['reserveForCopy'][0]).bound);
+    case 'logFiles':
+      return engine.logFiles((input as EngineRequests['logFiles'][0]).from);
     case 'status':
       return engine.status();
     case 'probe':

@@ -14,6 +14,9 @@
  *
  * There is one attempt per group of appends, never a loop: whoever writes next tries again.
  *
+ * A copy (made by a restore) asks no coordinator, starts no term and refuses every append. Its log was fetched up to a
+ * watermark of its source, so all of it is committed.
+ *
  * Whoever has nobody to share an fsync with may append from the caller's thread (ADR 0004). So everything here that asks
  * or changes the log does it in `log.own`; a direct append whose write or sync failed comes to `settle`, which reads
  * back what the disk has, as after an fsync of our own.
@@ -32,8 +35,12 @@ import { RecordKind, type LogRecord } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { RecoveryReport } from '../log/recovery.ts';
 import type { Reservation } from '../log/retention.ts';
+import { SEALED_FILE, sealedTable } from '../log/sealed.ts';
+import { segmentName } from '../log/segment-header.ts';
 import type { SharedTail } from '../log/shared-tail.ts';
-import type { EngineOpened, EngineOptions, PackedPage, ProbeReport } from './engine-protocol.ts';
+import { saveTable } from '../log/table-file.ts';
+import type { EngineOpened, EngineOptions, LogFiles, PackedPage, ProbeReport } from './engine-protocol.ts';
+import { notPrimary } from './not-primary.ts';
 import { monitorTimer } from './timer-monitor.ts';
 import type { LogStatus } from './types.ts';
 
@@ -100,8 +107,8 @@ export class Engine {
     const startedMs = clock.monotonicMs();
     const dir = join(options.dir, 'log');
     const durable = readDurable(disk, dir);
-    const known = await deps.coordinator.read();
-    const committed = known?.record.committed;
+    const { copy } = options;
+    const committed = copy === undefined ? (await deps.coordinator.read())?.record.committed : undefined;
     const last = new Map<TenantId, Lsn>();
     let held = (): Lsn => durable;
     const { log, report } = Log.open(
@@ -111,7 +118,7 @@ export class Engine {
         generation: options.generation,
         segmentBytesMax: options.limits.segmentBytesMax,
         recordBytesMax: options.limits.recordBytesMax,
-        knownWatermark: committed?.generation === options.generation ? committed.lsn : NO_LSN,
+        knownWatermark: committed?.generation === options.generation ? committed.lsn : (copy?.lsn ?? NO_LSN),
         highestApplied: deps.highestApplied,
         scanFrom: (durable + 1) as Lsn,
         // Also on reopening: of a call whose outcome is not known some records may be there.
@@ -123,10 +130,12 @@ export class Engine {
     const engine = new Engine(
       { deps, options, disk, log, last },
       summary(report, clock.monotonicMs() - startedMs),
-      durable,
+      // A log is cut below only what all files hold; one that was copied brings no file that says so.
+      Math.max(durable, log.firstLsn - 1) as Lsn,
     );
     held = () => engine.#durable;
-    await engine.#lead();
+    if (copy === undefined) await engine.#lead();
+    else engine.#settleCopy(report);
     return engine;
   }
 
@@ -146,6 +155,7 @@ export class Engine {
   /** One group: everything that waits, one write, one fsync. */
   async append(calls: readonly AppendCall[]): Promise<void> {
     try {
+      this.#assertNoCopy();
       if (this.appendNow(calls)) return;
       await this.#regain();
       if (!this.appendNow(calls)) throw new NostosError('IO_FAILED', 'the disk failed again; nothing was written');
@@ -281,6 +291,40 @@ export class Engine {
     this.#holds.delete(hold);
   }
 
+  reserveForCopy(bound: Lsn): { hold: number; from: Lsn } {
+    // What was once said to be durable everywhere stays so; `bound` may name less of tenants that are being written.
+    const watermark = this.#log.own(() => this.#log.watermark);
+    const from = Math.min(Math.max(bound, this.#durable) + 1, Math.max(watermark, 1)) as Lsn;
+    return { hold: this.reserve(from), from };
+  }
+
+  logFiles(from: Lsn): LogFiles {
+    return this.#log.own(() => {
+      const { watermark, sealed, end } = this.#log;
+      if (from < this.#log.firstLsn)
+        throw new NostosError('LOG_PRUNED', `the log begins at LSN ${this.#log.firstLsn}, ${from} is asked`, {
+          details: { firstLsn: this.#log.firstLsn, from },
+        });
+      const files = sealed
+        .filter(({ last }) => last.lsn >= from)
+        .map(({ number, sizeBytes, anchor }) => ({ name: segmentName(number), bytes: sizeBytes, after: anchor.lsn }));
+      files.push({
+        name: segmentName(this.#log.openSegment),
+        bytes: this.#log.sizeBytes - sealed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+        after: sealed.at(-1)?.last.lsn ?? this.#log.anchor.lsn,
+      });
+      const segments = files.filter(({ after }) => after < watermark);
+      const last = segments.at(-1);
+      // Above W nothing leaves the node.
+      if (last !== undefined && end.lsn > watermark) {
+        const next = this.#log.locate((watermark + 1) as Lsn);
+        if (next.segment === last.name) last.bytes = next.offset;
+      }
+      const bytes = segments.reduce((sum, file) => sum + file.bytes, 0);
+      return { segments: segments.map(({ name, bytes }) => ({ name, bytes })), bytes, term: end.term, watermark };
+    });
+  }
+
   async readPage(request: PageRequest): Promise<PackedPage> {
     return this.#onKnown(() => this.#readPage(request));
   }
@@ -313,7 +357,7 @@ export class Engine {
       this.#durable = durable;
       for (const [tenant, last] of this.#last) if (last <= durable) this.#last.delete(tenant);
     }
-    await this.#renew();
+    if (this.#options.copy === undefined) await this.#renew();
     const { logRetainBytes: retainBytes } = this.#options.limits;
     this.#log.own(() =>
       this.#log.prune({ durableApplied: this.#durable, watermark: this.#log.watermark, retainBytes }),
@@ -345,6 +389,21 @@ export class Engine {
     // The coordinator remembers W, so that the next open knows which records must be there.
     if (this.#log.own(() => this.#log.state) === 'open') await this.#renew().catch(() => {});
     this.#log.own(() => this.#log.close());
+  }
+
+  /** Nothing above what was fetched can be there; what was left out of it is made again, so that opening reads less. */
+  #settleCopy({ rebuilt }: RecoveryReport): void {
+    this.#log.own(() => {
+      this.#log.setWatermark(this.#log.end.lsn);
+      const { sealed } = this.#log;
+      if (!rebuilt.includes(SEALED_FILE) || sealed[0] === undefined) return;
+      const path = join(this.#options.dir, 'log', SEALED_FILE);
+      saveTable(this.#disk, path, sealedTable, { base: sealed[0].number, rows: [...sealed] });
+    });
+  }
+
+  #assertNoCopy(): void {
+    if (this.#options.copy !== undefined) throw notPrimary();
   }
 
   /** Runs `fn` on a log of which it is known what the disk has: beyond the last sync it is not, once one failed. */

@@ -1,14 +1,21 @@
-/** `node.json`: who this node is. Written once, when a directory is formatted. */
+/**
+ * `node.json`: who this node is. Written when a directory is formatted, or by the restore that made it; then the node is a
+ * copy, which starts no term and appends nothing.
+ */
 import { join } from 'node:path';
 import {
   toClusterId,
   toGeneration,
+  toLsn,
   toNodeId,
   toStoreId,
+  toTerm,
   type ClusterId,
   type Generation,
+  type Lsn,
   type NodeId,
   type StoreId,
+  type Term,
 } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
@@ -16,6 +23,8 @@ import { NostosError, isNostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 
 export const NODE_FORMAT = 1;
+/** Of a copy: a Nostos that knows no copies must not open it, since it would start a term. */
+const COPY_FORMAT = 2;
 const NODE_FILE = 'node.json';
 
 export interface NodeIdentity {
@@ -23,13 +32,22 @@ export interface NodeIdentity {
   readonly store: StoreId;
   readonly cluster: ClusterId;
   readonly generation: Generation;
+  /** Where the node is a copy that a restore made. */
+  readonly copy?: CopyOrigin;
+}
+
+export interface CopyOrigin {
+  /** The store that was copied, where that is known. */
+  readonly source: StoreId | null;
+  /** What was fetched and verified reaches up to here: a log that ends before it has lost something. */
+  readonly reaches: { readonly term: Term; readonly lsn: Lsn } | null;
 }
 
 /** Reads the identity of a directory, or formats an empty one. */
 export function loadNode(dir: string, cluster: ClusterId | undefined): NodeIdentity {
   const path = join(dir, NODE_FILE);
   const bytes = readIfExists(systemDisk, path);
-  const identity = bytes === undefined ? formatNode(dir, path, cluster) : parseNode(path, bytes);
+  const identity = bytes === undefined ? formatNode(dir, cluster) : parseNode(path, bytes);
   if (cluster !== undefined && identity.cluster !== cluster)
     throw new NostosError(
       'DIRECTORY_FOREIGN',
@@ -39,7 +57,7 @@ export function loadNode(dir: string, cluster: ClusterId | undefined): NodeIdent
   return identity;
 }
 
-function formatNode(dir: string, path: string, cluster: ClusterId | undefined): NodeIdentity {
+function formatNode(dir: string, cluster: ClusterId | undefined): NodeIdentity {
   // A log without an identity is not ours to adopt: whoever made it, it must not be continued under a new name.
   if (systemDisk.exists(join(dir, 'log')) && systemDisk.list(join(dir, 'log')).some((name) => name.endsWith('.ndb')))
     throw new NostosError(
@@ -52,9 +70,26 @@ function formatNode(dir: string, path: string, cluster: ClusterId | undefined): 
     cluster: cluster ?? toClusterId(randomHex128(systemRandom)),
     generation: toGeneration(randomHex128(systemRandom)),
   };
-  writeDurably(systemDisk, path, Buffer.from(`${JSON.stringify({ format: NODE_FORMAT, ...identity }, null, 2)}\n`));
+  writeNode(dir, identity);
   return identity;
 }
+
+export function writeNode(dir: string, identity: NodeIdentity): void {
+  writeDurably(systemDisk, join(dir, NODE_FILE), encodeNode(identity));
+}
+
+export function encodeNode(identity: NodeIdentity): Uint8Array {
+  const { node, store, cluster, generation, copy } = identity;
+  const format = copy === undefined ? NODE_FORMAT : COPY_FORMAT;
+  return Buffer.from(`${JSON.stringify({ format, node, store, cluster, generation, copy }, null, 2)}\n`);
+}
+
+/** How a restore reads and writes `node.json` (`IdentityCodec` of `restore/local`). */
+export const nodeFileCodec = {
+  parse: (bytes: Uint8Array): NodeIdentity => parseNode(NODE_FILE, bytes),
+  formatCopy: (identity: NodeIdentity, source: StoreId | null = null): Uint8Array =>
+    encodeNode({ ...identity, copy: { source, reaches: null } }),
+};
 
 function parseNode(path: string, bytes: Uint8Array): NodeIdentity {
   let fields: Record<string, unknown>;
@@ -64,11 +99,11 @@ function parseNode(path: string, bytes: Uint8Array): NodeIdentity {
   } catch (error) {
     throw new NostosError('UNSUPPORTED_FORMAT', `${path} is not a node file of Nostos`, { cause: error });
   }
-  if (fields['format'] !== NODE_FORMAT)
+  if (fields['format'] !== NODE_FORMAT && fields['format'] !== COPY_FORMAT)
     throw new NostosError(
       'UNSUPPORTED_FORMAT',
-      `${path} has format ${String(fields['format'])}, this Nostos knows ${NODE_FORMAT}; run the version that wrote it, or a newer one`,
-      { details: { format: fields['format'], known: NODE_FORMAT } },
+      `${path} has format ${String(fields['format'])}, this Nostos knows up to ${COPY_FORMAT}; run the version that wrote it, or a newer one`,
+      { details: { format: fields['format'], known: COPY_FORMAT } },
     );
   try {
     return {
@@ -76,9 +111,21 @@ function parseNode(path: string, bytes: Uint8Array): NodeIdentity {
       store: toStoreId(fields['store']),
       cluster: toClusterId(fields['cluster']),
       generation: toGeneration(fields['generation']),
+      ...(fields['format'] === COPY_FORMAT ? { copy: parseCopy(fields['copy']) } : {}),
     };
   } catch (error) {
     if (!isNostosError(error)) throw error;
     throw new NostosError('UNSUPPORTED_FORMAT', `${path} cannot be read: ${error.message}`, { cause: error });
   }
+}
+
+function parseCopy(value: unknown): CopyOrigin {
+  if (typeof value !== 'object' || value === null)
+    throw new NostosError('INVALID_ARGUMENT', 'it does not say what it is a copy of');
+  const { source = null, reaches = null } = value as { source?: unknown; reaches?: unknown };
+  const { term, lsn } = Object(reaches) as { term?: unknown; lsn?: unknown };
+  return {
+    source: source === null ? null : toStoreId(source),
+    reaches: reaches === null ? null : { term: toTerm(term), lsn: toLsn(lsn) },
+  };
 }

@@ -16,9 +16,11 @@ import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeIdentity } from './node-file.ts';
+import { notPrimary } from './not-primary.ts';
 import { tenantDir, tenantPath } from './paths.ts';
 import { countOpenFiles } from './process-limits.ts';
 import type { QueryProcesses } from './query-processes.ts';
+import { NodeRestoreHost } from './restore-host.ts';
 import { VERSION } from './runtime.ts';
 import { Scrubber } from './scrubber.ts';
 import { TenantHandle, checkName, publicInfo, type TenantHandleDeps } from './tenant-handle.ts';
@@ -67,9 +69,12 @@ export class NostosNode implements Node {
   readonly #scrubber: Scrubber;
   readonly #handleDeps: TenantHandleDeps;
   readonly #creating = new Map<string, Promise<void>>();
+  /** What is held for those who copy this node. */
+  readonly restoreHost: NodeRestoreHost;
   readonly #writes = { committed: 0, failed: 0 };
   readonly #stopping = new AbortController();
   #state: 'open' | 'closing' | 'closed' = 'open';
+  #address: string | undefined;
   #closeAll: (() => Promise<void>) | undefined;
   #closing: Promise<void> | undefined;
 
@@ -86,6 +91,7 @@ export class NostosNode implements Node {
       settings.limits,
     );
     this.#bound = new DurableBound({ ...deps, tenants: this.#open });
+    this.restoreHost = new NodeRestoreHost({ ...deps, tenants: this.#open, bound: () => this.#bound.bound }, settings);
     this.#scrubber = new Scrubber(
       { catalog: deps.catalog, tenants: this.#open, maintenance: deps.maintenance },
       { intervalMs: settings.scrubIntervalMs },
@@ -107,8 +113,10 @@ export class NostosNode implements Node {
       limits: settings.limits,
       int64: settings.int64,
       dir: settings.dir,
-      migrations: settings.migrations,
+      // A copy shows the schema that its source has.
+      migrations: settings.identity.copy === undefined ? settings.migrations : undefined,
       assertOpen: () => this.#assertOpen(),
+      assertWritable: () => this.#assertWritable(),
       importing: new Set(),
       count: (outcome) => (this.#writes[outcome] += 1),
       create: async (name) => void (await this.#create(name, false)),
@@ -125,6 +133,19 @@ export class NostosNode implements Node {
     this.#scrubber.start();
   }
 
+  get identity(): NodeIdentity {
+    return this.#settings.identity;
+  }
+
+  get address(): string | undefined {
+    return this.#address;
+  }
+
+  /** Other nodes are served there now. */
+  listening(address: string | undefined): void {
+    this.#address = address;
+  }
+
   tenant(name: string): Tenant {
     this.#assertOpen();
     return new TenantHandle(this.#handleDeps, name);
@@ -137,6 +158,7 @@ export class NostosNode implements Node {
     const migrations = options.migrations ?? this.#settings.migrations;
     if (migrations === undefined)
       throw new NostosError('INVALID_ARGUMENT', 'migrateAll needs migrations: give them here or to openNode');
+    this.#assertWritable();
     const total = this.#catalog().count();
     const migrated: MigrateReport[] = [];
     const failed: { tenant: string; error: Error }[] = [];
@@ -166,7 +188,7 @@ export class NostosNode implements Node {
       cluster: identity.cluster,
       store: identity.store,
       boot: identity.boot,
-      role: 'primary',
+      ...(identity.copy === undefined ? { role: 'primary' } : { role: 'copy', copy: identity.copy }),
       version: VERSION,
       pid: process.pid,
       startedAtMs,
@@ -174,6 +196,8 @@ export class NostosNode implements Node {
       tenants: { total: this.#catalog().count(), open: this.#open.count },
       writes: { ...this.#writes },
       scrub: this.#scrubber.status(),
+      address: this.#address ?? null,
+      serving: this.restoreHost.status(),
       openFiles: countOpenFiles(),
       residentBytes: process.memoryUsage.rss(),
     };
@@ -233,6 +257,7 @@ export class NostosNode implements Node {
     this.#state = 'closing';
     this.#stopping.abort(new NostosError('CLOSED', 'the node is closed'));
     this.#scrubber.stop();
+    await this.restoreHost.stop();
     await this.#bound.stop();
     await this.#open.closeAll();
     try {
@@ -251,6 +276,12 @@ export class NostosNode implements Node {
 
   #assertOpen(): void {
     if (this.#state !== 'open') throw new NostosError('CLOSED', 'the node is closed');
+  }
+
+  #assertWritable(): void {
+    this.#assertOpen();
+    const { copy } = this.#settings.identity;
+    if (copy !== undefined) throw notPrimary(copy);
   }
 
   #catalog(): Catalog {
@@ -274,6 +305,7 @@ export class NostosNode implements Node {
       },
     );
     if (!entry.opened) catalog.setOpened(entry);
+    if (entry.schemaVersion !== store.schemaVersion) catalog.setSchemaVersion(id, store.schemaVersion);
     return store;
   }
 
@@ -309,6 +341,7 @@ export class NostosNode implements Node {
   async #create(given: string, ifNotExists: boolean): Promise<Tenant> {
     const name = checkName(given);
     const catalog = this.#catalog();
+    if (catalog.get(name) === undefined) this.#assertWritable();
     const known = catalog.get(name) !== undefined || this.#creating.has(name);
     if (known && !ifNotExists)
       throw new NostosError('TENANT_EXISTS', `there is a tenant ${JSON.stringify(name)} already`, {
@@ -327,6 +360,7 @@ export class NostosNode implements Node {
 
   async #drop(name: string): Promise<void> {
     const { id } = this.#find(checkName(name));
+    this.#assertWritable();
     await this.#open.closed(id, async () => {
       if (this.#catalog().byId(id) === undefined) return; // somebody else dropped it meanwhile
       await this.#deps.catalogLog.drop(id, async () => {

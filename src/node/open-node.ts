@@ -1,17 +1,20 @@
 /**
  * The composition root: opens a directory and puts lock, engine, tenants, threads and admin socket together.
  *
- * Order of opening: lock, identity, engine (log and term), catalog, admin socket. Closing goes the other way, and a
- * failure while opening closes what was opened.
+ * Order of opening: lock, identity, engine (log and term), catalog, admin socket, network. Closing goes the other way, and
+ * a failure while opening closes what was opened. A directory with an unfinished restore is not opened.
  */
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { toBootId } from '../base/brands.ts';
+import { NO_LSN, toBootId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock.ts';
+import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS, LIMIT_NAMES, type Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
+import { unfinished } from '../restore/local/decision.ts';
+import { readMarker } from '../restore/local/marker.ts';
 import { Catalog } from '../store/catalog.ts';
 import { serveAdmin } from './admin-socket.ts';
 import { CatalogLog } from './catalog-log.ts';
@@ -21,8 +24,10 @@ import { NostosNode } from './node.ts';
 import { loadNode } from './node-file.ts';
 import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
+import { SERVING_DIR } from './restore-source.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
 import type { Node, NodeOptions } from './types.ts';
+import { WireServer } from './wire-server.ts';
 
 /** A record needs room beside the changeset that it carries. */
 const RECORD_BYTES_LEAST = 96 * 1024;
@@ -37,48 +42,93 @@ export async function openNode(options: NodeOptions): Promise<Node> {
   assertRuntime();
   const dir = checkDir(options.dir);
   const limits = checkLimits(options.limits);
-  const startedAtMs = systemClock.nowMs();
+  if (options.listen !== undefined) checkListen(options.listen);
   makeDirectory(dir);
-  const opened: (() => unknown)[] = [];
-  try {
+  return closingOnFailure(async (opened) => {
     const lock: DirectoryLock = await acquireDirectoryLock(
       { dir, timeoutMs: limits.lockTimeoutMs, holder: { command: process.argv.slice(1).join(' '), version: VERSION } },
       options.signal === undefined ? {} : { signal: options.signal },
     );
     opened.push(() => lock.release());
-    const identity = loadNode(dir, options.cluster);
-    const boot = toBootId(randomHex128(systemRandom));
-    const engine = await EngineClient.start({ dir, boot, limits, ...identity });
-    opened.push(() => engine.close());
-    const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
-    opened.push(() => catalog.close());
-    const catalogLog = new CatalogLog({ engine, catalog }, dir);
-    await catalogLog.open();
-    const maintenance = new ThreadMaintenance();
-    opened.push(() => maintenance.close());
-    const queries = new QueryProcesses(limits);
-    opened.push(() => queries.close());
-    const node = new NostosNode(
-      { engine, catalog, catalogLog, queries, maintenance, clock: systemClock },
-      {
-        dir,
-        identity: { ...identity, boot },
-        limits,
-        int64: options.int64 ?? 'number',
-        migrations: options.migrations,
-        scrubIntervalMs: options.scrubIntervalMs ?? 60 * 60 * 1000,
-        startedAtMs,
-      },
-    );
-    opened.push(() => node.stop());
+    assertNoRestore(dir);
+    const node = await openParts({ ...options, dir }, limits, opened);
     const admin = await serveAdmin({ node, path: join(dir, 'admin.sock'), limits });
     opened.push(() => admin.close());
+    if (options.listen !== undefined) {
+      const { identity } = node;
+      const onLost = (): void => node.listening(undefined);
+      const wire = await WireServer.start(
+        { host: node.restoreHost, onLost },
+        { dir, listen: options.listen, limits, identity },
+      );
+      opened.push(() => wire.stop());
+      node.listening(wire.address);
+    }
     node.start(() => closeInTurn(opened));
     return node;
+  });
+}
+
+/** A directory that a restore has staged: nobody else knows of it, and it is under the lock of the restore. */
+export async function openStaged(options: Pick<NodeOptions, 'dir' | 'limits'>): Promise<NostosNode> {
+  assertRuntime();
+  const dir = checkDir(options.dir);
+  return closingOnFailure(async (opened) => {
+    const node = await openParts({ dir, scrubIntervalMs: false }, checkLimits(options.limits), opened);
+    node.start(() => closeInTurn(opened));
+    return node;
+  });
+}
+
+/** Everything between the lock and those who are served. What is to be closed is added to `opened`. */
+async function openParts(options: NodeOptions, limits: Limits, opened: (() => unknown)[]): Promise<NostosNode> {
+  const { dir } = options;
+  const startedAtMs = systemClock.nowMs();
+  const identity = loadNode(dir, options.cluster);
+  const boot = toBootId(randomHex128(systemRandom));
+  rmSync(join(dir, SERVING_DIR), { recursive: true, force: true });
+  const { node: _, copy, ...log } = identity;
+  const reaches = copy === undefined ? {} : { copy: { lsn: copy.reaches?.lsn ?? NO_LSN } };
+  const engine = await EngineClient.start({ dir, boot, limits, ...log, ...reaches });
+  opened.push(() => engine.close());
+  const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
+  opened.push(() => catalog.close());
+  const catalogLog = new CatalogLog({ engine, catalog }, dir);
+  await catalogLog.open();
+  const maintenance = new ThreadMaintenance();
+  opened.push(() => maintenance.close());
+  const queries = new QueryProcesses(limits);
+  opened.push(() => queries.close());
+  const node = new NostosNode(
+    { engine, catalog, catalogLog, queries, maintenance, clock: systemClock },
+    {
+      dir,
+      identity: { ...identity, boot },
+      limits,
+      int64: options.int64 ?? 'number',
+      migrations: options.migrations,
+      scrubIntervalMs: options.scrubIntervalMs ?? 60 * 60 * 1000,
+      startedAtMs,
+    },
+  );
+  opened.push(() => node.stop());
+  return node;
+}
+
+async function closingOnFailure<T>(open: (opened: (() => unknown)[]) => Promise<T>): Promise<T> {
+  const opened: (() => unknown)[] = [];
+  try {
+    return await open(opened);
   } catch (error) {
     await closeInTurn(opened).catch(() => {}); // the first error says more
     throw error;
   }
+}
+
+/** Checked under the lock: a restore that runs holds it, one that was cut off has left its marker. */
+function assertNoRestore(dir: string): void {
+  const marker = readMarker(systemDisk, dir);
+  if (marker !== undefined) throw unfinished(marker);
 }
 
 /** The last opened first; one that fails does not keep the others, above all the lock, from being let go. */
@@ -103,6 +153,13 @@ function makeDirectory(dir: string): void {
       details: { dir },
     });
   }
+}
+
+function checkListen({ host, port }: NonNullable<NodeOptions['listen']>): void {
+  if (host !== undefined && (typeof host !== 'string' || host.length === 0))
+    throw new NostosError('INVALID_ARGUMENT', `listen.host must be an address or a name, got ${String(host)}`);
+  if (!Number.isInteger(port) || port < 0 || port > 65_535)
+    throw new NostosError('INVALID_ARGUMENT', `listen.port must be 0 to 65535, got ${String(port)}`);
 }
 
 function checkDir(dir: unknown): string {

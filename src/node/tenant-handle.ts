@@ -47,6 +47,8 @@ export interface TenantHandleDeps {
   readonly dir: string;
   readonly migrations: readonly Migration[] | undefined;
   readonly assertOpen: () => void;
+  /** Throws where this node appends nothing. */
+  readonly assertWritable: () => void;
   /** Tenants that an import of this process is filling. */
   readonly importing: Set<string>;
   readonly count: (outcome: 'committed' | 'failed') => void;
@@ -69,6 +71,7 @@ export class TenantHandle implements Tenant {
   write<T>(fn: (tx: Transaction) => T, options: WriteOptions = {}): Promise<T> {
     try {
       checkCallback('write', fn);
+      this.#deps.assertWritable();
       const { id, signal } = options;
       const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
       const writing = { int64: options.int64 ?? this.#deps.int64, signal, onSettled: this.#deps.count };
@@ -82,6 +85,7 @@ export class TenantHandle implements Tenant {
   async transaction<T>(fn: (tx: Transaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
     const { id, signal } = options;
     checkCallback('transaction', fn);
+    this.#deps.assertWritable();
     const timeoutMs = checkTimeout(Math.min(options.timeoutMs ?? Infinity, this.#deps.limits.transactionTimeoutMs));
     const running = {
       int64: options.int64 ?? this.#deps.int64,
@@ -126,6 +130,7 @@ export class TenantHandle implements Tenant {
     const { signal, onProgress } = options;
     if (!Array.isArray(migrations))
       throw new NostosError('INVALID_ARGUMENT', `migrate() needs a list of migrations, got ${typeof migrations}`);
+    this.#deps.assertWritable();
     const total = migrations.length;
     const report = await this.#use(
       (store) =>
@@ -163,6 +168,7 @@ export class TenantHandle implements Tenant {
     const { name } = this;
     this.#deps.assertOpen();
     checkPath(file);
+    if (options.dryRun !== true) this.#deps.assertWritable();
     const startedMs = clock.monotonicMs();
     if (importing.has(name))
       throw new NostosError('TENANT_EXISTS', `an import into tenant ${JSON.stringify(name)} is running`, {

@@ -207,13 +207,30 @@ export interface RecoverySummary {
   readonly elapsedMs: number;
 }
 
+/** A copy of this node that another one is fetching. */
+export interface ServedCopy {
+  readonly startedAtMs: number;
+  /** What the receiver has taken. */
+  readonly bytesSent: number;
+  /** Tenants whose files are being sent; until they are, nothing is moved into them. */
+  readonly holding: readonly TenantId[];
+  /** The log is kept from this record on. */
+  readonly logFrom: Lsn;
+}
+
 export interface NodeStatus {
   readonly dir: string;
   readonly node: NodeId;
   readonly cluster: ClusterId;
   readonly store: StoreId;
   readonly boot: BootId;
-  readonly role: 'primary' | 'replica';
+  /** `copy`: made by a restore; it can be read, and appends nothing. */
+  readonly role: 'primary' | 'replica' | 'copy';
+  /** Of a copy: the store that was copied, where that is known, and up to where. */
+  readonly copy?: {
+    readonly source: StoreId | null;
+    readonly reaches: { readonly term: Term; readonly lsn: Lsn } | null;
+  };
   readonly version: string;
   readonly pid: number;
   readonly startedAtMs: number;
@@ -221,6 +238,9 @@ export interface NodeStatus {
   readonly tenants: { readonly total: number; readonly open: number };
   readonly writes: { readonly committed: number; readonly failed: number };
   readonly scrub: { readonly tenants: number; readonly rows: number; readonly damaged: readonly string[] };
+  /** Where other nodes are served. */
+  readonly address: string | null;
+  readonly serving: readonly ServedCopy[];
   readonly openFiles: number;
   readonly residentBytes: number;
 }
@@ -246,6 +266,8 @@ export interface VerifyReport {
 
 export interface Node extends AsyncDisposable {
   readonly dir: string;
+  /** `host:port` where other nodes are served; undefined without `listen`. */
+  readonly address: string | undefined;
   readonly tenants: Tenants;
   /** A handle; whether the tenant exists is seen at its first use. */
   tenant(name: string): Tenant;
@@ -266,6 +288,21 @@ export interface Node extends AsyncDisposable {
   close(): Promise<void>;
 }
 
+export interface ListenAddress {
+  /** Default 127.0.0.1; any address but loopback needs `tls`. */
+  readonly host?: string;
+  /** 0: any free one; `node.address` says which. */
+  readonly port: number;
+  readonly tls?: {
+    /** PEM; `nostos certs` makes them. */
+    readonly ca: string;
+    readonly cert: string;
+    readonly key: string;
+    /** Ids of the nodes that may connect; by default all whose certificate names the cluster of this node. */
+    readonly allowNodes?: readonly string[];
+  };
+}
+
 export interface NodeOptions {
   readonly dir: string;
   /** Applied to each tenant when it is first used. */
@@ -275,6 +312,8 @@ export interface NodeOptions {
   readonly int64?: Int64Mode;
   /** Refuse to open a directory of another cluster. */
   readonly cluster?: ClusterId;
+  /** Serve other nodes here: they may copy this one (`nostos restore --from`). */
+  readonly listen?: ListenAddress;
   /** Recompute fingerprints from rows in the background. Default every hour; `false` turns it off. */
   readonly scrubIntervalMs?: number | false;
   readonly signal?: AbortSignal;

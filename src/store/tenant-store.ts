@@ -10,11 +10,14 @@
  *
  * Everything that writes goes through one queue, so that at any time one group, asynchronous transaction, migration or
  * import has the writer.
+ *
+ * While the file is held (`hold`), for somebody who copies it, nothing is moved from the WAL into it.
  */
-import { statSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { NO_LSN, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
+import { diskError } from '../base/disk.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Appended, CommitLog, LogEntry, TenantLocation } from '../log/commit-log.ts';
@@ -81,6 +84,26 @@ export interface QueuedWriteOptions {
   readonly onSettled?: ((outcome: 'committed' | 'failed') => void) | undefined;
 }
 
+/** The file of a tenant while it stands still: all of it at one position. */
+export interface HeldFile {
+  /** To read from; it belongs to the store, which closes it. */
+  readonly descriptor: number;
+  readonly bytes: number;
+  readonly applied: AppliedPosition;
+}
+
+export interface Holder {
+  /** The hold is over: from now on the file changes. Called at once, or never once it was released. */
+  onLost(error: NostosError): void;
+}
+
+interface Held {
+  readonly file: HeldFile;
+  readonly holders: Set<Holder>;
+  /** A connection more: without it, closing the writer to recover would move the WAL into the file. */
+  readonly guard: Connection;
+}
+
 interface ExclusiveJob {
   readonly kind: 'exclusive';
   run(): Promise<void>;
@@ -142,6 +165,9 @@ export class TenantStore {
   #holdAtBytes: number;
   /** Whether the directories down to the file have been synced, without which a power cut may take the file. */
   #findable = false;
+  #held: Held | undefined;
+  /** For `HeldFile`: closing any descriptor of a file drops all locks that SQLite has on it, so it waits for the last one. */
+  #descriptor: number | undefined;
 
   private constructor(deps: TenantDeps, options: TenantOptions) {
     this.#deps = deps;
@@ -199,7 +225,8 @@ export class TenantStore {
 
   /** Open files that this tenant accounts for. */
   get openFiles(): number {
-    return (this.#writer === undefined ? 0 : 3) + (this.#reader === undefined ? 0 : 2);
+    const held = (this.#descriptor === undefined ? 0 : 1) + (this.#held === undefined ? 0 : 2);
+    return (this.#writer === undefined ? 0 : 3) + (this.#reader === undefined ? 0 : 2) + held;
   }
 
   write<T>(run: Job['run'], { int64, signal, onSettled }: QueuedWriteOptions): Promise<T> {
@@ -354,6 +381,9 @@ export class TenantStore {
     return new Promise((resolve) => {
       const run = async (): Promise<void> => {
         this.#closed = true;
+        this.#endHold(
+          new NostosError('TENANT_NOT_FOUND', `tenant ${this.identity.name} was dropped while it was copied`),
+        );
         try {
           await this.#checkpointing;
           await this.recovered();
@@ -363,6 +393,7 @@ export class TenantStore {
         }
         for (const job of this.#queue.splice(0)) job.reject(this.#closedError());
         this.#release();
+        if (this.#descriptor !== undefined) closeSync(this.#descriptor);
         resolve();
       };
       this.#enqueue({ kind: 'exclusive', run, reject: () => resolve() }, false);
@@ -375,6 +406,52 @@ export class TenantStore {
       await this.#checkpointing;
       if (this.#durable < this.#applied.lsn) await this.#checkpoint('passive');
     });
+  }
+
+  /**
+   * Brings everything into the file and keeps it as it is until `releaseHold`, while writers go on in the WAL. False
+   * where a reader that began earlier is in the way: try again.
+   */
+  async hold(holder: Holder): Promise<HeldFile | undefined> {
+    // Most of the WAL is moved beside the writers, so that they are held up for the rest only.
+    await this.exclusive(async () => void (this.#held === undefined && this.#checkpointAside()));
+    await this.#checkpointing;
+    return this.exclusive(async () => {
+      await this.#checkpointing;
+      const held = (this.#held ??= await this.#startHold());
+      held?.holders.add(holder);
+      return held?.file;
+    });
+  }
+
+  releaseHold(holder: Holder): void {
+    if (this.#held?.holders.delete(holder) === true && this.#held.holders.size === 0) this.#endHold();
+  }
+
+  async #startHold(): Promise<Held | undefined> {
+    if (!(await this.#checkpoint('passive'))) return undefined;
+    const guard = this.#connect('reader');
+    try {
+      readTenantMeta(guard);
+      this.#descriptor ??= openSync(this.path, 'r');
+      const file = { descriptor: this.#descriptor, bytes: fstatSync(this.#descriptor).size, applied: this.#applied };
+      return { file, holders: new Set(), guard };
+    } catch (error) {
+      guard.close();
+      throw diskError('open', this.path, error);
+    }
+  }
+
+  #endHold(error?: NostosError): void {
+    const held = this.#held;
+    if (held === undefined) return;
+    if (error !== undefined) for (const holder of held.holders) holder.onLost(error);
+    this.#held = undefined;
+    held.guard.close();
+    if (this.#closed || this.#writer === undefined) return;
+    // What has gathered meanwhile is moved in the background, before writers are held up for it.
+    this.#holdAtBytes = walContentBytes(this.#writer) + this.#options.limits.checkpointHoldBytes;
+    this.exclusive(() => this.#relieveWal()).catch(() => {}); // tried again with the next writes
   }
 
   #enqueue(job: WriteJob | ExclusiveJob, ofUser = true): void {
@@ -491,6 +568,11 @@ export class TenantStore {
     this.#changedBytes = 0;
     const { checkpointBytes, checkpointHoldBytes } = this.#options.limits;
     const bytes = walContentBytes(this.writer);
+    if (this.#held !== undefined) {
+      const { restoreHoldBytesMax } = this.#options.limits;
+      if (bytes > restoreHoldBytesMax) this.#endHold(this.#heldTooMuch(bytes, restoreHoldBytesMax));
+      return;
+    }
     if (bytes < this.#holdAtBytes - checkpointHoldBytes) this.#holdAtBytes = checkpointHoldBytes; // it began anew
     if (bytes >= this.#holdAtBytes) {
       await this.#checkpointing;
@@ -498,11 +580,24 @@ export class TenantStore {
       // A reader with an old snapshot is in the way: its writers are not made to wait for it again before the WAL has
       // grown by as much once more. How long it may be is bounded by the age of readers.
       this.#holdAtBytes = complete ? checkpointHoldBytes : bytes + checkpointHoldBytes;
-    } else if (bytes >= checkpointBytes && this.#checkpointing === undefined) {
-      this.#checkpointing = this.#checkpoint('passive')
-        .catch(() => false)
-        .finally(() => (this.#checkpointing = undefined));
-    }
+    } else if (bytes >= checkpointBytes) this.#checkpointAside();
+  }
+
+  #heldTooMuch(heldBytes: number, limitBytes: number): NostosError {
+    const { name } = this.identity;
+    const heldFrom = this.#held?.file.applied.lsn;
+    return new NostosError(
+      'RESERVATION_EXPIRED',
+      `the copy of tenant ${name} as of LSN ${heldFrom} was given up: its writers have gone on for ${heldBytes} bytes meanwhile, the limit restoreHoldBytesMax is ${limitBytes}; fetch it again, or raise the limit`,
+      { details: { tenant: name, heldBytes, limitBytes, heldFrom, lsn: this.#applied.lsn } },
+    );
+  }
+
+  /** For callers between two transactions; beside it writers go on. */
+  #checkpointAside(): void {
+    this.#checkpointing ??= this.#checkpoint('passive')
+      .catch(() => false)
+      .finally(() => (this.#checkpointing = undefined));
   }
 
   walBytes(): number {
@@ -511,7 +606,7 @@ export class TenantStore {
 
   /** True when everything that the WAL held is in the file. */
   async #checkpoint(mode: 'passive' | 'restart'): Promise<boolean> {
-    if (this.#needsReplay || this.#writer === undefined) return false;
+    if (this.#needsReplay || this.#writer === undefined || this.#held !== undefined) return false;
     const { lsn } = this.#applied;
     this.#noteFingerprint();
     const { complete } = await this.#deps.maintenance.checkpoint(this.path, mode, this.#unfound());
