@@ -12,8 +12,9 @@ import { crc32 } from 'node:zlib';
 import { NostosError } from '../../base/errors.ts';
 import { NAME_BYTES_MAX, nameProblem } from './file-name.ts';
 import type { NameRule, Trailer } from './types.ts';
+import { RESTORE_MAGIC } from './types.ts';
 
-const COUNT_BYTES = 4;
+export const COUNT_BYTES = 4;
 const NAME_LENGTH_BYTES = 2;
 const SIZE_BYTES = 8;
 const CRC_BYTES = 4;
@@ -68,8 +69,8 @@ export class BodyParser {
   /** Where in the body it is, for messages to people. */
   get place(): string {
     if (this.#field === 'count') return 'before the number of files';
-    const file = `file ${Math.min(this.#names.size + (this.#inFile ? 0 : 1), this.#count)} of ${this.#count}`;
-    return this.#inFile ? `${file}, ${JSON.stringify(this.#name)}` : `before ${file}`;
+    const number = this.#names.size + (this.#inFile ? 0 : 1);
+    return this.#inFile ? `in file ${number} of ${this.#count}` : `before file ${number} of ${this.#count}`;
   }
 
   /** Bytes after the end are ignored, as the reference does. */
@@ -93,11 +94,11 @@ export class BodyParser {
   }
 
   /** No more bytes will come: throws unless the body is whole. */
-  finish(): void {
+  finish(source: string): void {
     if (this.done) return;
     throw new NostosError(
       'NETWORK_FAILED',
-      `the source ended the connection ${this.place}; see its own log, and restore again`,
+      `what ${source} sent ends ${this.place}, after ${this.#consumed} bytes; its own log says why. Nothing was changed, restore again`,
       { details: { place: this.place, bytes: this.#consumed } },
     );
   }
@@ -139,15 +140,18 @@ export class BodyParser {
   }
 
   *#dataEnd(): Generator<BodyEvent, void, undefined> {
-    if (this.#options.trailer === 'crc32') return this.#expect('crc', CRC_BYTES);
+    if (this.#options.trailer === 'crc32') {
+      this.#expect('crc', CRC_BYTES);
+      return;
+    }
     yield { kind: 'file-end' };
     yield* this.#nextFile();
   }
 
   *#nextFile(): Generator<BodyEvent, void, undefined> {
-    if (this.#names.size < this.#count) return this.#expect('name-length', NAME_LENGTH_BYTES);
-    this.#expect('done', 0);
-    yield { kind: 'end' };
+    const ended = this.#names.size === this.#count;
+    this.#expect(ended ? 'done' : 'name-length', NAME_LENGTH_BYTES);
+    if (ended) yield { kind: 'end' };
   }
 
   #expect(field: Field, bytes: number): void {
@@ -223,6 +227,15 @@ export function bodyBytes(
 ): number {
   const overhead = NAME_LENGTH_BYTES + SIZE_BYTES + (trailer === 'crc32' ? CRC_BYTES : 0);
   return files.reduce((sum, file) => sum + overhead + Buffer.byteLength(file.name) + file.bytes, COUNT_BYTES);
+}
+
+/** What a client asks with. */
+export function encodeMagic(): Uint8Array {
+  return encodeCount(RESTORE_MAGIC);
+}
+
+export function decodeU32(bytes: Uint8Array): number {
+  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
 }
 
 export function encodeCount(files: number): Uint8Array {

@@ -63,3 +63,26 @@ export interface RestoreReport {
   /** A run that was cut off while it replaced files was found, and its replacing finished first. */
   readonly finishedEarlierRun: boolean;
 }
+
+/** Every limit of the reference face, with its default. Those of connections are in `base/limits.ts`. */
+export const RESTORE_LIMITS = {
+  /** Files that a source may announce. */
+  filesMax: 100_000,
+  /** Bytes of all files together that a source may announce; what is free on the disk bounds them besides. */
+  bytesMax: Number.MAX_SAFE_INTEGER,
+  /** What stays free on the disk. */
+  diskReserveBytes: 16 * 1024 * 1024,
+  /** The source must send at least `progressBytesMin`, or all that is left, each time it was waited for so long. */
+  stallTimeoutMs: 120_000,
+  progressBytesMin: 64 * 1024,
+  /** Server: a client must have asked by then. */
+  requestTimeoutMs: 30_000,
+  /** Server: raw connections at a time. */
+  sessionsMax: 8,
+  /** Server: files that one raw session holds open. */
+  openFilesMax: 256,
+  /** Server: restores through the dispatcher at a time, each of which holds one frame in memory. */
+  framesMax: 2,
+  /** The whole restore through the dispatcher is one frame; the reference takes no larger one. */
+  frameBytesMax: 64 * 1024 * 1024,
+} as const;
