@@ -73,8 +73,13 @@ export class DirectAppender {
 
   /** Lets go of the file: a segment that was pruned takes no room then. */
   close(): void {
-    this.#file?.file.close();
+    const held = this.#file?.file;
     this.#file = undefined;
+    try {
+      held?.close();
+    } catch {
+      // Nothing is owed to it: each append was synced.
+    }
   }
 
   [Symbol.dispose](): void {
@@ -121,8 +126,8 @@ export class DirectAppender {
 
   #fileOf(segment: number): DiskFile | undefined {
     if (this.#file?.segment === segment) return this.#file.file;
+    this.close();
     try {
-      this.close();
       const file = this.#disk.open(join(this.#options.dir, segmentName(segment)), 'write');
       this.#file = { segment, file };
       return file;

@@ -56,6 +56,8 @@ export class Log {
   readonly #options: RecoveryOptions & { readonly recordBytesMax: number };
   readonly #reservations: Reservations;
   #writer: LogWriter;
+  /** Whether a record is committed once it is on this disk, so that who borrows the tail may say so. */
+  lending = false;
 
   private constructor(
     deps: LogDeps,
@@ -100,7 +102,7 @@ export class Log {
       if (tail.status !== 'kept' && this.state !== 'closed') this.#takeIn(tail);
       return fn();
     } finally {
-      tail.publish(this.#writer.lend());
+      tail.publish(this.lending ? this.#writer.lend() : undefined);
       tail.release();
     }
   }

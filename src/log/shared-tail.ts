@@ -5,6 +5,7 @@
  * The right is a lock, held for one append and its sync, or for one operation of the owner; the fields are read and
  * written only by its holder. Another thread never waits for it: where it is taken, the append goes the ordinary way.
  */
+import { assert } from '../base/assert.ts';
 import type { Hash, Hlc, Lsn, Term } from '../base/brands.ts';
 import { HASH_BYTES } from '../base/brands.ts';
 
@@ -64,8 +65,12 @@ export class SharedTail {
 
   /** For the owner: waits for a borrower who is appending, which takes no longer than a write and a sync. */
   acquire(): void {
-    while (Atomics.compareExchange(this.#control, LOCK, FREE, OWNER) !== FREE)
+    for (;;) {
+      const holder = Atomics.compareExchange(this.#control, LOCK, FREE, OWNER);
+      if (holder === FREE) return;
+      assert(holder === BORROWER, 'the owner of the log has its tail already');
       Atomics.wait(this.#control, LOCK, BORROWER);
+    }
   }
 
   /** For a borrower: false where somebody has it. */

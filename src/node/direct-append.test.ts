@@ -148,6 +148,10 @@ for (const { name, strike, kept } of [
     );
     assert.equal(syncs.next, undefined, 'it struck');
     assert.equal(outcome, kept);
+    const { watermark } = (await node.status()).log;
+    const last: number[] = [];
+    for await (const { position } of node.log({ from: watermark })) last.push(position.lsn);
+    assert.deepEqual(last, [watermark], 'this thread knows of the settled record');
     const bodies = ['before', 'during'];
     for (let n = 0; n < 20; n += 1) {
       bodies.push(`after ${n}`);
@@ -159,6 +163,13 @@ for (const { name, strike, kept } of [
     await using again = await openNode({ dir });
     await assertHolds(again, again.tenant('items'), bodies);
   });
+
+test('whoever replaces timers in tests does not stop writes', async (t) => {
+  const { tenant } = await openWith(t, ALWAYS);
+  t.mock.timers.enable({ apis: ['setImmediate', 'setTimeout', 'setInterval'] });
+  await insert(tenant, 'row');
+  t.mock.timers.reset();
+});
 
 test('a write that fails keeps nothing, and says so', async (t) => {
   const { node, tenant } = await openWith(t, ALWAYS);

@@ -47,6 +47,9 @@ interface Waiting {
   reject(error: unknown): void;
 }
 
+/** Taken here once: tests that replace timers would have writes wait for them. */
+const endOfTurn = setImmediate;
+
 /** A larger group is the engine's, beside which this thread goes on. */
 const DIRECT_BYTES_MAX = 64 * 1024;
 
@@ -59,6 +62,7 @@ export class EngineClient implements CommitLog {
   readonly #direct: DirectAppender;
   readonly #directSyncMaxMs: number;
   readonly #copy: boolean;
+  #settling = false;
   /** Appends of this turn of the event loop that may be a group of their own. */
   #gathered: Append[] = [];
   /** Appends that the engine has not answered. */
@@ -132,9 +136,10 @@ export class EngineClient implements CommitLog {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
       const append = { entries, resolve, reject };
+      if (this.#settling) return void this.#gathered.push(append); // nobody overtakes it
       if (!this.#directly) return this.#send(append);
       // Whoever else appends in this turn of the event loop shares the sync, which is the engine's then.
-      if (this.#gathered.push(append) === 1) setImmediate(() => this.#appendGathered());
+      if (this.#gathered.push(append) === 1) endOfTurn(() => this.#appendGathered());
     });
   }
 
@@ -145,6 +150,7 @@ export class EngineClient implements CommitLog {
   }
 
   #appendGathered(): void {
+    if (this.#settling) return;
     const appends = this.#gathered;
     this.#gathered = [];
     const [first] = appends;
@@ -160,11 +166,23 @@ export class EngineClient implements CommitLog {
       resolve({ generation: this.#generation, ...appended });
       this.#raise((appended.firstLsn + entries.length - 1) as Lsn);
     } catch (error) {
-      if (!(error instanceof DirectAppendFailed)) throw error;
-      const { firstLsn, hashes, cause } = error;
-      this.#call('settle', { firstLsn, hashes, cause: serializeError(cause) }).then(resolve, reject);
+      if (error instanceof DirectAppendFailed) void this.#settle(error).then(resolve, reject);
+      else reject(error);
     }
     return true;
+  }
+
+  /** Asks what became of an append that failed here; what is appended meanwhile waits for the answer. */
+  async #settle({ firstLsn, hashes, cause }: DirectAppendFailed): Promise<Appended> {
+    this.#settling = true;
+    try {
+      const { watermark, ...appended } = await this.#call('settle', { firstLsn, hashes, cause: serializeError(cause) });
+      this.#raise(watermark);
+      return appended;
+    } finally {
+      this.#settling = false;
+      this.#appendGathered();
+    }
   }
 
   #send({ entries, resolve, reject }: Append): void {
@@ -226,9 +244,9 @@ export class EngineClient implements CommitLog {
   async close(): Promise<void> {
     if (this.#gone !== undefined) return;
     const exited = new Promise<void>((resolve) => this.#worker.once('exit', () => resolve()));
-    this.#direct.close();
     await this.#call('close', undefined);
     await exited;
+    this.#direct.close();
   }
 
   #call<M extends EngineMethod>(method: M, input: EngineRequests[M][0]): Promise<EngineRequests[M][1]> {
@@ -274,6 +292,7 @@ export class EngineClient implements CommitLog {
     for (let last = receiveMessageOnPort(this.#port); last !== undefined; last = receiveMessageOnPort(this.#port))
       this.#take(last.message as EngineReply);
     this.#gone ??= error;
+    this.#direct.close();
     this.#port.close();
     for (const { method, reject } of this.#waiting.values())
       reject(

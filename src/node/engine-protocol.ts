@@ -70,7 +70,10 @@ export interface EngineRequests {
   readPage: [PageRequest, PackedPage];
   locate: [{ readonly tenant: TenantId; readonly lsn: Lsn }, TenantLocation];
   /** What became of records that the caller's thread has appended, and whose write or sync failed. */
-  settle: [{ readonly firstLsn: Lsn; readonly hashes: Uint8Array; readonly cause: SerializedError }, Appended];
+  settle: [
+    { readonly firstLsn: Lsn; readonly hashes: Uint8Array; readonly cause: SerializedError },
+    Appended & { readonly watermark: Lsn },
+  ];
   /** Everything up to `durable` is in the files of the tenants: the log may be pruned accordingly. */
   advance: [{ readonly durable: Lsn }, undefined];
   /** Holds the log from a record on; the answer is the number of the hold. */

@@ -264,3 +264,68 @@ for (const kind of ['EIO', 'ENOSPC'] as const)
       assert.ok(fired > 8, `${fired} faults fired`);
       assert.ok(seen.kept > 0 && seen.refused + seen.unknown > 0, JSON.stringify(seen));
     });
+
+for (const who of ['the engine', 'a direct append'] as const)
+  test(`a sync of ${who} fails, and then a read: nothing is there twice, and each answer is true`, async () => {
+    const seen = { kept: 0, refused: 0, unknown: 0, readFailed: 0 };
+    for (let after = 0; after < 16; after += 1) {
+      const disk = new FaultyDisk();
+      const tail = new SharedTail();
+      const limits = { ...OPTIONS.limits, segmentBytesMax: 64 * 1024 };
+      const engine = await Engine.open(
+        { coordinator: memoryCoordinator(), disk, highestApplied: () => 0 as Lsn, tail },
+        { ...OPTIONS, limits },
+      );
+      using appender = new DirectAppender(
+        { disk, clock: new HybridClock(systemClock), tail },
+        { dir: '/node/log', generation: OPTIONS.generation, bytesMax: 2048 },
+      );
+      const told = await appendGroup(engine, 1);
+      told.push(...(await appendDirectly(engine, appender, 2)));
+      if (who === 'the engine') await lastRecords(engine); // it takes that one in
+      disk.inject({ atStep: disk.trace.length + 1, kind: 'EIO' });
+      disk.failRead(after);
+      if (who === 'the engine') told.push(...(await appendGroup(engine, 3)));
+      else {
+        // What the engine does before it hears of the failure begins a new term.
+        const settled = appendDirectly(engine, appender, 3);
+        told.push(...(await appendGroup(engine, 4)), ...(await settled));
+      }
+      assert.equal(disk.fired[0]?.kind, 'sync');
+      if (disk.readFailed) seen.readFailed += 1;
+      disk.failRead(Infinity);
+      told.push(...(await appendGroup(engine, 5)));
+      assert.equal(told.at(-1)!.outcome, 'kept', 'it goes on');
+      await checkAgainst(engine, told);
+      for (const { outcome } of told) seen[outcome] += 1;
+      await engine.close();
+    }
+    assert.ok(seen.readFailed > 2 && seen.unknown > 0, JSON.stringify(seen));
+  });
+
+test('a direct append that is kept is answered with the term in which it was written', async () => {
+  const disk = new FaultyDisk();
+  const tail = new SharedTail();
+  const engine = await open(disk, memoryCoordinator(), tail);
+  using appender = new DirectAppender(
+    { disk, clock: new HybridClock(systemClock), tail },
+    { dir: '/node/log', generation: OPTIONS.generation, bytesMax: 2048 },
+  );
+  await appendGroup(engine, 1);
+  const { term } = engine.status();
+  disk.inject({ atStep: disk.trace.length + 1, kind: 'EIO' });
+  const entries = [{ tenant: toTenantId(1), kind: RecordKind.changeset, payload: new Uint8Array(10) }];
+  let failure: unknown;
+  try {
+    appender.append(entries);
+  } catch (error) {
+    failure = error;
+  }
+  assert.ok(failure instanceof DirectAppendFailed);
+  await appendGroup(engine, 2); // heard first
+  assert.equal(engine.status().term, term + 1);
+  const { firstLsn, hashes, cause } = failure;
+  const settled = await engine.settle({ firstLsn, hashes, cause });
+  assert.deepEqual([settled.term, settled.firstLsn], [term, firstLsn]);
+  await engine.close();
+});

@@ -67,6 +67,14 @@ export interface DirectFailure {
   readonly cause: unknown;
 }
 
+/** The last LSN of a group that is on disk, or `UNKNOWN`, and the term in which that record was written. */
+interface ReadBack {
+  readonly held: Lsn;
+  readonly term: Term;
+}
+
+const UNKNOWN = -1;
+
 interface EngineParts {
   readonly deps: EngineDeps;
   readonly options: EngineOptions;
@@ -166,13 +174,16 @@ export class Engine {
 
   /** False where that needs a new term first: then nothing has happened. */
   appendNow(calls: readonly AppendCall[]): boolean {
+    let begun = false;
     try {
       return this.#log.own(() => {
         if (this.#log.state !== 'open') return false;
+        begun = true;
         this.#append(calls);
         return true;
       });
-    } catch {
+    } catch (error) {
+      if (begun) throw error; // never a second time
       return false; // what another thread has appended cannot be read: reopening says why
     }
   }
@@ -195,38 +206,45 @@ export class Engine {
       this.#log.sync();
     } catch (error) {
       failure = error;
-      held = this.#readBack(first as Lsn, hashes);
+      ({ held } = this.#readBack(first as Lsn, hashes));
     }
     if (failure === undefined) this.#log.setWatermark(held);
     this.#answer(calls, first, hashes, held, failure);
   }
 
   /** The outcome of records that the caller's thread has appended, and whose write or sync failed. */
-  async settle({ firstLsn, hashes, cause }: DirectFailure): Promise<Appended> {
-    return this.#log.own(() => {
-      const held = this.#readBack(firstLsn, hashes);
-      const last = firstLsn + hashes.length / HASH_BYTES - 1;
-      if (last <= held) return { generation: this.#options.generation, term: this.#log.end.term, firstLsn, hashes };
-      if (held >= 0 && firstLsn > held) throw cause;
-      throw this.#outcomeUnknown(last as Lsn, cause);
-    });
+  async settle({ firstLsn, hashes, cause }: DirectFailure): Promise<Appended & { readonly watermark: Lsn }> {
+    const last = (firstLsn + hashes.length / HASH_BYTES - 1) as Lsn;
+    let found: ReadBack;
+    try {
+      found = this.#log.own(() => this.#readBack(firstLsn, hashes));
+    } catch (error) {
+      throw this.#outcomeUnknown(last, error);
+    }
+    const { held, term } = found;
+    if (last <= held)
+      return { generation: this.#options.generation, term, firstLsn, hashes, watermark: this.watermark };
+    if (held >= 0 && firstLsn > held) throw cause;
+    throw this.#outcomeUnknown(last, cause);
   }
 
-  /** Reads back what a failed write or fsync left; answers with the last LSN of the group that is on disk. */
-  #readBack(first: Lsn, hashes: Uint8Array): Lsn {
+  /** Finds out which records of a group the disk has after a write or an fsync failed. */
+  #readBack(first: Lsn, hashes: Uint8Array): ReadBack {
+    let held: number = first - 1;
+    let { term } = this.#log.end;
     try {
       if (this.#log.state === 'failed') this.#log.reopen();
+      this.#log.setWatermark(this.#log.durable.lsn);
+      for (const { record, hash } of this.#records(first)) {
+        const at = (record.lsn - first) * HASH_BYTES;
+        if (!Buffer.from(hash).equals(hashes.subarray(at, at + HASH_BYTES))) break;
+        held = record.lsn;
+        ({ term } = record);
+      }
     } catch {
-      return -1 as Lsn; // not even that is known
+      held = UNKNOWN;
     }
-    let held = first - 1;
-    for (const { record, hash } of this.#records(first)) {
-      const at = (record.lsn - first) * 32;
-      if (!Buffer.from(hash).equals(hashes.subarray(at, at + 32))) break;
-      held = record.lsn;
-    }
-    this.#log.setWatermark(this.#log.durable.lsn);
-    return held as Lsn;
+    return { held: held as Lsn, term };
   }
 
   #answer(calls: readonly AppendCall[], firstLsn: number, hashes: Uint8Array, held: Lsn, failure: unknown): void {
@@ -388,7 +406,12 @@ export class Engine {
   async close(): Promise<void> {
     // The coordinator remembers W, so that the next open knows which records must be there.
     if (this.#log.own(() => this.#log.state) === 'open') await this.#renew().catch(() => {});
-    this.#log.own(() => this.#log.close());
+    this.#log.lending = false;
+    try {
+      this.#log.own(() => this.#log.close());
+    } finally {
+      this.#log.close(); // also where what another thread has appended could not be read
+    }
   }
 
   /** Nothing above what was fetched can be there; what was left out of it is made again, so that opening reads less. */
@@ -438,6 +461,7 @@ export class Engine {
       nonce: randomHex128(systemRandom),
     };
     await this.#replace(seen?.version ?? 0, record);
+    this.#log.lending = record.inSync.length === 1; // with replicas a record is not committed by our disk alone
     const payload = Buffer.from(
       JSON.stringify({
         primary: store,

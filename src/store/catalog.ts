@@ -14,6 +14,7 @@ import { fromSqlite } from './sqlite-errors.ts';
 import type { TenantIdentity } from './tenant-file.ts';
 
 const CATALOG_FORMAT = 1;
+const WAL_PAGES_MAX = 4_000;
 const KNOWN_MAX = 4_096;
 const CREATE = `
 create table if not exists catalog (
@@ -50,7 +51,8 @@ export class Catalog {
     try {
       this.#database = new DatabaseSync(path, { timeout: 5_000 });
       this.#database.exec('pragma journal_mode = wal; pragma synchronous = normal');
-      this.#database.exec('pragma wal_autocheckpoint = 0'); // `checkpoint` does it, in another thread
+      // `checkpoint` moves the WAL in another thread; only while changes never cease it is for this one to begin it anew.
+      this.#database.exec(`pragma wal_autocheckpoint = ${WAL_PAGES_MAX}`);
       this.#database.exec(CREATE);
       this.#database.prepare('insert or ignore into catalog values (1, ?, 0, 1)').run(CATALOG_FORMAT);
       const row = this.#database.prepare('select format, applied, next_id from catalog').get()!;
@@ -182,7 +184,12 @@ export class Catalog {
     const lsn = this.#applied;
     if (lsn <= this.#durable && !this.#derived) return;
     this.#derived = false;
-    const { complete } = await maintenance.checkpoint(this.#path, 'passive');
+    let complete = false;
+    try {
+      ({ complete } = await maintenance.checkpoint(this.#path, 'passive'));
+    } finally {
+      if (!complete) this.#derived = true; // the next time
+    }
     if (complete) this.#durable = lsn;
   }
 

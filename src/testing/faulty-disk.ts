@@ -96,6 +96,7 @@ export class FaultyDisk implements Disk {
   #repeats = 0;
   #off = false;
   #fired: Step[] = [];
+  #readsLeft = Infinity;
   #openFiles = 0;
 
   constructor(options: FaultyDiskOptions = {}) {
@@ -117,6 +118,21 @@ export class FaultyDisk implements Disk {
     return this.#openFiles;
   }
 
+  /** After so many reads that succeed, one fails. */
+  failRead(after: number): void {
+    this.#readsLeft = after;
+  }
+
+  get readFailed(): boolean {
+    return this.#readsLeft < 0;
+  }
+
+  #reading(path: string): void {
+    if (this.#readsLeft < 0) return;
+    this.#readsLeft -= 1;
+    if (this.#readsLeft < 0) throw this.#errno('read', path, 'EIO');
+  }
+
   inject(fault: InjectedFault | undefined): void {
     this.#fault = fault;
     this.#repeats = fault?.repeat ?? 0;
@@ -135,6 +151,7 @@ export class FaultyDisk implements Disk {
     } else if (inode === undefined) throw this.#errno('open', path, 'ENOENT');
     this.#openFiles += 1;
     return new FaultyFile(path, inode, {
+      reading: () => this.#reading(path),
       powered: () => this.#powered(),
       step: (kind, partly) => this.#step(kind, path, partly),
       closed: () => (this.#openFiles -= 1),
@@ -369,6 +386,8 @@ export class FaultyDisk implements Disk {
 }
 
 interface FileHost {
+  /** Throws where reads are to fail now. */
+  reading(): void;
   powered(): void;
   step(kind: StepKind, partly?: (fault: InjectedFault) => void): void;
   closed(): void;
@@ -389,6 +408,7 @@ class FaultyFile implements DiskFile {
 
   read(target: Uint8Array, offsetInFile: number): number {
     this.#ready('read');
+    this.#host.reading();
     const part = this.#inode.cached.subarray(offsetInFile, offsetInFile + target.length);
     target.set(part);
     return part.length;

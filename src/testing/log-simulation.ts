@@ -156,6 +156,7 @@ class LogSimulator {
       },
     );
     this.#disk.inject(undefined);
+    log.lending = true;
     if (report.tornBytes > 0) this.#totals.tornTails += 1;
     const appender = new DirectAppender(
       { disk: this.#disk, clock: new HybridClock(this.#clock), tail },
