@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { isNostosError } from '../base/errors.ts';
 import { callAdmin, isServed, type CallOptions } from '../node/admin-socket.ts';
 import { runOperation, type OperationInput, type OperationName, type OperationResult } from '../node/operations.ts';
+import { MARKER_FILE } from '../restore/local/marker.ts';
 import { ExitError } from './exit-codes.ts';
 
 export interface NodeAccess extends AsyncDisposable {
@@ -53,11 +54,10 @@ async function openedNode({ dir, signal }: AccessOptions): Promise<NodeAccess> {
   };
 }
 
+/** Also one that a restore has begun to fill: opening it says so. */
 export async function isDataDirectory(dir: string): Promise<boolean> {
-  return stat(join(dir, 'node.json')).then(
-    () => true,
-    () => false,
-  );
+  const found = await Promise.allSettled(['node.json', MARKER_FILE].map((name) => stat(join(dir, name))));
+  return found.some(({ status }) => status === 'fulfilled');
 }
 
 export async function accessNode(options: AccessOptions): Promise<NodeAccess> {

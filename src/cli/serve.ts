@@ -5,6 +5,9 @@ import { Option, type Command } from 'commander';
 import { isServed } from '../node/admin-socket.ts';
 import { addToken, hashToken, ownerToken, readTokenFile, type Grant } from '../node/http/tokens.ts';
 import type { Access } from '../node/operations.ts';
+import type { NodeOptions } from '../node/types.ts';
+import { parseAddress } from '../wire/address.ts';
+import { readTlsIdentity } from '../wire/tls-files.ts';
 import { ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { style } from './render.ts';
@@ -16,6 +19,8 @@ interface ServeOptions extends VerbOptions {
   readonly tokenFile?: string;
   readonly newToken?: Access;
   readonly tenants: string;
+  readonly listen?: string;
+  readonly tlsDir?: string;
 }
 
 export const OWNER_TOKEN_FILE = 'owner.token';
@@ -45,20 +50,31 @@ async function readGrants(io: Io, options: ServeOptions, dir: string): Promise<G
 async function announce(
   io: Io,
   options: ServeOptions,
-  served: { url: string; dir: string } & GrantedAccess,
+  served: { url: string; dir: string; address: string | undefined } & GrantedAccess,
 ): Promise<void> {
-  const { url, dir, token } = served;
-  if (options.json) return answer(io, options, { url, dir, pid: process.pid }, () => '');
+  const { url, dir, address, token } = served;
+  if (options.json) return answer(io, options, { url, dir, address, pid: process.pid }, () => '');
   // A token on a terminal is for its reader; elsewhere it would end up in a log.
   const page = token !== undefined && io.stdoutIsTty ? `${url}/#token=${token}` : `${url}/`;
   const how =
     token === undefined
       ? `tokens of ${options.tokenFile}`
       : `the token in ${join(dir, OWNER_TOKEN_FILE)}, for its owner only`;
+  const nodes = address === undefined ? '' : `  other nodes  ${address}: nostos restore --from ${address}\n`;
   return print(
     io.stdout,
-    `serving ${style(io, 'bold', dir)}\n  status page  ${style(io, 'cyan', page)}\n  API          ${url}/v1/…  metrics ${url}/metrics\n  access       ${how}\nCtrl-C ends it.\n`,
+    `serving ${style(io, 'bold', dir)}\n  status page  ${style(io, 'cyan', page)}\n  API          ${url}/v1/…  metrics ${url}/metrics\n  access       ${how}\n${nodes}Ctrl-C ends it.\n`,
   );
+}
+
+/** Where other nodes connect; `undefined` where none do. */
+async function listenOptions(io: Io, { listen, tlsDir }: ServeOptions): Promise<NodeOptions['listen']> {
+  if (listen === undefined) {
+    if (tlsDir === undefined) return undefined;
+    throw new ExitError('usage', '--tls-dir is for --listen', 'Say where other nodes connect: --listen host:port');
+  }
+  const address = parseAddress(listen);
+  return tlsDir === undefined ? address : { ...address, tls: await readTlsIdentity(resolve(io.cwd, tlsDir)) };
 }
 
 async function serve(io: Io, options: ServeOptions): Promise<void> {
@@ -69,14 +85,15 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
       `a process has ${dir} open already`,
       'End it first; nostos status --dir shows which it is.',
     );
+  const listen = await listenOptions(io, options);
   await mkdir(dir, { recursive: true });
   const access = await readGrants(io, options, dir);
   const { openNode } = await import('../node/open-node.ts');
   const { serveHttp } = await import('../node/http/server.ts');
-  await using node = await openNode({ dir, signal: io.signal });
+  await using node = await openNode({ dir, signal: io.signal, ...(listen === undefined ? {} : { listen }) });
   const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
   try {
-    await announce(io, options, { url: server.url, dir, ...access });
+    await announce(io, options, { url: server.url, dir, address: node.address, ...access });
     if (!io.signal.aborted) await once(io.signal, 'abort');
   } finally {
     await server.close();
@@ -87,9 +104,11 @@ export function serveVerb(io: Io): Command {
   return verb('serve', {
     summary: 'Run a node with HTTP: API, metrics and a status page.',
     description:
-      'Serves on loopback only. Requests to /v1 and /metrics need a bearer token: those of --token-file, or without one ' +
+      'Serves HTTP on loopback only. Requests to /v1 and /metrics need a bearer token: those of --token-file, or without one ' +
       `the owner's, which is kept in <dir>/${OWNER_TOKEN_FILE} with mode 0600. /healthz and /readyz need none. Makes the ` +
-      'data directory where there is none. Ends with exit code 0 on Ctrl-C or SIGTERM.',
+      'data directory where there is none. With --listen other nodes may copy this one (nostos restore --from); any address ' +
+      'but loopback needs --tls-dir, and then every node whose certificate names this cluster may. Ends with exit code 0 ' +
+      'on Ctrl-C or SIGTERM.',
     examples: [
       ['nostos serve', 'on http://127.0.0.1:4040, with the owner’s token'],
       [
@@ -97,11 +116,14 @@ export function serveVerb(io: Io): Command {
         'make a token and print it, once',
       ],
       ['nostos serve --token-file tokens.json --port 8080', 'only these tokens count'],
+      ['nostos serve --listen 127.0.0.1:4041', 'and let other nodes copy this one'],
       ['curl -H "Authorization: Bearer $TOKEN" 127.0.0.1:4040/v1/status', 'ask it'],
     ],
   })
     .option('--host <address>', 'loopback address', '127.0.0.1')
     .option('--port <number>', '0: any free one', wholeNumber('--port'), 4040)
+    .option('--listen <host:port>', 'serve other nodes there; port 0: any free one')
+    .option('--tls-dir <dir>', 'ca.crt, node.crt and node.key, made by nostos certs node')
     .option('--token-file <file>', 'JSON file of hashed tokens')
     .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
     .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')

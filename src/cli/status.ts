@@ -10,11 +10,19 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
   const running: readonly (readonly [string, unknown])[] = [
     ['running', `process ${status.pid}, for ${duration(upMs)}`],
     ['writes', `${count(writes.committed)} committed, ${count(writes.failed)} failed since it was opened`],
+    [
+      'other nodes',
+      status.address === null
+        ? 'none are served'
+        : `${status.address}; ${count(status.serving.length)} copying this one` +
+          status.serving.map((copy) => `, ${bytes(copy.bytesSent)} sent`).join(''),
+    ],
     ['process', `${bytes(status.residentBytes)} resident, ${count(status.openFiles)} open files`],
   ];
   return fields(io, [
     ['directory', status.dir],
     ['node', `${status.node}, ${status.role}, Nostos ${status.version}`],
+    ...(status.copy === undefined ? [] : ([['copy', describeCopy(status.copy)]] as const)),
     ...(via === 'running' ? running : ([['running', 'no; opened for this look']] as const)),
     ['log', `records ${count(log.firstLsn)} to ${count(log.lastLsn)}, ${bytes(log.bytes)} in ${log.segments} segments`],
     ['committed', `up to record ${count(log.watermark)}, term ${log.term}, generation ${log.generation}`],
@@ -33,6 +41,11 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
         : style(io, 'red', `${scrub.damaged.join(', ')}: run nostos verify`),
     ],
   ]);
+}
+
+function describeCopy({ source, reaches }: NonNullable<NodeStatus['copy']>): string {
+  const from = source === null ? 'another node' : `store ${source}`;
+  return `of ${from}${reaches === null ? '' : ` up to record ${count(reaches.lsn)}`}; it appends nothing`;
 }
 
 export function statusVerb(io: Io): Command {
