@@ -84,6 +84,7 @@ export const ERROR_CODES = {
     'safe',
     'Bytes of a file arrived otherwise than the source read them; details name item and range.',
   ],
+  NO_PROVIDER: ['safe', 'No member can serve a copy now; details name each one and why.'],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {

@@ -68,6 +68,12 @@ export const DEFAULT_LIMITS = {
   restoreHoldBytesMax: 1024 * 1024 * 1024,
   /** Copies that a node serves at a time. */
   restoreSessionsMax: 8,
+  /** What a restore leaves free on the disk, beyond the copy that it makes. */
+  restoreReserveBytes: 64 * 1024 * 1024,
+  /** A member whose log ends so many records before the best one's does not serve a restore. */
+  providerLagRecordsMax: 50_000,
+  /** A provider that fails is tried so often without a byte of progress before another one is taken. */
+  providerAttemptsMax: 3,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;

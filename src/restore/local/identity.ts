@@ -14,8 +14,8 @@ export interface DirectoryIdentity {
 export interface IdentityCodec {
   /** Reads the content of `node.json`; throws where it is none. */
   parse(bytes: Uint8Array): DirectoryIdentity;
-  /** The content of `node.json` of a copy: a node that starts no term. */
-  formatCopy(identity: DirectoryIdentity): Uint8Array;
+  /** The content of `node.json` of a copy of that store: a node that starts no term. */
+  formatCopy(identity: DirectoryIdentity, source: StoreId | null): Uint8Array;
 }
 
 /** The history that a run fetches: any provider of it may go on with what another one began. */

@@ -3,7 +3,7 @@
  * kill -9 and power cuts included. Until the marker says `swapping`, what was there before is untouched.
  */
 import { dirname, join } from 'node:path';
-import { toNodeId, toStoreId } from '../../base/brands.ts';
+import { toNodeId, toStoreId, type StoreId } from '../../base/brands.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { Disk } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
@@ -144,7 +144,7 @@ async function stage(deps: RestoreDeps, options: RestoreOptions, found: Marker |
       dir,
       items.map(({ name }) => name),
     );
-    writeStagedIdentity(disk, dir, deps.identity.formatCopy(marker.identity));
+    writeStagedIdentity(disk, dir, deps.identity.formatCopy(marker.identity, sourceStore(feed)));
     const bytes = items.reduce((sum, item) => sum + item.bytes, 0);
     const verified = await verifyStaged(deps, options);
     signal?.throwIfAborted();
@@ -190,13 +190,12 @@ function begin(deps: RestoreDeps, options: RestoreOptions, found: Marker | undef
 
 async function verifyStaged(deps: RestoreDeps, options: RestoreOptions): Promise<VerifiedCopy> {
   const staging = join(options.dir, STAGING_DIR);
-  syncTree(deps.disk, staging);
   const { signal, onProgress } = options;
   const verified = await deps.verify(staging, {
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress }),
   });
-  // Opening it has written too.
+  // Opening it has written, too.
   syncTree(deps.disk, staging);
   return verified;
 }
@@ -237,6 +236,10 @@ function carryOut(disk: Disk, dir: string, swap: Swap): void {
       if (step.kind === 'set-aside') disk.rename(join(dir, name), join(aside, name));
       else disk.rename(join(staging, name), join(dir, name));
   }
+}
+
+function sourceStore({ plan: { store } }: RestoreFeed): StoreId | null {
+  return store === null ? null : toStoreId(store);
 }
 
 function removeStaging(disk: Disk, dir: string): void {
