@@ -2,15 +2,15 @@
  * The process whose writes are recorded: it opens the node of a directory, writes on a few tenants, closes it and opens
  * it again, and reports each acknowledgement on its standard output, one JSON object a line. It ends without closing.
  *
- * Arguments: directory, seed, writes per opening.
+ * Arguments: directory, seed, writes per opening, file to import.
  */
 import { writeSync } from 'node:fs';
 import { seededRandom } from '../base/random.ts';
 import { openNode } from './open-node.ts';
-import { CUT_LIMITS, CUT_MIGRATIONS, CUT_PARTS, bodyOf, type CutAck } from './power-cut-load.ts';
+import { CUT_IMPORT, CUT_LIMITS, CUT_MIGRATIONS, CUT_PARTS, bodyOf, type CutAck } from './power-cut-load.ts';
 import type { Node } from './types.ts';
 
-const [dir, seed, writesText] = process.argv.slice(2) as [string, string, string];
+const [dir, seed, writesText, importFile] = process.argv.slice(2) as [string, string, string, string];
 const random = seededRandom(Number(seed));
 const writes = Number(writesText);
 const TENANTS = ['a', 'b', 'c'];
@@ -48,7 +48,12 @@ async function opening(node: Node, number: number): Promise<void> {
       await write(node, TENANTS[random.below(TENANTS.length)]!, id);
     }
   };
-  await Promise.all(Array.from({ length: WRITERS[number]! }, writer));
+  const importing = async (): Promise<void> => {
+    if (number !== 1) return;
+    await node.tenant(CUT_IMPORT.tenant).importFile(importFile);
+    report({ kind: 'imported', tenant: CUT_IMPORT.tenant });
+  };
+  await Promise.all([importing(), ...Array.from({ length: WRITERS[number]! }, writer)]);
   const passing = `passing-${number}`;
   await node.tenants.create(passing);
   await node.tenant(passing).migrate(CUT_MIGRATIONS);

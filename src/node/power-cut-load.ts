@@ -1,5 +1,6 @@
 /** What the recorded process and the one that checks must agree on. */
 import { createHash } from 'node:crypto';
+import { DatabaseSync } from 'node:sqlite';
 
 /** Small, so that segments roll, the log is pruned and checkpoints run within a few hundred writes. */
 export const CUT_LIMITS = {
@@ -23,9 +24,21 @@ export const CUT_MIGRATIONS = [
 /** Rows of one write; all of them or none. */
 export const CUT_PARTS = 3;
 
+/** Imported once per recorded process, from a file beside its directory. */
+export const CUT_IMPORT = { tenant: 'imported', rows: 400 } as const;
+
+export function makeImportFile(path: string): void {
+  using database = new DatabaseSync(path);
+  database.exec('create table old (id integer primary key not null, body blob not null); begin');
+  const insert = database.prepare('insert into old values (?, ?)');
+  for (let id = 1; id <= CUT_IMPORT.rows; id += 1) insert.run(id, bodyOf(id, 0));
+  database.exec('commit; create index old_body on old (body)');
+}
+
 export type CutAck =
   | { readonly kind: 'written'; readonly tenant: string; readonly id: number }
   | { readonly kind: 'migrated'; readonly tenant: string; readonly version: number }
+  | { readonly kind: 'imported'; readonly tenant: string }
   | { readonly kind: 'dropped'; readonly tenant: string };
 
 export function bodyOf(id: number, part: number): Uint8Array {

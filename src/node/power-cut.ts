@@ -12,10 +12,12 @@ import { extname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { seededRandom, type SeededRandom } from '../base/random.ts';
+import { isNostosError } from '../base/errors.ts';
 import { openNode } from './open-node.ts';
 import { TracedDisk, type CutStyle } from './power-cut-disk.ts';
-import { CUT_LIMITS, CUT_PARTS, bodyOf, type CutAck } from './power-cut-load.ts';
+import { CUT_IMPORT, CUT_LIMITS, CUT_PARTS, bodyOf, makeImportFile, type CutAck } from './power-cut-load.ts';
 import { TraceParser, type TraceStep } from './power-cut-trace.ts';
+import type { Node } from './types.ts';
 
 export interface PowerCutOptions {
   readonly cuts: number;
@@ -58,7 +60,9 @@ export async function runPowerCuts(options: PowerCutOptions): Promise<PowerCutRe
   try {
     const root = join(work, 'data');
     const trace = join(work, 'trace');
-    await record(root, trace, seed, writes);
+    const importFile = join(work, 'import.sqlite');
+    makeImportFile(importFile);
+    await record({ root, trace, importFile, seed, writes });
     const random = seededRandom(seed);
     const places = await countPlaces(root, trace);
     const chosen = choose(places, cuts, random);
@@ -97,14 +101,22 @@ export async function runPowerCuts(options: PowerCutOptions): Promise<PowerCutRe
   }
 }
 
-async function record(root: string, trace: string, seed: number, writes: number): Promise<void> {
+interface Recording {
+  readonly root: string;
+  readonly trace: string;
+  readonly importFile: string;
+  readonly seed: number;
+  readonly writes: number;
+}
+
+async function record({ root, trace, importFile, seed, writes }: Recording): Promise<void> {
   mkdirSync(root);
   const script = fileURLToPath(new URL(`./power-cut-child${extname(import.meta.url)}`, import.meta.url));
   const child = spawn(
     'strace',
     // prettier-ignore
     ['-f', '-y', '-xx', '-s', '2000000', '--signal=none', '-o', trace, '-e', `trace=${CALLS}`,
-      process.execPath, script, root, String(seed), String(writes)],
+      process.execPath, script, root, String(seed), String(writes), importFile],
     { stdio: ['ignore', 'pipe', 'pipe'] },
   );
   let stderr = '';
@@ -157,6 +169,7 @@ class Acknowledged {
   readonly written = new Map<string, Set<number>>();
   readonly versions = new Map<string, number>();
   readonly dropped = new Set<string>();
+  imported = false;
   #rest = '';
 
   get count(): number {
@@ -183,12 +196,31 @@ class Acknowledged {
       case 'migrated':
         this.versions.set(ack.tenant, ack.version);
         return;
+      case 'imported':
+        this.imported = true;
+        return;
       case 'dropped':
         this.dropped.add(ack.tenant);
         return;
       default:
         ack satisfies never;
     }
+  }
+}
+
+/** An import that was acknowledged is whole; one that was not is whole, or not there, or says that it is unfinished. */
+async function checkImport(node: Node, acknowledged: boolean): Promise<void> {
+  const tenant = node.tenant(CUT_IMPORT.tenant);
+  try {
+    const rows = await tenant.query<{ id: number; body: Uint8Array }>('select id, body from old order by id');
+    const wrong = rows.find(({ id, body }, index) => id !== index + 1 || !Buffer.from(body).equals(bodyOf(id, 0)));
+    if (rows.length !== CUT_IMPORT.rows || wrong !== undefined)
+      throw new Error(`the import has ${rows.length} of ${CUT_IMPORT.rows} rows, row ${wrong?.id} is wrong`);
+  } catch (error) {
+    const cutOff = isNostosError(error, 'IMPORT_UNFINISHED') || isNostosError(error, 'TENANT_NOT_FOUND');
+    // Cut off right after the tenant was made, it is an empty one.
+    const begun = cutOff || (await tenant.status()).schemaVersion > 0;
+    if (acknowledged || (begun && !cutOff)) throw error;
   }
 }
 
@@ -202,7 +234,9 @@ async function check(dir: string, known: Acknowledged): Promise<number> {
     const { schemaVersion } = await node.tenant(name).status();
     if (schemaVersion < version) throw new Error(`tenant ${name} has schema version ${schemaVersion} of ${version}`);
   }
+  await checkImport(node, known.imported);
   for (const { name, schemaVersion } of await node.tenants.list()) {
+    if (name === CUT_IMPORT.tenant) continue;
     const expected = known.dropped.has(name) ? undefined : known.written.get(name);
     const version = Math.max(schemaVersion, (await node.tenant(name).status()).schemaVersion);
     if (version === 0) {

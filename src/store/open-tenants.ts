@@ -239,7 +239,7 @@ export class OpenTenants {
       await store?.close();
     } finally {
       if (store?.lag !== undefined) this.#behind.set(id, store.lag);
-      else if (store !== undefined) this.#onClosed?.(store);
+      else if (store?.findable === true) this.#onClosed?.(store);
     }
   }
 }

@@ -150,6 +150,7 @@ export class TenantStore {
   #durable: Lsn = NO_LSN;
   /** LSN up to which the stored fingerprint counts. */
   #noted: Lsn = NO_LSN;
+  #quiet = { after: NO_LSN, until: NO_LSN };
   #schemaVersion = 0;
   #shapes = new Map<number, SchemaShape>();
   #expected!: ExpectedFingerprint;
@@ -200,6 +201,16 @@ export class TenantStore {
   /** Where the file lacks something that the log has, the position up to which it lacks nothing. */
   get lag(): Lsn | undefined {
     return this.#durable < this.#applied.lsn || this.#needsReplay || this.#appending ? this.#durable : undefined;
+  }
+
+  /** Whether a power cut leaves the file where it is, as it was when it was last said to hold everything. */
+  get findable(): boolean {
+    return this.#findable;
+  }
+
+  /** Known when it was opened: after `after` the log had nothing of this tenant up to `until`. */
+  get quiet(): { readonly after: Lsn; readonly until: Lsn } {
+    return this.#quiet;
   }
 
   get schemaVersion(): number {
@@ -696,7 +707,8 @@ export class TenantStore {
     const state = { applied: meta, shapes: shapesFrom(readShapes(opened)), expected };
     this.#noted = noted?.lsn ?? NO_LSN;
     // When it was closed like that, everything was synced, the directories too.
-    this.#findable ||= !made && meta.lsn > NO_LSN && this.#options.held >= meta.lsn;
+    this.#findable ||= !made && meta.lsn > NO_LSN && this.#options.held === meta.lsn;
+    const until = log.watermark;
     const location = await log.locate(identity.id, meta.lsn);
     if (location.at !== undefined) checkChain(location.at, meta);
     else if (meta.lsn > log.watermark) throw this.#aheadOfLog(meta.lsn);
@@ -716,6 +728,7 @@ export class TenantStore {
     }
     this.#writer ??= this.#connect('writer');
     this.#applied = state.applied;
+    this.#quiet = { after: state.applied.lsn, until };
     this.#schemaVersion = state.applied.schemaVersion;
     this.#shapes = state.shapes;
     this.#expected = expected;

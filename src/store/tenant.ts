@@ -301,17 +301,35 @@ export async function* feed(
         bytesMax: FEED_PAGE_BYTES,
         ...(signal === undefined ? {} : { signal }),
       };
-      for await (const page of readCommitted(log, range)) {
-        for (const record of page) {
-          if (record.kind === RecordKind.tenantDrop) return;
-          const item = await feedItem(record, shapes, options.int64);
-          if (item !== undefined) yield item;
+      try {
+        for await (const page of readCommitted(log, range)) {
+          for (const record of page) {
+            if (record.kind === RecordKind.tenantDrop) return;
+            const item = await feedItem(record, shapes, options.int64);
+            if (item !== undefined) yield item;
+          }
         }
+        next = (end + 1) as Lsn;
+      } catch (error) {
+        const quietUntil = isNostosError(error, 'LOG_PRUNED') ? await quietAfter(log, withStore, next) : undefined;
+        if (quietUntil === undefined) throw error;
+        next = (quietUntil + 1) as Lsn;
       }
-      next = (end + 1) as Lsn;
     } else if (options.untilCaughtUp) return;
     else await nextWatermark(log, end, signal);
   }
+}
+
+/**
+ * Up to where the tenant has no record from `next` on, if that is up to now: then it missed nothing, however much of
+ * others was pruned. Asked while nothing of it is on its way into the log.
+ */
+async function quietAfter(log: CommitLog, withStore: WithStore, next: Lsn): Promise<Lsn | undefined> {
+  return await withStore(async (store) => {
+    const { after, until } = store.quiet;
+    if (after < next && until >= next) return until;
+    return await store.exclusive(async () => (store.applied.lsn < next ? log.watermark : undefined));
+  });
 }
 
 async function feedItem(record: CommittedRecord, shapes: Shapes, int64: Int64Mode): Promise<FeedItem | undefined> {
