@@ -1,5 +1,6 @@
 /** The command line as a whole: its verbs, and how a wrong one is answered. */
 import { Command, CommanderError } from 'commander';
+import { certsVerb } from './certs.ts';
 import { EXIT_CODES, exitCodeOf } from './exit-codes.ts';
 import { exportVerb } from './export.ts';
 import { importVerb } from './import.ts';
@@ -43,6 +44,7 @@ export function buildProgram(io: Io): Command {
     migrateVerb,
     logVerb,
     verifyVerb,
+    certsVerb,
   ])
     program.addCommand(build(io));
   for (const command of allCommands(program))

@@ -117,6 +117,8 @@ export class ByteStream {
       this.fail(this.#closedByPeer());
       this.#gone.resolve();
     });
+    if (socket.readableEnded) this.#end();
+    if (socket.destroyed) this.fail(this.#closedByPeer());
   }
 
   /** Nobody has closed it, neither side, and it did not fail. */

@@ -1,6 +1,12 @@
 /** The connecting side: a name or an address becomes a stream of bytes, or a channel to a service. */
 import { connect as connectTcp, type Socket, type TcpNetConnectOpts } from 'node:net';
-import { checkServerIdentity, connect as connectTls, type TLSSocket } from 'node:tls';
+import {
+  checkServerIdentity,
+  connect as connectTls,
+  createSecureContext,
+  type SecureContext,
+  type TLSSocket,
+} from 'node:tls';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { parseAddress } from './address.ts';
@@ -61,6 +67,19 @@ export async function connectStream(address: string, options: ConnectOptions = {
   return new ByteStream(socket, { ...options, peerNode }, intake);
 }
 
+/** Both sides speak TLS 1.3 with a certificate. */
+export function secureContext(identity: TlsIdentity): SecureContext {
+  try {
+    return createSecureContext({ ...identity, minVersion: 'TLSv1.3' });
+  } catch (error) {
+    throw new NostosError(
+      'INVALID_ARGUMENT',
+      `the certificates for TLS are not usable: ${(error as Error).message}; nostos certs node makes them`,
+      { cause: error },
+    );
+  }
+}
+
 export function subjectAltName(socket: TLSSocket): string | undefined {
   return socket.getPeerX509Certificate()?.subjectAltName;
 }
@@ -68,10 +87,7 @@ export function subjectAltName(socket: TLSSocket): string | undefined {
 function startTls(address: string, target: TcpNetConnectOpts, { ca, cert, key, node, cluster }: ClientTls): TLSSocket {
   return connectTls({
     ...target,
-    ca,
-    cert,
-    key,
-    minVersion: 'TLSv1.3',
+    secureContext: secureContext({ ca, cert, key }),
     // Called within the handshake, once the certificate is known to come from the authority.
     checkServerIdentity: (host, certificate) => {
       try {

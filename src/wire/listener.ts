@@ -9,7 +9,7 @@ import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { formatAddress, isLoopbackIp, parseAddress, plainIp } from './address.ts';
 import { ByteStream, connectionError, type ByteStreamOptions } from './byte-stream.ts';
-import { subjectAltName } from './connect.ts';
+import { secureContext, subjectAltName } from './connect.ts';
 import { checkIdentity, refused, type PeerIdentity, type TlsIdentity } from './tls-identity.ts';
 
 export interface ServerTls extends TlsIdentity {
@@ -103,6 +103,7 @@ export class Listener {
   }
 
   #createTls({ ca, cert, key, allowNodes, cluster }: ServerTls): TlsServer {
+    secureContext({ ca, cert, key });
     if (typeof allowNodes !== 'function' && allowNodes.length === 0)
       throw new NostosError(
         'INVALID_ARGUMENT',

@@ -26,19 +26,16 @@ export function parseIdentity(subjectAltName: string | undefined): PeerIdentity 
   // A name with a separator in it is quoted, and could look like two: no certificate of ours has one.
   if (subjectAltName === undefined || subjectAltName.includes('"')) return undefined;
   const names = subjectAltName.split(', ');
-  const [node, ...moreNodes] = idsOf(names, `URI:${NODE_URI}`);
-  const [cluster, ...moreClusters] = idsOf(names, `URI:${CLUSTER_URI}`);
-  if (node === undefined || !isId(node) || moreNodes.length > 0) return undefined;
-  if ((cluster !== undefined && !isId(cluster)) || moreClusters.length > 0) return undefined;
-  return { node: node as NodeId, cluster: cluster as ClusterId | undefined };
+  const nodes = parseIds(names, `URI:${NODE_URI}`);
+  const clusters = parseIds(names, `URI:${CLUSTER_URI}`);
+  if (nodes.length !== 1 || clusters.length > 1 || [...nodes, ...clusters].includes(undefined)) return undefined;
+  return { node: nodes[0] as NodeId, cluster: clusters[0] as ClusterId | undefined };
 }
 
-function idsOf(names: readonly string[], prefix: string): string[] {
-  return names.filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
-}
-
-function isId(text: string): boolean {
-  return /^[0-9a-f]{32}$/.test(text);
+/** What follows the prefix in the names that have it; undefined where that is no id. */
+export function parseIds(names: readonly string[], prefix: string): (string | undefined)[] {
+  const ids = names.filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
+  return ids.map((id) => (/^[0-9a-f]{32}$/.test(id) ? id : undefined));
 }
 
 export interface Expectation {
