@@ -39,7 +39,7 @@ const DRIVERS: readonly RegExp[] = [
   // The time limit of `transaction(async fn)`, which waits for the caller's own promises.
   /^src\/store\/tenant\.ts$/,
   // Files that the reference's restore serves.
-  /^src\/restore\/reference\/served-files\.ts$/,
+  /^src\/restore\/reference\/(?:served-files|peers\.fixture)\.ts$/,
 ];
 
 const IO_MODULES =
