@@ -29,6 +29,8 @@ export interface CopyStart {
   readonly identity: NodeIdentity;
   readonly term: number;
   readonly watermark: number;
+  /** Of the log that will be sent, as it is now. */
+  readonly logBytes: number;
 }
 
 export interface HeldTenant {
@@ -141,7 +143,14 @@ export class NodeRestoreHost implements RestoreHost {
       }
       const { term, watermark } = files;
       const session = this.#add(log, files.bytes);
-      return { session: session.id, memory: session.flag.memory, identity: this.#identity, term, watermark };
+      return {
+        session: session.id,
+        memory: session.flag.memory,
+        identity: this.#identity,
+        term,
+        watermark,
+        logBytes: files.bytes,
+      };
     } catch (error) {
       this.#count -= 1;
       throw error;

@@ -70,7 +70,7 @@ class NodeSourceSession implements SourceSession {
   #closing: Promise<void> | undefined;
 
   constructor(host: RestoreHost, dir: string, start: CopyStart) {
-    const { session, memory, identity, term, watermark } = start;
+    const { session, memory, identity, term, watermark, logBytes } = start;
     const { node, store, cluster, generation } = identity;
     this.#host = host;
     this.#dir = dir;
@@ -80,7 +80,7 @@ class NodeSourceSession implements SourceSession {
     this.#catalog = join(dir, SERVING_DIR, `catalog-${session}.sqlite`);
     try {
       const items = [this.#copyCatalog(), ...this.#listTenants()];
-      this.plan = { kind: 'node', cluster, generation, store, node, term, watermark, items };
+      this.plan = { kind: 'node', cluster, generation, store, node, term, watermark, items, tailBytes: logBytes };
     } catch (error) {
       rmSync(this.#catalog, { force: true });
       throw error;

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { inspect } from 'node:util';
 import { toClusterId, toGeneration } from '../base/brands.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import type { FetchReport, FetchTarget } from './feed.ts';
@@ -292,13 +293,13 @@ test('when nobody is left the error names each member and its reason', async () 
     'a:1': { info: new NostosError('NETWORK_FAILED', 'refused') },
     'b:1': { sessions: [{ brings: 1, fails: 'VERSION_MISMATCH' }] },
   });
-  assert.ok(isNostosError(result, 'NO_PROVIDER'), String(result));
+  assert.ok(isNostosError(result, 'NO_PROVIDER'), inspect(result));
   assert.match(result.message, /a:1: refused.*b:1: b:1 fails/);
 });
 
 test('a single provider fails with its own error', async () => {
   const { result } = await fetchFrom({ 'a:1': { info: new NostosError('NETWORK_FAILED', 'refused') } });
-  assert.ok(isNostosError(result, 'NETWORK_FAILED'), String(result));
+  assert.ok(isNostosError(result, 'NETWORK_FAILED'), inspect(result));
 });
 
 test('a full disk here is nobody else’s fault: no other provider is tried', async () => {
@@ -306,7 +307,7 @@ test('a full disk here is nobody else’s fault: no other provider is tried', as
     'a:1': { sessions: [{ brings: 1, fails: 'DISK_FULL', local: true }] },
     'b:1': { info: { sessions: 1 } },
   });
-  assert.ok(isNostosError(result, 'DISK_FULL'), String(result));
+  assert.ok(isNostosError(result, 'DISK_FULL'), inspect(result));
   assert.deepEqual(log.opened, ['a:1']);
 });
 

@@ -16,6 +16,8 @@ export interface RestorePlan {
   /** W of the source when it made the plan. */
   readonly watermark: number;
   readonly items: readonly PlanItem[];
+  /** Of what `tail` will name, as it is now: for estimates. */
+  readonly tailBytes?: number;
 }
 
 export interface PlanItem {
@@ -45,6 +47,22 @@ export interface SourceSession {
   close(): Promise<void>;
 }
 
+/** What a member is asked before one is chosen as provider; costs the source next to nothing. */
+export interface SourceInfo {
+  /** `primary`, `replica`, or whatever else it calls itself. */
+  readonly role: string | null;
+  readonly cluster: string | null;
+  readonly generation: string | null;
+  readonly node: string | null;
+  readonly store: string | null;
+  readonly term: number;
+  readonly watermark: number;
+  /** Of its log; 0 where it has none. */
+  readonly firstLsn: number;
+}
+
 export interface RestoreSource {
   begin(signal: AbortSignal): Promise<SourceSession>;
+  /** Without it a source says nothing of itself before a session begins. */
+  info?(): Promise<SourceInfo>;
 }

@@ -6,7 +6,7 @@ import { NostosError, isNostosError } from '../../base/errors.ts';
 import type { RestorePlan } from '../source.ts';
 import type { DirectoryIdentity, IdentityCodec, SourceHistory } from './identity.ts';
 import { sameHistory } from './identity.ts';
-import { baseOf } from './staging.ts';
+import { STAGING_DIR, baseOf } from './staging.ts';
 import { ownedByNode, planSwap } from './swap.ts';
 
 export interface Amount {
@@ -16,13 +16,13 @@ export interface Amount {
 
 export interface RestoreOutlook {
   readonly total: Amount;
-  /** Fetched by an earlier attempt; only pages that changed since are fetched again. */
+  /** Fetched by an earlier attempt; of these only pages that changed since are fetched again. */
   readonly staged: Amount;
-  /** Of files that the directory has under the same name, only pages that differ are fetched. */
+  /** The directory has files of the same name: of these only pages that differ are fetched. */
   readonly reusable: Amount;
-  /** Fetched whole. */
+  /** Nothing is there of it. */
   readonly missing: Amount;
-  /** What the directory has now and where it goes; empty where there is nothing. */
+  /** What the directory has now and where it goes; no names where there is nothing. */
   readonly setAside: { readonly as: string; readonly names: readonly string[] };
   /** Bytes that the staged copy needs in addition to what is staged, and what is kept free beyond. */
   readonly space: {
@@ -38,14 +38,19 @@ export function lookAhead(
   { dir, plan, reserveBytes }: { readonly dir: string; readonly plan: RestorePlan; readonly reserveBytes: number },
 ): RestoreOutlook {
   const sums = { total: amount(), staged: amount(), reusable: amount(), missing: amount() };
-  let neededBytes = 0;
   for (const { name, bytes } of plan.items) {
     const base = baseOf(disk, dir, name);
-    add(sums.total, bytes);
-    add(base === undefined ? sums.missing : base.from === 'staging' ? sums.staged : sums.reusable, bytes);
-    neededBytes += base?.from === 'staging' ? Math.max(0, bytes - base.bytes) : bytes;
+    const from = base === undefined ? 'missing' : base.from === 'staging' ? 'staged' : 'reusable';
+    const there = Math.min(bytes, base?.bytes ?? 0);
+    sums.total.files += 1;
+    sums[from].files += 1;
+    sums[from].bytes += there;
+    sums.missing.bytes += bytes - there;
+    sums.total.bytes += bytes;
   }
+  addLog(disk, dir, plan.tailBytes ?? 0, sums);
   const here = disk.exists(dir) ? disk.list(dir) : [];
+  const neededBytes = sums.total.bytes - sums.staged.bytes;
   const freeBytes = disk.freeBytes(nearestDirectory(disk, dir));
   return {
     ...sums,
@@ -54,11 +59,32 @@ export function lookAhead(
   };
 }
 
-const amount = (): { files: number; bytes: number } => ({ files: 0, bytes: 0 });
+interface Sum {
+  files: number;
+  bytes: number;
+}
 
-function add(sum: { files: number; bytes: number }, bytes: number): void {
-  sum.files += 1;
-  sum.bytes += bytes;
+const amount = (): Sum => ({ files: 0, bytes: 0 });
+
+/** Which segments will be sent is known only when all else is; how many bytes they are about is known before. */
+function addLog(
+  disk: Disk,
+  dir: string,
+  logBytes: number,
+  sums: Readonly<Record<'total' | 'staged' | 'reusable' | 'missing', Sum>>,
+): void {
+  const staged = Math.min(logBytes, bytesIn(disk, join(dir, STAGING_DIR, 'log')));
+  const reusable = Math.min(logBytes - staged, bytesIn(disk, join(dir, 'log')));
+  sums.total.bytes += logBytes;
+  sums.staged.bytes += staged;
+  sums.reusable.bytes += reusable;
+  sums.missing.bytes += logBytes - staged - reusable;
+}
+
+function bytesIn(disk: Disk, dir: string): number {
+  if (!disk.isDirectory(dir)) return 0;
+  const files = disk.list(dir).filter((name) => !disk.isDirectory(join(dir, name)));
+  return files.reduce((sum, name) => sum + disk.size(join(dir, name)), 0);
 }
 
 function nearestDirectory(disk: Disk, dir: string): string {
