@@ -9,7 +9,8 @@
  *   back in the midst of one transaction (a conflict action ROLLBACK in the schema), and to run a group again that was
  *   spoilt in the shared way by a full disk: then the transactions that had succeeded run once more.
  *
- * Either way each transaction stands under its own savepoint, and one that fails is undone alone.
+ * Either way each transaction stands under its own savepoint, and one that fails is undone alone; one that is alone in
+ * its group needs none, since then everything is undone.
  *
  * After the call the SQLite transaction is open and holds exactly the transactions of `records` (`intact`), or SQLite
  * has rolled it back (`spoilt`); then the records, if any, are still what the log must get: their rows come back from
@@ -90,7 +91,7 @@ function runShared<J extends Job>(
     let changes = 0;
     for (const job of jobs) {
       const tx = new WriterTransaction(connection, job.int64);
-      const outcome = runJob(connection, job, tx, options);
+      const outcome = runJob(connection, job, tx, { ...options, alone: jobs.length === 1 });
       if (!connection.inTransaction) return jobs.length === 1 ? spoilt([outcome], [], []) : 'again';
       outcomes.push(outcome);
       changes += tx.changes;
@@ -124,7 +125,7 @@ function runSeparate<J extends Job>(connection: Connection, jobs: readonly J[], 
     let outcome: Outcome<J>;
     try {
       const tx = new WriterTransaction(connection, job.int64);
-      outcome = runJob(connection, job, tx, options, () => {
+      outcome = runJob(connection, job, tx, { ...options, alone: false }, () => {
         changeset = session.changeset();
         if (changeset.length > options.changesetBytesMax) throw tooLarge(changeset.length, options);
       });
@@ -145,12 +146,12 @@ function runJob<J extends Job>(
   connection: Connection,
   job: J,
   tx: WriterTransaction,
-  options: GroupOptions,
+  { deferredKeys, alone }: { readonly deferredKeys: boolean; readonly alone: boolean },
   capture?: () => void,
 ): Outcome<J> {
   let result: unknown;
   try {
-    connection.internal(SAVEPOINT).run();
+    if (!alone) connection.internal(SAVEPOINT).run();
     result = job.run(tx, connection);
     if (isThenable(result)) {
       Promise.resolve(result).catch(() => {}); // it is reported here
@@ -160,13 +161,13 @@ function runJob<J extends Job>(
       );
     }
     tx.finish();
-    if (options.deferredKeys) probeDeferredKeys(connection);
+    if (deferredKeys) probeDeferredKeys(connection);
     capture?.();
-    connection.internal(RELEASE).run();
+    if (!alone) connection.internal(RELEASE).run();
     return { kind: 'done', job, result };
   } catch (error) {
     tx.abandon();
-    undo(connection);
+    undo(connection, alone);
     return { kind: 'failed', job, error: fromSqlite(error) };
   }
 }
@@ -186,8 +187,9 @@ export function probeDeferredKeys(connection: Connection): void {
   }
 }
 
-function undo(connection: Connection): void {
+function undo(connection: Connection, alone: boolean): void {
   if (!connection.inTransaction) return;
+  if (alone) return void connection.internal('rollback').run();
   try {
     connection.internal(ROLLBACK_TO).run();
     connection.internal(RELEASE).run();
