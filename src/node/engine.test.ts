@@ -329,3 +329,80 @@ test('a direct append that is kept is answered with the term in which it was wri
   assert.deepEqual([settled.term, settled.firstLsn], [term, firstLsn]);
   await engine.close();
 });
+
+/** The files that `logFiles` names, on a disk of their own, as a restore would bring them. */
+function copyLog(
+  disk: FaultyDisk,
+  files: { readonly segments: readonly { name: string; bytes: number }[] },
+): FaultyDisk {
+  const copy = new FaultyDisk();
+  copy.makeDirectory('/node/log');
+  const put = (name: string, bytes: Uint8Array): void => {
+    const file = copy.open(`/node/log/${name}`, 'create');
+    file.write(bytes, 0);
+    file.sync();
+    file.close();
+  };
+  for (const { name, bytes } of files.segments) put(name, disk.bytes(`/node/log/${name}`).subarray(0, bytes));
+  if (disk.exists('/node/log/terms')) put('terms', disk.bytes('/node/log/terms'));
+  copy.syncDirectory('/node/log');
+  return copy;
+}
+
+const NO_COORDINATOR = {
+  read: () => assert.fail('a copy asks no coordinator'),
+  compareAndSet: () => assert.fail('a copy starts no term'),
+} as unknown as Coordinator;
+
+test('the log that a copy needs is held, and opened it starts no term, appends nothing, and ends where it must', async () => {
+  const disk = new FaultyDisk();
+  const limits = { ...OPTIONS.limits, logRetainBytes: 0 };
+  const engine = await Engine.open(
+    { coordinator: memoryCoordinator(), disk, highestApplied: () => 0 as Lsn, tail: new SharedTail() },
+    { ...OPTIONS, limits },
+  );
+  for (let group = 0; group < 20; group += 1) await appendGroup(engine, group);
+  await engine.advance(60 as Lsn);
+  const { firstLsn } = engine.status();
+  assert.ok(firstLsn > 1 && firstLsn <= 61, 'the log begins in the middle of history');
+  const { hold, from } = engine.reserveForCopy(70 as Lsn);
+  assert.equal(from, 71);
+  for (let group = 20; group < 40; group += 1) await appendGroup(engine, group);
+  await engine.advance(200 as Lsn);
+  assert.ok(engine.status().firstLsn <= 71, 'it is held');
+  const files = engine.logFiles(from);
+  assert.equal(files.watermark, engine.status().lastLsn);
+  const written = await engine.readPage({ from, bytesMax: 2 ** 30 });
+
+  const open = (copied: FaultyDisk): Promise<Engine> =>
+    Engine.open(
+      { coordinator: NO_COORDINATOR, disk: copied, highestApplied: () => 0 as Lsn, tail: new SharedTail() },
+      { ...OPTIONS, limits, copy: { lsn: files.watermark } },
+    );
+  const copied = copyLog(disk, files);
+  for (let opening = 0; opening < 3; opening += 1) {
+    const copy = await open(copied);
+    assert.equal(copy.opened.durable, copy.status().firstLsn - 1, 'what is below is in all files');
+    assert.deepEqual([copy.status().lastLsn, copy.status().watermark], [files.watermark, files.watermark]);
+    assert.equal(copy.opened.term, engine.status().term);
+    assert.ok((await appendGroup(copy, 99)).every(({ outcome }) => outcome === 'refused'));
+    await assert.rejects(
+      new Promise((resolve, reject) => void copy.append([{ entries: [], resolve, reject }])),
+      (error) => isNostosError(error, 'NOT_PRIMARY'),
+    );
+    const read = await copy.readPage({ from, bytesMax: 2 ** 30 });
+    assert.deepEqual([read.count, read.hashes], [written.count, written.hashes]);
+    await copy.close();
+  }
+  const short = copyLog(disk, { segments: files.segments.slice(0, -1) });
+  await assert.rejects(open(short), (error) => isNostosError(error, 'LOG_DAMAGED'), 'a log that ends too early');
+
+  engine.release(hold);
+  await engine.advance(201 as Lsn);
+  assert.ok(engine.status().firstLsn > 71, 'and held no longer');
+  assert.throws(
+    () => engine.logFiles(from),
+    (error) => isNostosError(error, 'LOG_PRUNED'),
+  );
+  await engine.close();
+});

@@ -1,8 +1,9 @@
 /** One tenant on a log that fails when it is told to, and a file that loses what SQLite may lose. */
 import assert from 'node:assert/strict';
-import { copyFileSync, existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { test, type TestContext } from 'node:test';
 import { NO_LSN, toTenantId, toTenantUuid, type Lsn } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
@@ -455,4 +456,101 @@ test('a queue that is full refuses users, but neither checkpoints nor closing', 
   for (const call of refused) await failsWith(call, 'QUEUE_FULL');
   await Promise.all([...writes, checkpoint]);
   assert.equal(store.durable, store.applied.lsn);
+});
+
+/** What would move the WAL into the file, if that were not held. */
+const WHILE_HELD: readonly { readonly what: string; readonly act: (store: TenantStore) => Promise<unknown> }[] = [
+  {
+    what: 'writers fill the WAL beyond its limits',
+    act: async (store) => {
+      for (let n = 0; n < 30; n += 1) await insert(store, 'x'.repeat(20_000));
+    },
+  },
+  { what: 'its turn for a checkpoint comes', act: (store) => store.checkpoint() },
+  {
+    what: 'it has to be opened anew',
+    act: async (store) => {
+      store.invalidate();
+      await store.ready();
+    },
+  },
+  {
+    what: 'it is migrated',
+    act: (store) => migrateStore(store, [...SHARED_SCHEMA, 'create table more (id integer primary key)']),
+  },
+];
+
+for (const { what, act } of WHILE_HELD)
+  test(`a file that is held stays as it is although ${what}`, async (t) => {
+    const { open, path, dir } = await setUp(t);
+    const limits = { checkpointBytes: 64 * 1024, checkpointHoldBytes: 128 * 1024 };
+    const store = await open({ opened: false, limits });
+    await migrateStore(store, SHARED_SCHEMA);
+    await insert(store, 'before');
+    let lost: NostosError | undefined;
+    const holder = { onLost: (error: NostosError) => (lost = error) };
+    const held = (await store.hold(holder))!;
+    assert.equal(held.applied.lsn, store.applied.lsn);
+    const bytes = readFileSync(path);
+    assert.equal(held.bytes, bytes.length);
+    await insert(store, 'meanwhile');
+    const walBytes = store.walBytes();
+    await act(store);
+    await insert(store, 'after');
+    assert.ok(store.walBytes() >= walBytes, 'the WAL has grown');
+    assert.ok(readFileSync(path).equals(bytes), 'the file has not changed');
+    assert.equal(lost, undefined);
+
+    const copy = join(dir, 'copy.sqlite');
+    copyFileSync(path, copy);
+    const copied = await open({ path: copy });
+    assert.deepEqual(await bodies(copied), await bodies(store), 'the copy catches up from the log');
+    await assertSound(copied);
+    store.releaseHold(holder);
+    await store.checkpoint();
+    assert.equal(store.durable, store.applied.lsn);
+    assert.ok(!readFileSync(path).equals(bytes), 'afterwards it goes on');
+    await assertSound(store);
+  });
+
+test('a hold is lost when its WAL exceeds the limit or the tenant closes, before the file changes', async (t) => {
+  const { open, path } = await setUp(t);
+  const limits = { checkpointBytes: 64 * 1024, checkpointHoldBytes: 128 * 1024, restoreHoldBytesMax: 512 * 1024 };
+  const store = await open({ opened: false, limits });
+  await migrateStore(store, SHARED_SCHEMA);
+  const told: { readonly code: ErrorCode; readonly unchanged: boolean }[] = [];
+  for (const end of ['bytes', 'close'] as const) {
+    const holders = [1, 2].map(() => ({
+      onLost: (error: NostosError) => told.push({ code: error.code, unchanged: readFileSync(path).equals(bytes) }),
+    }));
+    for (const holder of holders) assert.ok(await store.hold(holder));
+    const bytes = readFileSync(path);
+    if (end === 'bytes') for (let n = 0; told.length === 0 && n < 100; n += 1) await insert(store, 'x'.repeat(20_000));
+    else await store.close();
+    for (const holder of holders) store.releaseHold(holder); // which no longer means anything
+  }
+  assert.deepEqual(
+    told,
+    ['RESERVATION_EXPIRED', 'RESERVATION_EXPIRED', 'TENANT_NOT_FOUND', 'TENANT_NOT_FOUND'].map((code) => ({
+      code,
+      unchanged: true,
+    })),
+  );
+  await failsWith(store.hold({ onLost: () => {} }), 'CLOSED');
+  assert.ok(!existsSync(`${path}-wal`), 'and everything is in the file');
+});
+
+test('a reader with an older snapshot keeps a hold from beginning, and writers do not wait for it', async (t) => {
+  const { open, path } = await setUp(t);
+  const store = await open({ opened: false });
+  await migrateStore(store, SHARED_SCHEMA);
+  await insert(store, 'one');
+  using reader = new DatabaseSync(path, { readOnly: true });
+  reader.exec('begin; select count(*) from rows');
+  await insert(store, 'two');
+  const holder = { onLost: () => assert.fail('it was never held') };
+  assert.equal(await store.hold(holder), undefined);
+  await insert(store, 'three');
+  reader.exec('rollback');
+  assert.equal((await store.hold({ onLost: () => {} }))!.applied.lsn, store.applied.lsn);
 });
