@@ -38,6 +38,8 @@ const DRIVERS: readonly RegExp[] = [
   /^src\/store\/(?:tenant-store|create-tenant-file|export-file|import-source)\.ts$/,
   // The time limit of `transaction(async fn)`, which waits for the caller's own promises.
   /^src\/store\/tenant\.ts$/,
+  // A plain directory as a source; what is fetched, on the disk; the timers of a transfer.
+  /^src\/restore\/(?:directory-source|stream\/(?:staged-file|timers))\.ts$/,
   // Files that the reference's restore serves.
   /^src\/restore\/reference\/(?:served-files|peers\.fixture)\.ts$/,
 ];
