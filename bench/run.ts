@@ -18,7 +18,17 @@ import {
   type Figure,
 } from './harness.ts';
 
-const NAMES = ['writers-64', 'writer-1', 'import', 'replay', 'fingerprint', 'tenants-10k', 'stall', 'memory'] as const;
+const NAMES = [
+  'writers-64',
+  'writer-1',
+  'import',
+  'replay',
+  'fingerprint',
+  'tenants-10k',
+  'stall',
+  'memory',
+  'restore',
+] as const;
 
 interface BenchInput {
   readonly name: string;

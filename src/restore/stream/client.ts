@@ -1,0 +1,432 @@
+/**
+ * The receiver of a restore. `open` begins a session on the source; `fetchAll` fetches every item of its plan, then the
+ * tail, over several channels, and returns once all of it is verified and fsynced. It is called once: after a failure the
+ * caller opens a new client, whose run goes on with what this one left at `pathOf`.
+ */
+import { NostosError, isNostosError } from '../../base/errors.ts';
+import type { Channel } from '../../wire/channel.ts';
+import { negotiateClient } from '../../wire/negotiate.ts';
+import type { ItemName } from '../item-name.ts';
+import type { PlanItem, RestorePlan, SourceInfo } from '../source.ts';
+import type { CompressionMode } from './compression.ts';
+import { fetchItem, type FetchedItem } from './fetch-item.ts';
+import { protocolError } from './frames.ts';
+import { CONNECTIONS, STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import { VERSIONS, type Answer } from './messages.ts';
+import { Peer, type PeerDeps } from './peer.ts';
+import { sleep, systemTimers, type Timers } from './timers.ts';
+
+export type { FetchedItem } from './fetch-item.ts';
+
+export interface RestoreClientOptions {
+  /** A new channel to the service, its preamble sent. */
+  readonly connect: (signal: AbortSignal) => Promise<Channel>;
+  /** Items in flight, each over a channel of its own; 4 by default. */
+  readonly connections?: number;
+  /** What the source may send per second; it may have a lower limit of its own. */
+  readonly rateBytesPerSecond?: number;
+  /** `auto`, the default: when it pays. */
+  readonly compression?: CompressionMode;
+  readonly limits?: Partial<StreamLimits>;
+  readonly timers?: Timers;
+}
+
+export interface FetchTarget {
+  /** Absolute path where an item is staged; its directory exists. */
+  pathOf(name: ItemName): string;
+  /** A file to start from (cloned) where nothing is staged yet. */
+  baseOf(name: ItemName): string | undefined;
+}
+
+export interface FetchReport {
+  readonly items: readonly FetchedItem[];
+  readonly bytesOnWire: number;
+  /** Bytes of items that were not sent, since a base had them. */
+  readonly bytesReused: number;
+  readonly elapsedMs: number;
+}
+
+export interface FetchProgress {
+  /** `items`, then `tail`. */
+  readonly phase: string;
+  readonly bytesDone: number;
+  readonly bytesTotal: number;
+  readonly itemsDone: number;
+  readonly itemsTotal: number;
+  readonly bytesOnWire: number;
+}
+
+export interface FetchOptions {
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: FetchProgress) => void;
+}
+
+/** What a member says of itself before it is chosen as provider. */
+export interface ProviderInfo extends SourceInfo {
+  /** Restores that it is serving now. */
+  readonly sessions: number;
+}
+
+/** Asks one member, over a channel of its own. */
+export async function requestInfo(
+  options: ConnectOptions,
+  signal: AbortSignal = new AbortController().signal,
+): Promise<ProviderInfo> {
+  const peer = await connectPeer(options, signal);
+  try {
+    await peer.send({ kind: 'info' });
+    return (await peer.expect('info', signal)).info;
+  } finally {
+    peer.channel.close();
+  }
+}
+
+const peerDeps = (options: Omit<ConnectOptions, 'connect'>): PeerDeps => ({
+  timers: options.timers ?? systemTimers,
+  limits: { ...STREAM_LIMITS, ...options.limits },
+});
+
+type ConnectOptions = Pick<RestoreClientOptions, 'connect' | 'limits' | 'timers'>;
+
+async function connectPeer(options: ConnectOptions, signal: AbortSignal): Promise<Peer> {
+  const deps = peerDeps(options);
+  const channel = await options.connect(signal);
+  try {
+    await negotiateClient(channel, VERSIONS, { timeoutMs: deps.limits.firstFrameTimeoutMs, signal });
+    return new Peer(channel, deps);
+  } catch (error) {
+    channel.close();
+    throw error;
+  }
+}
+
+export class RestoreClient {
+  readonly plan: RestorePlan;
+  readonly #options: RestoreClientOptions;
+  readonly #deps: PeerDeps;
+  readonly #session: string;
+  readonly #control: Control;
+  readonly #over = new AbortController();
+  readonly #peers = new Set<Peer>();
+  /** Of channels that are closed. */
+  #bytesOnWire = 0;
+  #started = false;
+
+  private constructor(options: RestoreClientOptions, begun: Begun) {
+    this.#options = options;
+    this.#deps = peerDeps(options);
+    this.plan = begun.plan;
+    this.#session = begun.session;
+    this.#peers.add(begun.peer);
+    this.#control = new Control(begun.peer, this.#deps, (error) => this.#over.abort(error));
+  }
+
+  static async open(options: RestoreClientOptions, signal?: AbortSignal): Promise<RestoreClient> {
+    const open = signal ?? new AbortController().signal;
+    const peer = await connectPeer(options, open);
+    try {
+      return new RestoreClient(options, await begin(peer, options, open));
+    } catch (error) {
+      peer.channel.close();
+      throw error;
+    }
+  }
+
+  /** All items of the plan, then the tail; each verified by its BLAKE3 and fsynced. */
+  async fetchAll(target: FetchTarget, options: FetchOptions = {}): Promise<FetchReport> {
+    if (this.#started) throw new NostosError('INVALID_ARGUMENT', 'fetchAll is called once; open a new client for more');
+    this.#started = true;
+    const signals = [this.#over.signal, ...(options.signal === undefined ? [] : [options.signal])];
+    const failed = new AbortController();
+    const signal = AbortSignal.any([...signals, failed.signal]);
+    const run = new Run(this.plan.items, () => this.#wireBytes(), options.onProgress);
+    const startedMs = this.#deps.timers.monotonicMs();
+    try {
+      signal.throwIfAborted();
+      await this.#fetchSome(this.plan.items, { target, run, signal, fail: (error) => failed.abort(error) });
+      const tail = await this.#control.tail(signal);
+      run.tail(tail);
+      await this.#fetchSome(tail, { target, run, signal, fail: (error) => failed.abort(error) });
+    } catch (error) {
+      await this.close();
+      // What came first is the cause; the rest is what calling it off looks like.
+      throw signal.aborted ? (signal.reason as Error) : error;
+    }
+    return {
+      items: run.items,
+      bytesOnWire: this.#wireBytes(),
+      bytesReused: run.bytesReused,
+      elapsedMs: this.#deps.timers.monotonicMs() - startedMs,
+    };
+  }
+
+  /** Ends the session; what was fetched stays. May be called more than once. */
+  async close(): Promise<void> {
+    await this.#control.end();
+    this.#over.abort(new NostosError('CLOSED', 'The client of this restore was closed'));
+    for (const peer of this.#peers) this.#drop(peer);
+  }
+
+  async #fetchSome(items: readonly PlanItem[], work: Work): Promise<void> {
+    // The largest first, so that no channel is left alone with one at the end.
+    const queue = items.toSorted((a, b) => a.bytes - b.bytes);
+    const connections = Math.min(this.#options.connections ?? CONNECTIONS, queue.length);
+    const workers = Array.from({ length: connections }, async () => {
+      let peer: Peer | undefined;
+      try {
+        for (let item = queue.pop(); item !== undefined; item = queue.pop())
+          peer = await this.#fetchOne(item, peer, work);
+      } catch (error) {
+        work.fail(error as Error);
+        throw error;
+      } finally {
+        if (peer !== undefined) this.#drop(peer);
+      }
+    });
+    const settled = await Promise.allSettled(workers);
+    const rejected = settled.find((result) => result.status === 'rejected');
+    if (rejected !== undefined) throw rejected.reason;
+  }
+
+  /** Returns the channel to go on with. What arrives damaged is fetched once more, without a base, over a new one. */
+  async #fetchOne(item: PlanItem, open: Peer | undefined, { target, run, signal }: Work): Promise<Peer> {
+    const path = target.pathOf(item.name);
+    const base = target.baseOf(item.name);
+    for (let [peer, attempt] = [open, 1]; ; attempt += 1) {
+      peer ??= await this.#attach(signal);
+      const progress = run.started(item);
+      const deps = { peer, timers: this.#deps.timers, limits: this.#deps.limits };
+      try {
+        const { fetched, receivedBytes } = await fetchItem(
+          deps,
+          { name: item.name, path, base, useBase: attempt === 1 },
+          { signal, onProgress: progress },
+        );
+        run.finished(fetched, receivedBytes);
+        return peer;
+      } catch (error) {
+        // The source is in the middle of sending it.
+        this.#drop(peer);
+        if (signal.aborted || attempt > 1 || !isNostosError(error, 'TRANSFER_DAMAGED')) throw error;
+        progress(0);
+        peer = undefined;
+      }
+    }
+  }
+
+  async #attach(signal: AbortSignal): Promise<Peer> {
+    const peer = await connectPeer(this.#options, signal);
+    this.#peers.add(peer);
+    try {
+      await peer.send({ kind: 'attach', session: this.#session });
+      await peer.expect('attached', signal);
+      return peer;
+    } catch (error) {
+      this.#drop(peer);
+      throw error;
+    }
+  }
+
+  #drop(peer: Peer): void {
+    peer.channel.close();
+    if (this.#peers.delete(peer)) this.#bytesOnWire += peer.bytesSent + peer.bytesReceived;
+  }
+
+  #wireBytes(): number {
+    let bytes = this.#bytesOnWire;
+    for (const peer of this.#peers) bytes += peer.bytesSent + peer.bytesReceived;
+    return bytes;
+  }
+}
+
+interface Work {
+  readonly target: FetchTarget;
+  readonly run: Run;
+  readonly signal: AbortSignal;
+  readonly fail: (error: Error) => void;
+}
+
+interface Begun {
+  readonly peer: Peer;
+  readonly plan: RestorePlan;
+  readonly session: string;
+}
+
+async function begin(peer: Peer, options: RestoreClientOptions, signal: AbortSignal): Promise<Begun> {
+  await peer.send({
+    kind: 'begin',
+    rateBytesPerSecond: options.rateBytesPerSecond ?? null,
+    compression: options.compression ?? 'auto',
+  });
+  const { session, plan } = await peer.expect('session', signal);
+  const { itemCount, ...identity } = plan;
+  const items = new ItemList(itemCount);
+  while (!items.isWhole) items.add(await peer.expect('items', signal));
+  return { peer, session, plan: { ...identity, items: items.items } };
+}
+
+/** Items as they come, message by message: as many as announced, each once. */
+class ItemList {
+  readonly items: PlanItem[] = [];
+  readonly #names = new Set<ItemName>();
+  readonly #count: number;
+
+  constructor(count: number) {
+    this.#count = count;
+  }
+
+  get isWhole(): boolean {
+    return this.items.length === this.#count;
+  }
+
+  add({ items }: Extract<Answer, { kind: 'items' }>): void {
+    if (items.length === 0 || this.items.length + items.length > this.#count)
+      throw protocolError(`${this.items.length + items.length} items of ${this.#count} announced`);
+    for (const [name, bytes] of items) {
+      if (this.#names.has(name)) throw protocolError(`the item ${name} twice`);
+      this.#names.add(name);
+      this.items.push({ name, bytes });
+    }
+  }
+}
+
+/** The control channel: says that we live, hears when the session fails, and asks for the tail. */
+class Control {
+  readonly #peer: Peer;
+  readonly #deps: PeerDeps;
+  readonly #over = new AbortController();
+  readonly #reading: Promise<void>;
+  #asked: { readonly answered: (answer: Answer) => void; readonly failed: (error: Error) => void } | undefined;
+
+  constructor(peer: Peer, deps: PeerDeps, onFailure: (error: Error) => void) {
+    this.#peer = peer;
+    this.#deps = deps;
+    const failed = (error: unknown): void => {
+      if (this.#over.signal.aborted) return;
+      this.#over.abort(error);
+      onFailure(error as Error);
+      this.#asked?.failed(error as Error);
+    };
+    this.#reading = this.#read().catch(failed);
+    this.#ping().catch(failed);
+  }
+
+  async tail(signal: AbortSignal): Promise<readonly PlanItem[]> {
+    const answer = await this.#ask('tail', signal);
+    if (answer.kind !== 'tail') throw protocolError(`"${answer.kind}" where "tail" was due`);
+    const list = new ItemList(answer.itemCount);
+    while (!list.isWhole) {
+      const items = await this.#next(signal);
+      if (items.kind !== 'items') throw protocolError(`"${items.kind}" where items were due`);
+      list.add(items);
+    }
+    return list.items;
+  }
+
+  /** Tells the source that it may let go, and waits shortly for it to have heard. */
+  async end(): Promise<void> {
+    if (this.#over.signal.aborted) return;
+    this.#over.abort(new NostosError('CLOSED', 'The client of this restore was closed'));
+    await this.#peer.send({ kind: 'end' }).catch(() => undefined);
+    await this.#reading;
+  }
+
+  async #ask(kind: 'tail', signal: AbortSignal): Promise<Answer> {
+    const answer = this.#next(signal);
+    answer.catch(() => undefined);
+    await this.#peer.send({ kind });
+    return await answer;
+  }
+
+  #queue: Answer[] = [];
+
+  #next(signal: AbortSignal): Promise<Answer> {
+    const queued = this.#queue.shift();
+    if (queued !== undefined) return Promise.resolve(queued);
+    return new Promise((resolve, reject) => {
+      const failed = (): void => reject((this.#over.signal.aborted ? this.#over.signal : signal).reason as Error);
+      if (signal.aborted || this.#over.signal.aborted) return failed();
+      signal.addEventListener('abort', failed, { once: true });
+      this.#asked = {
+        failed: reject,
+        answered: (answer) => {
+          signal.removeEventListener('abort', failed);
+          this.#asked = undefined;
+          resolve(answer);
+        },
+      };
+    });
+  }
+
+  async #read(): Promise<void> {
+    for (;;) {
+      const answer = await this.#peer.receiveAnswer(this.#over.signal);
+      if (this.#asked !== undefined) this.#asked.answered(answer);
+      else if (this.#queue.length < 2) this.#queue.push(answer);
+      else throw protocolError(`"${answer.kind}" that nobody asked for`);
+    }
+  }
+
+  async #ping(): Promise<void> {
+    for (;;) {
+      await sleep(this.#deps.timers, this.#deps.limits.heartbeatMs, this.#over.signal);
+      await this.#peer.send({ kind: 'ping' });
+    }
+  }
+}
+
+/** What one `fetchAll` has done so far. */
+class Run {
+  readonly items: FetchedItem[] = [];
+  bytesReused = 0;
+  readonly #wireBytes: () => number;
+  readonly #onProgress: ((progress: FetchProgress) => void) | undefined;
+  #phase = 'items';
+  #bytesDone = 0;
+  #bytesTotal: number;
+  #itemsTotal: number;
+
+  constructor(items: readonly PlanItem[], wireBytes: () => number, onProgress: FetchOptions['onProgress']) {
+    this.#wireBytes = wireBytes;
+    this.#onProgress = onProgress;
+    this.#bytesTotal = sum(items);
+    this.#itemsTotal = items.length;
+  }
+
+  tail(items: readonly PlanItem[]): void {
+    this.#phase = 'tail';
+    this.#bytesTotal += sum(items);
+    this.#itemsTotal += items.length;
+    this.#report();
+  }
+
+  /** Returns what hears how far the item is. Its size may have changed since the plan. */
+  started(item: PlanItem): (coveredTo: number, bytes?: number) => void {
+    let [covered, planned] = [0, item.bytes];
+    return (coveredTo, bytes = planned) => {
+      this.#bytesDone += coveredTo - covered;
+      this.#bytesTotal += bytes - planned;
+      [covered, planned] = [coveredTo, bytes];
+      this.#report();
+    };
+  }
+
+  finished(item: FetchedItem, receivedBytes: number): void {
+    this.items.push(item);
+    this.bytesReused += item.bytes - receivedBytes;
+    this.#report();
+  }
+
+  #report(): void {
+    this.#onProgress?.({
+      phase: this.#phase,
+      bytesDone: this.#bytesDone,
+      bytesTotal: this.#bytesTotal,
+      itemsDone: this.items.length,
+      itemsTotal: this.#itemsTotal,
+      bytesOnWire: this.#wireBytes(),
+    });
+  }
+}
+
+const sum = (items: readonly PlanItem[]): number => items.reduce((total, { bytes }) => total + bytes, 0);

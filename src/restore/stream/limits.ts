@@ -1,0 +1,37 @@
+/** Limits of the streaming service, each an option of both sides. Units come last in the names. */
+export const STREAM_LIMITS = {
+  /** A side that sends nothing, or takes nothing, for this long has stalled. */
+  stallTimeoutMs: 30_000,
+  /** A source may send signs of life only, while it opens an item or waits for its rate limit, for this long. */
+  progressTimeoutMs: 10 * 60_000,
+  /** How often a side that is busy says that it lives. */
+  heartbeatMs: 1_000,
+  /** The first frame of a channel must be there by then. */
+  firstFrameTimeoutMs: 10_000,
+  /** A session whose receiver takes nothing for this long gives up its holds. */
+  reservationTimeoutMs: 60_000,
+  /** Sessions that a source serves at once. */
+  sessionsMax: 4,
+  /** Data channels of one session. */
+  sessionChannelsMax: 16,
+  /** Items that a plan may have. */
+  planItemsMax: 1_000_000,
+  /** Bytes of files in one data frame; at most `PATCH_BYTES_MAX`. */
+  patchBytes: 512 * 1024,
+} as const;
+
+export type StreamLimits = Readonly<Record<keyof typeof STREAM_LIMITS, number>>;
+
+/** Bytes of the base that the hashes of one frame cover, and the most that a source reads without a word. */
+export const HASHED_BYTES = 4 * 1024 * 1024;
+/** Bytes of files in one data frame that a receiver accepts. */
+export const PATCH_BYTES_MAX = 1024 * 1024;
+/** A MessagePack message of either side. */
+export const MESSAGE_BYTES_MAX = 128 * 1024;
+/** Items in one message of a plan. */
+export const ITEMS_PER_MESSAGE = 1_000;
+/** Data channels of a restore, where the caller does not say. */
+export const CONNECTIONS = 4;
+
+/** `receiveBufferBytes` of the receiver's connections: data frames have memory of their own, so less is read ahead. */
+export const RECEIVE_BUFFER_BYTES = 128 * 1024;

@@ -1,0 +1,114 @@
+/** One channel of a restore: messages and frames both ways, counted, and given up where the other side stalls. */
+import { NostosError } from '../../base/errors.ts';
+import type { Channel } from '../../wire/channel.ts';
+import { encodePatch, protocolError, type Patch } from './frames.ts';
+import { STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import { encodeMessage, errorOf, parseAnswer, type Answer, type AnswerOf, type Message } from './messages.ts';
+import type { Timers } from './timers.ts';
+
+/** What a frame costs on the wire beside its payload. */
+const FRAME_PREFIX_BYTES = 4;
+/** A data frame as large as a source of ours makes them; a larger one gets memory of its own. */
+const BUFFER_BYTES = STREAM_LIMITS.patchBytes + 16 * 1024;
+
+/** One that arrives, one that is looked at, one that leaves. */
+const BUFFERS = 3;
+
+export interface PeerDeps {
+  readonly timers: Timers;
+  readonly limits: StreamLimits;
+}
+
+export class Peer {
+  readonly channel: Channel;
+  readonly #deps: PeerDeps;
+  bytesSent = 0;
+  bytesReceived = 0;
+  readonly #buffers: Buffer[] = [];
+  /** Set once the channel is of no more use: nothing that is sent would arrive. */
+  isLost = false;
+
+  constructor(channel: Channel, deps: PeerDeps) {
+    this.channel = channel;
+    this.#deps = deps;
+  }
+
+  /** Buffers that take turns: one is filled while the one before it leaves, to the network or to the disk. */
+  buffer(turn: number): Buffer {
+    return (this.#buffers[turn % BUFFERS] ??= Buffer.allocUnsafeSlow(BUFFER_BYTES));
+  }
+
+  send(message: Message): Promise<void> {
+    return this.sendFrame(...encodeMessage(message));
+  }
+
+  async sendPatch(patch: Patch): Promise<void> {
+    await this.sendFrame(...encodePatch(patch));
+  }
+
+  async sendFrame(...pieces: readonly Uint8Array[]): Promise<void> {
+    this.bytesSent += pieces.reduce((sum, piece) => sum + piece.length, FRAME_PREFIX_BYTES);
+    const timeoutMs = this.#deps.limits.stallTimeoutMs;
+    const { promise: stalled, reject } = Promise.withResolvers<never>();
+    const callOff = this.#deps.timers.after(timeoutMs, () => reject(this.#stalled('took nothing', timeoutMs)));
+    try {
+      await Promise.race([this.channel.send(...pieces), stalled]);
+    } catch (error) {
+      this.isLost = true;
+      throw error;
+    } finally {
+      callOff();
+    }
+  }
+
+  /** The next frame, in `into` where it fits; an error once the peer has sent nothing for `timeoutMs`. */
+  async receive(
+    signal: AbortSignal,
+    { timeoutMs = this.#deps.limits.stallTimeoutMs, into }: { timeoutMs?: number; into?: Uint8Array } = {},
+  ): Promise<Uint8Array> {
+    try {
+      const frame = await this.channel.receive(timeoutMs, { signal, into });
+      if (frame === null) throw this.#stalled('sent nothing', timeoutMs);
+      this.bytesReceived += frame.length + FRAME_PREFIX_BYTES;
+      return frame;
+    } catch (error) {
+      // A receive that was called off leaves the channel as it is.
+      if (!signal.aborted) this.isLost = true;
+      throw error;
+    }
+  }
+
+  /** The next message that is more than a sign of life; an error that the peer reports is thrown. */
+  async receiveAnswer(signal: AbortSignal): Promise<Answer> {
+    const { timers, limits } = this.#deps;
+    const startedMs = timers.monotonicMs();
+    for (;;) {
+      const answer = parseAnswer(await this.receive(signal));
+      if (answer.kind === 'error') throw errorOf(answer);
+      if (answer.kind !== 'wait') return answer;
+      if (timers.monotonicMs() - startedMs > limits.progressTimeoutMs)
+        throw this.#stalled('made no progress', limits.progressTimeoutMs);
+    }
+  }
+
+  /** The same, where only one kind will do. */
+  async expect<Kind extends Answer['kind']>(kind: Kind, signal: AbortSignal): Promise<AnswerOf<Kind>> {
+    const answer = await this.receiveAnswer(signal);
+    if (answer.kind !== kind) throw protocolError(`"${answer.kind}" where "${kind}" was due`);
+    return answer as AnswerOf<Kind>;
+  }
+
+  stalledInItem(name: string): NostosError {
+    return this.#stalled(`made no progress with ${name}`, this.#deps.limits.progressTimeoutMs);
+  }
+
+  #stalled(how: string, timeoutMs: number): NostosError {
+    this.isLost = true;
+    this.channel.close();
+    return new NostosError(
+      'NETWORK_TIMEOUT',
+      `${this.channel.peer} ${how} for ${timeoutMs} ms; the connection is given up, and a further run goes on from here`,
+      { details: { peer: this.channel.peer, timeoutMs } },
+    );
+  }
+}
