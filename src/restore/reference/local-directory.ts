@@ -199,7 +199,6 @@ function swapByPlan(disk: Disk, dir: string, plan: Plan): void {
     if (!arrived.has(from) && present.has(from) && !present.has(to)) disk.rename(join(dir, from), join(dir, to));
   disk.syncDirectory(dir);
   for (const file of waiting) disk.rename(join(dir, STAGING, file.staged), join(dir, file.name));
-  disk.syncDirectory(dir);
   for (const name of plan.remove) if (present.has(name)) disk.remove(join(dir, name));
   disk.syncDirectory(dir);
   removeStaging(disk, dir);
@@ -241,7 +240,7 @@ function checkPresent(disk: Disk, dir: string, planPath: string, file: Plan['fil
   if (there !== undefined && digestOf(disk, there) === file.blake3) return;
   throw new NostosError(
     'RESTORE_UNFINISHED',
-    `${planPath} says how to finish a restore that was cut off, but ${JSON.stringify(file.name)} of it is ${there === undefined ? 'gone' : 'changed'}; nothing was done. Put it back, or remove ${planPath} and restore again`,
+    `${planPath} says how to finish a restore that was cut off, but ${JSON.stringify(file.name)} of it is gone or changed; nothing was done. Put it back, or remove ${planPath} and restore again`,
     { details: { dir, planPath, name: file.name } },
   );
 }
