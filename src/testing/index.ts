@@ -4,6 +4,8 @@ export type { InjectedFault, Step, StepKind } from './faulty-disk.ts';
 export { VirtualClock } from './virtual-clock.ts';
 export { coordinatorCompliance, groupRecord } from './coordinator-compliance.ts';
 export type { CoordinatorFactory, CoordinatorUnderTest } from './coordinator-compliance.ts';
+export { channelCompliance, COMPLIANCE_FRAME_BYTES_MAX } from './channel-compliance.ts';
+export type { ChannelsUnderTest } from './channel-compliance.ts';
 export { diskCompliance } from './disk-compliance.ts';
 export type { DiskUnderTest } from './disk-compliance.ts';
 export { simulateLog } from './log-simulation.ts';
