@@ -2,7 +2,7 @@
  * Says across threads that what was held for a reader is held no more, and why. It is lowered before anything changes:
  * whoever finds it up after reading has read what was held.
  */
-import { NostosError, deserializeError } from '../base/errors.ts';
+import { deserializeError, type NostosError } from '../base/errors.ts';
 
 const FLAG = 0;
 const MOVES = 1;

@@ -157,7 +157,7 @@ function makeDirectory(dir: string): void {
 
 function checkListen({ host, port }: NonNullable<NodeOptions['listen']>): void {
   if (host !== undefined && (typeof host !== 'string' || host.length === 0))
-    throw new NostosError('INVALID_ARGUMENT', `listen.host must be an address or a name, got ${String(host)}`);
+    throw new NostosError('INVALID_ARGUMENT', `listen.host must be an address or a name, got ${JSON.stringify(host)}`);
   if (!Number.isInteger(port) || port < 0 || port > 65_535)
     throw new NostosError('INVALID_ARGUMENT', `listen.port must be 0 to 65535, got ${String(port)}`);
 }

@@ -261,10 +261,9 @@ export class NodeRestoreHost implements RestoreHost {
       renewedAtMs: nowMs,
     };
     this.#sessions.set(session.id, session);
-    this.#timer ??= setInterval(
-      () => (this.#ticking ??= this.#tick().finally(() => (this.#ticking = undefined))),
-      Math.min(TICK_MAX_MS, Math.max(10, this.#limits.reservationTimeoutMs / 8)),
-    ).unref();
+    const tick = (): void => void (this.#ticking ??= this.#tick().finally(() => (this.#ticking = undefined)));
+    const everyMs = Math.min(TICK_MAX_MS, Math.max(10, this.#limits.reservationTimeoutMs / 8));
+    this.#timer ??= setInterval(tick, everyMs).unref();
     return session;
   }
 

@@ -453,10 +453,10 @@ export class TenantStore {
     }
   }
 
-  #endHold(error?: NostosError): void {
+  #endHold(reason?: NostosError): void {
     const held = this.#held;
     if (held === undefined) return;
-    if (error !== undefined) for (const holder of held.holders) holder.onLost(error);
+    if (reason !== undefined) for (const holder of held.holders) holder.onLost(reason);
     this.#held = undefined;
     held.guard.close();
     if (this.#closed || this.#writer === undefined) return;
