@@ -114,8 +114,9 @@ export class ByteStream {
     socket.on('end', () => this.#end());
     socket.on('error', (error) => this.fail(connectionError(error, this.peer)));
     socket.on('close', () => {
-      this.fail(this.#closedByPeer());
       this.#gone.resolve();
+      // After an end in good order, what was received can still be read.
+      if (!this.#ended) this.fail(this.#closedByPeer());
     });
     if (socket.readableEnded) this.#end();
     if (socket.destroyed) this.fail(this.#closedByPeer());
@@ -181,14 +182,19 @@ export class ByteStream {
     this.#queue.clear();
     this.#waiter?.fail(this.#closedByUs());
     this.#lost.abort(this.#closedByUs());
+    // A peer that waits for us to read would not take what is still to leave.
     this.#socket.resume();
     this.#pump();
   }
 
   /** Ends it at once, with this as what readers and writers get. */
   fail(error: NostosError): void {
-    this.#failure ??= error;
     this.#socket.destroy();
+    this.#over(error);
+  }
+
+  #over(error: NostosError): void {
+    this.#failure ??= error;
     clearTimeout(this.#writeTimer);
     this.#lost.abort(this.#failure);
     this.#waiter?.attempt();
@@ -196,7 +202,7 @@ export class ByteStream {
   }
 
   #arrived(chunk: Uint8Array): void {
-    if (this.#closed) return;
+    if (this.#closed || this.#broken) return;
     this.#queue.push(chunk);
     this.#unseenBytes += chunk.length;
     if (this.#unseenBytes >= PROGRESS_BYTES) this.#alive();
@@ -219,7 +225,8 @@ export class ByteStream {
     } catch (error) {
       this.#broken = true;
       this.#queue.clear();
-      this.fail(error as NostosError);
+      this.#over(error as NostosError);
+      this.#linger();
       throw error;
     }
     if (message !== undefined) this.#quietMs = this.#unseenBytes = 0;
@@ -357,7 +364,8 @@ export class ByteStream {
 
   #linger(): void {
     clearTimeout(this.#writeTimer);
-    this.#socket.end();
+    if (this.#socket.destroyed) return;
+    this.#socket.resume().end();
     const timer = setTimeout(() => this.#socket.destroy(), LINGER_MS);
     this.#socket.once('close', () => clearTimeout(timer));
   }

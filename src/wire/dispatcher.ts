@@ -161,7 +161,7 @@ export class TcpServiceDispatcher {
   }
 
   #refuse(error: NostosError): void {
-    const reason = String(error.details['reason'] ?? error.code);
+    const { reason = error.code } = error.details as { reason?: string };
     this.#refused.set(reason, (this.#refused.get(reason) ?? 0) + 1);
     tell(() => this.#options.onRefused?.(error));
   }
