@@ -96,8 +96,9 @@ export class BodyParser {
   /** No more bytes will come: throws unless the body is whole. */
   finish(source: string): void {
     if (this.done) return;
+    // A frame that came whole, and holds only a part, would come again like that.
     throw new NostosError(
-      'NETWORK_FAILED',
+      this.#consumed === this.#options.bodyBytes ? 'PROTOCOL_ERROR' : 'NETWORK_FAILED',
       `what ${source} sent ends ${this.place}, after ${this.#consumed} bytes; its own log says why. Nothing was changed, restore again`,
       { details: { place: this.place, bytes: this.#consumed } },
     );
