@@ -93,15 +93,12 @@ export async function rawServer(t: TestContext, serve: (socket: Socket) => void)
 export async function untilEnd(socket: Socket, timeoutMs = 5_000): Promise<Buffer> {
   const chunks: Buffer[] = [];
   socket.on('data', (chunk: Buffer) => chunks.push(chunk));
-  if (!socket.readableEnded && !socket.destroyed) {
-    const signal = AbortSignal.timeout(timeoutMs);
-    const ended = new AbortController();
-    await Promise.race([
-      once(socket, 'end', { signal: AbortSignal.any([signal, ended.signal]) }),
-      once(socket, 'close', { signal: AbortSignal.any([signal, ended.signal]) }),
-    ]).catch((error: unknown) => assert.fail(`the peer did not end: ${String(error)}`));
-    ended.abort();
-  }
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const timer = setTimeout(() => reject(new Error(`the peer did not end in ${timeoutMs} ms`)), timeoutMs);
+  socket.once('end', resolve).once('close', resolve);
+  if (socket.readableEnded || socket.destroyed) resolve();
+  await promise;
+  clearTimeout(timer);
   return Buffer.concat(chunks);
 }
 

@@ -390,11 +390,13 @@ export function connectionError(error: Error, peer: string): NostosError {
   if (error instanceof NostosError) return error;
   if (code === 'ECONNRESET' || code === 'EPIPE' || code.startsWith('ERR_STREAM_'))
     return new NostosError('CHANNEL_CLOSED', `${peer} closed the connection`, { cause: error });
-  if (/^ERR_(?:SSL|TLS)_|CERT|_ISSUER_|SIGNATURE/.test(code))
-    return new NostosError('PEER_REFUSED', `the TLS handshake with ${peer} failed: ${error.message}`, {
+  if (/^ERR_(?:SSL|TLS)_/.test(code)) {
+    const { reason = error.message } = error as { reason?: string };
+    return new NostosError('PEER_REFUSED', `${peer} and this side do not agree on TLS: ${reason}`, {
       cause: error,
-      details: { reason: code },
+      details: { peer, reason: code },
     });
+  }
   // Where a name has several addresses, each of them failed.
   const each = error instanceof AggregateError ? error.errors.map((one: Error) => one.message) : [error.message];
   return new NostosError(code === 'ETIMEDOUT' ? 'NETWORK_TIMEOUT' : 'NETWORK_FAILED', `${peer}: ${each.join('; ')}`, {

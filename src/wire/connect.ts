@@ -7,14 +7,14 @@ import {
   type SecureContext,
   type TLSSocket,
 } from 'node:tls';
-import { NostosError } from '../base/errors.ts';
+import { isNostosError, NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { parseAddress } from './address.ts';
 import { ByteStream, Intake, connectionError, type ByteStreamOptions } from './byte-stream.ts';
 import type { Channel } from './channel.ts';
 import { encodePreamble } from './preamble.ts';
 import { SocketChannel, type SocketChannelOptions } from './socket-channel.ts';
-import { checkIdentity, type TlsIdentity } from './tls-identity.ts';
+import { checkIdentity, refused, type TlsIdentity } from './tls-identity.ts';
 
 export interface ClientTls extends TlsIdentity {
   /** The node that must be at the other end. Without it, the certificate must be for the host name that is connected to. */
@@ -111,7 +111,11 @@ async function established(
   const timer = setTimeout(() => reject(late), connectTimeoutMs);
   // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- the reason of a signal is the caller's
   const cancelled = (): void => reject(signal!.reason);
-  const failed = (error: Error): void => reject(connectionError(error, address));
+  const failed = (error: Error): void => {
+    const { authorizationError: reason } = socket as Partial<TLSSocket>;
+    const ours = isNostosError(error) || !reason;
+    reject(ours ? connectionError(error, address) : refused(address, String(reason), error.message, error));
+  };
   const closed = (): void => reject(new NostosError('CHANNEL_CLOSED', `${address} closed the connection`));
   signal?.addEventListener('abort', cancelled, { once: true });
   socket.once(event, resolve).on('error', failed).once('close', closed);

@@ -5,7 +5,7 @@
 import { lookup } from 'node:dns/promises';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { createServer as createTlsServer, type Server as TlsServer, type TLSSocket } from 'node:tls';
-import { NostosError } from '../base/errors.ts';
+import { isNostosError, NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { formatAddress, isLoopbackIp, parseAddress, plainIp } from './address.ts';
 import { ByteStream, connectionError, type ByteStreamOptions } from './byte-stream.ts';
@@ -127,7 +127,7 @@ export class Listener {
         this.#accept(new ByteStream(socket, { ...this.#options, peerNode: identity.node }));
       } catch (error) {
         socket.on('error', () => {}).destroy();
-        this.#refuse(error as NostosError);
+        this.#refuse(isNostosError(error) ? error : refused(peer, 'ALLOW_FAILED', 'allowNodes failed', error));
       }
     });
     server.on('tlsClientError', (error: NodeJS.ErrnoException, socket) => {
