@@ -148,9 +148,10 @@ export class RestoreClient {
       run.tail(tail);
       await this.#fetchSome(tail, { target, run, signal, fail: (error) => failed.abort(error) });
     } catch (error) {
-      await this.close();
       // What came first is the cause; the rest is what calling it off looks like.
-      throw signal.aborted ? (signal.reason as Error) : error;
+      const cause: unknown = signal.aborted ? signal.reason : error;
+      await this.close();
+      throw cause;
     }
     return {
       items: run.items,
@@ -290,12 +291,17 @@ class ItemList {
   }
 }
 
+/** How long a client that ends waits for the source to have let go. */
+const END_TIMEOUT_MS = 2_000;
+
 /** The control channel: says that we live, hears when the session fails, and asks for the tail. */
 class Control {
   readonly #peer: Peer;
   readonly #deps: PeerDeps;
   readonly #over = new AbortController();
   readonly #reading: Promise<void>;
+  readonly #queue: Answer[] = [];
+  #ending = false;
   #asked: { readonly answered: (answer: Answer) => void; readonly failed: (error: Error) => void } | undefined;
 
   constructor(peer: Peer, deps: PeerDeps, onFailure: (error: Error) => void) {
@@ -323,12 +329,20 @@ class Control {
     return list.items;
   }
 
-  /** Tells the source that it may let go, and waits shortly for it to have heard. */
+  /** Tells the source that it may let go, and waits a moment for it to have done so. */
   async end(): Promise<void> {
     if (this.#over.signal.aborted) return;
-    this.#over.abort(new NostosError('CLOSED', 'The client of this restore was closed'));
-    await this.#peer.send({ kind: 'end' }).catch(() => undefined);
-    await this.#reading;
+    this.#ending = true;
+    const over = new AbortController();
+    try {
+      const late = sleep(this.#deps.timers, END_TIMEOUT_MS, over.signal);
+      late.catch(() => undefined);
+      const ended = this.#peer.send({ kind: 'end' }).then(() => this.#reading);
+      await Promise.race([ended, late]).catch(() => undefined);
+    } finally {
+      over.abort();
+      this.#over.abort(new NostosError('CLOSED', 'The client of this restore was closed'));
+    }
   }
 
   async #ask(kind: 'tail', signal: AbortSignal): Promise<Answer> {
@@ -337,8 +351,6 @@ class Control {
     await this.#peer.send({ kind });
     return await answer;
   }
-
-  #queue: Answer[] = [];
 
   #next(signal: AbortSignal): Promise<Answer> {
     const queued = this.#queue.shift();
@@ -361,6 +373,7 @@ class Control {
   async #read(): Promise<void> {
     for (;;) {
       const answer = await this.#peer.receiveAnswer(this.#over.signal);
+      if (answer.kind === 'ended' && this.#ending) return;
       if (this.#asked !== undefined) this.#asked.answered(answer);
       else if (this.#queue.length < 2) this.#queue.push(answer);
       else throw protocolError(`"${answer.kind}" that nobody asked for`);

@@ -13,6 +13,7 @@ const decompress = promisify(zstdDecompress);
 const LEVEL = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
 /** Frames between two samples, and before the first one. */
 const SAMPLE_EVERY = 16;
+const SAMPLE_FIRST = 4;
 /** Below this a frame is all header. */
 const COMPRESSED_BYTES_MIN = 4096;
 
@@ -77,7 +78,7 @@ export class Compressor {
   async compress(data: Uint8Array): Promise<Uint8Array | undefined> {
     if (this.#mode === 'off' || data.length < COMPRESSED_BYTES_MIN) return undefined;
     this.#frames += 1;
-    const sampling = this.#mode === 'auto' && this.#frames % SAMPLE_EVERY === 0;
+    const sampling = this.#mode === 'auto' && this.#frames % SAMPLE_EVERY === SAMPLE_FIRST;
     if (this.#mode === 'auto' && !sampling && !this.#pays) return undefined;
     const linkBytesPerSecond = this.#link.bytesPerSecond;
     const sample = sampling && !this.#pays ? data.subarray(0, data.length >> 2) : data;

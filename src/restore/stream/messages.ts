@@ -16,7 +16,17 @@ export const VERSIONS: Versions = { service: STREAM_SERVICE_NAME, least: 1, grea
 
 const count = z.int().nonnegative();
 const hex128 = z.string().regex(/^[0-9a-f]{32}$/);
-const name = z.string().max(300).transform(parseItemName);
+const name = z
+  .string()
+  .max(300)
+  .transform((text, context) => {
+    try {
+      return parseItemName(text);
+    } catch (error) {
+      context.addIssue((error as Error).message);
+      return z.NEVER;
+    }
+  });
 const label = z.string().max(256);
 const attributes = z
   .record(z.string().max(64), z.union([z.string().max(1024), z.number()]))

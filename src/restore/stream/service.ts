@@ -124,6 +124,7 @@ export class RestoreService implements ServiceHandler {
       this.#sessions.delete(id);
       await session.close();
     }
+    await peer.send({ kind: 'ended' });
   }
 
   async #data(peer: Peer, id: string, signal: AbortSignal): Promise<void> {
@@ -193,7 +194,7 @@ class Session {
           break;
         }
         case 'end':
-          return await control.send({ kind: 'ended' });
+          return;
         default:
           throw protocolError(`"${request.kind}" on a control channel`);
       }
