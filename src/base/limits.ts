@@ -55,6 +55,8 @@ export const DEFAULT_LIMITS = {
   idleTimeoutMs: 300_000,
   /** A peer may leave the next 256 KiB that are sent to it untaken for so long. */
   writeTimeoutMs: 30_000,
+  /** A handler whose peer has ended its side, and takes nothing either for so long, is aborted. */
+  halfOpenTimeoutMs: 5_000,
   /** Connections of peers to one dispatcher. */
   peerConnectionsMax: 256,
   /** Connections to one dispatcher from one address. */

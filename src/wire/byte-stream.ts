@@ -26,6 +26,8 @@ export interface ByteStreamOptions {
   readonly writeTimeoutMs?: number | undefined;
   /** Fails a read when the peer that it waits for sends neither a message nor 64 KiB of one for so long. */
   readonly idleTimeoutMs?: number | undefined;
+  /** A peer that has ended its side of a half-open socket, and takes nothing for so long, is lost. */
+  readonly halfOpenTimeoutMs?: number | undefined;
 }
 
 export interface ReadOptions {
@@ -83,6 +85,7 @@ export class ByteStream {
   readonly #receiveBufferBytes: number;
   readonly #writeTimeoutMs: number;
   readonly #idleTimeoutMs: number;
+  readonly #halfOpenTimeoutMs: number;
   readonly #lost = new AbortController();
   readonly #gone = Promise.withResolvers<void>();
   readonly #queue = new ByteQueue();
@@ -90,6 +93,7 @@ export class ByteStream {
   /** How long the peer has been waited for without a sign of life, over several reads. */
   #quietMs = 0;
   #unseenBytes = 0;
+  #heard = false;
   #ended = false;
   /** What came does not follow the protocol, so nothing after it can be understood. */
   #broken = false;
@@ -98,6 +102,7 @@ export class ByteStream {
   #outgoing: Outgoing[] = [];
   #writing = false;
   #writeTimer: NodeJS.Timeout | undefined;
+  #halfOpenTimer: NodeJS.Timeout | undefined;
 
   /** Of a connected socket, from which nothing was read yet; with the intake that it was made with, if any. */
   constructor(socket: Socket, options: ByteStreamOptions = {}, intake?: Intake) {
@@ -107,6 +112,7 @@ export class ByteStream {
     this.#receiveBufferBytes = options.receiveBufferBytes ?? DEFAULT_LIMITS.receiveBufferBytes;
     this.#writeTimeoutMs = options.writeTimeoutMs ?? DEFAULT_LIMITS.writeTimeoutMs;
     this.#idleTimeoutMs = options.idleTimeoutMs ?? Infinity;
+    this.#halfOpenTimeoutMs = options.halfOpenTimeoutMs ?? DEFAULT_LIMITS.halfOpenTimeoutMs;
     socket.setNoDelay(true);
     socket.setKeepAlive(true, 30_000);
     if (intake === undefined) socket.on('data', (chunk: Buffer) => this.#arrived(chunk));
@@ -127,7 +133,10 @@ export class ByteStream {
     return !this.#closed && !this.#ended && this.#failure === undefined;
   }
 
-  /** Aborted once nothing more can come: closed, failed, or the peer has ended and all it sent was read. */
+  /**
+   * Aborted once there is no peer to work for: closed, failed, or the peer has ended and all it sent was read. Where it
+   * may have ended its own side only, that is once it takes nothing either.
+   */
   get lost(): AbortSignal {
     return this.#lost.signal;
   }
@@ -181,6 +190,7 @@ export class ByteStream {
     this.#closed = true;
     this.#queue.clear();
     this.#waiter?.fail(this.#closedByUs());
+    clearTimeout(this.#halfOpenTimer);
     this.#lost.abort(this.#closedByUs());
     // A peer that waits for us to read would not take what is still to leave.
     this.#socket.resume();
@@ -196,6 +206,7 @@ export class ByteStream {
   #over(error: NostosError): void {
     this.#failure ??= error;
     clearTimeout(this.#writeTimer);
+    clearTimeout(this.#halfOpenTimer);
     this.#lost.abort(this.#failure);
     this.#waiter?.attempt();
     for (const { failed } of this.#outgoing.splice(0)) failed?.(this.#failure);
@@ -203,6 +214,7 @@ export class ByteStream {
 
   #arrived(chunk: Uint8Array): void {
     if (this.#closed || this.#broken) return;
+    this.#heard = true;
     this.#queue.push(chunk);
     this.#unseenBytes += chunk.length;
     if (this.#unseenBytes >= PROGRESS_BYTES) this.#alive();
@@ -214,7 +226,15 @@ export class ByteStream {
   #end(): void {
     this.#ended = true;
     if (this.#waiter !== undefined) this.#waiter.attempt();
-    else if (this.#queue.bytes === 0) this.#lost.abort(this.#closedByPeer());
+    else this.#drained();
+  }
+
+  /** The peer has ended, and what it sent may all be read. */
+  #drained(): void {
+    if (!this.#ended || this.#queue.bytes > 0 || this.#halfOpenTimer !== undefined) return;
+    const abort = (): void => this.#lost.abort(this.#closedByPeer());
+    if (!this.#socket.allowHalfOpen) abort();
+    else if (!this.#lost.signal.aborted) this.#halfOpenTimer = startTimer(this.#halfOpenTimeoutMs, abort)?.unref();
   }
 
   #parse<T>(parser: Parser<T>): T | undefined {
@@ -230,7 +250,7 @@ export class ByteStream {
       throw error;
     }
     if (message !== undefined) this.#quietMs = this.#unseenBytes = 0;
-    if (this.#ended && this.#queue.bytes === 0) this.#lost.abort(this.#closedByPeer());
+    this.#drained();
     if (this.#socket.isPaused() && this.#queue.readAhead < this.#receiveBufferBytes / 2) this.#socket.resume();
     return message;
   }
@@ -338,6 +358,7 @@ export class ByteStream {
         return;
       }
       this.#alive();
+      this.#halfOpenTimer?.refresh();
       for (const { sent } of batch) sent?.();
       this.#pump();
     });
@@ -375,7 +396,8 @@ export class ByteStream {
   }
 
   #closedByPeer(): NostosError {
-    return new NostosError('CHANNEL_CLOSED', `${this.peer} closed the connection`);
+    const why = this.#heard ? '' : ' and sent nothing; it may not have this service, or not let this side in';
+    return new NostosError('CHANNEL_CLOSED', `${this.peer} closed the connection${why}`);
   }
 }
 

@@ -33,7 +33,10 @@ export interface Channel {
 }
 
 export interface ServiceContext {
-  /** Aborted when the dispatcher stops, or the channel is lost: closed, failed, or ended by its peer and all read. */
+  /**
+   * Aborted when the dispatcher stops, or the channel is lost: closed, failed, or ended by its peer, all read, and
+   * nothing taken by it for `halfOpenTimeoutMs`: it may have ended its own side only.
+   */
   readonly signal: AbortSignal;
 }
 

@@ -241,7 +241,7 @@ test('the signal of a handler is aborted when its peer goes, however it goes', a
       contexts.resolve(context);
       await once(context.signal, 'abort');
     });
-    const { dispatcher, address } = await startDispatcher(t, [waits]);
+    const { dispatcher, address } = await startDispatcher(t, [waits], { halfOpenTimeoutMs: 50 });
     const client = await rawClient(t, address);
     client.write(preamble('WAITS'));
     const { signal } = await contexts.promise;
@@ -252,18 +252,35 @@ test('the signal of a handler is aborted when its peer goes, however it goes', a
   }
 });
 
+test('a peer that has ended its own side gets all of its answer', async (t) => {
+  const slow = handler('SLOW', async (channel, { signal }) => {
+    await channel.receive(SOON_MS);
+    for (let part = 0; part < 10; part++) {
+      await sleep(30);
+      signal.throwIfAborted();
+      await channel.send(new Uint8Array(500_000));
+    }
+  });
+  const { dispatcher, address } = await startDispatcher(t, [slow], { halfOpenTimeoutMs: 200 });
+  const client = await rawClient(t, address);
+  client.end(Buffer.concat([preamble('SLOW'), frame('go')]));
+  assert.equal((await untilEnd(client)).length, 10 * 500_004);
+  assert.equal(dispatcher.stats.handlerErrors, 0);
+});
+
 test('frames that came before the peer left are received before the signal is aborted', async (t) => {
   const results = Promise.withResolvers<boolean[]>();
   const counts = handler('COUNTS', async (channel, { signal }) => {
-    await sleep(50);
+    await sleep(100);
     const states = [signal.aborted];
     await channel.receive(SOON_MS);
     states.push(signal.aborted);
     await channel.receive(SOON_MS);
+    await sleep(100);
     states.push(signal.aborted);
     results.resolve(states);
   });
-  const { address } = await startDispatcher(t, [counts]);
+  const { address } = await startDispatcher(t, [counts], { halfOpenTimeoutMs: 20 });
   const client = await rawClient(t, address);
   client.end(Buffer.concat([preamble('COUNTS'), frame('one'), frame('two')]));
   assert.deepEqual(await results.promise, [false, false, true]);

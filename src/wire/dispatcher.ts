@@ -42,7 +42,11 @@ export class TcpServiceDispatcher {
   constructor(address: string, options: DispatcherOptions = {}) {
     this.#options = { ...options, idleTimeoutMs: options.idleTimeoutMs ?? DEFAULT_LIMITS.idleTimeoutMs };
     const onRefused = (error: NostosError): void => this.#refuse(error);
-    this.#listener = new Listener(address, { ...this.#options, onRefused }, (stream) => void this.#accept(stream));
+    this.#listener = new Listener(
+      address,
+      { ...this.#options, halfOpen: true, onRefused },
+      (stream) => void this.#accept(stream),
+    );
   }
 
   /** Replaces the handler of the same name, for connections to come. */

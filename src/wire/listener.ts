@@ -24,7 +24,7 @@ export interface ListenOptions extends Omit<ByteStreamOptions, 'peerNode'> {
   readonly peerConnectionsMax?: number | undefined;
   readonly connectionsPerAddressMax?: number | undefined;
   readonly preambleTimeoutMs?: number | undefined;
-  /** A peer that has ended its side can still be written to. Channels end both sides. */
+  /** A peer that has ended its side can still be written to; not with TLS. */
   readonly halfOpen?: boolean | undefined;
   /** Each connection that was refused, with the reason in `details.reason`. */
   readonly onRefused?: ((error: NostosError) => void) | undefined;
@@ -61,18 +61,20 @@ export class Listener {
   async start(): Promise<string> {
     if (this.#server !== undefined) throw new NostosError('INVALID_ARGUMENT', `${this.address} is listened on already`);
     const { tls, halfOpen = false } = this.#options;
-    const server = createServer({ noDelay: true, allowHalfOpen: halfOpen }, (socket) => this.#connected(socket));
+    const allowHalfOpen = halfOpen && tls === undefined;
+    const server = createServer({ noDelay: true, allowHalfOpen }, (socket) => this.#connected(socket));
     this.#server = server;
     try {
       if (tls !== undefined) this.#tls = this.#createTls(tls);
       const { port } = parseAddress(this.address);
       const host = await this.#ipToBind();
+      if (this.#server !== server) throw new NostosError('CLOSED', `${this.address} was closed while it was starting`);
       const { promise, resolve, reject } = Promise.withResolvers<void>();
       server.once('error', reject).listen({ host, port }, resolve);
       await promise;
       server.off('error', reject).on('error', () => {});
     } catch (error) {
-      this.#server = undefined;
+      if (this.#server === server) this.#server = undefined;
       throw connectionError(error as Error, `cannot listen on ${this.address}`);
     }
     const { address, port } = server.address() as AddressInfo;
@@ -117,7 +119,6 @@ export class Listener {
       requestCert: true,
       rejectUnauthorized: true,
       handshakeTimeout: this.#options.preambleTimeoutMs ?? DEFAULT_LIMITS.preambleTimeoutMs,
-      allowHalfOpen: this.#options.halfOpen ?? false,
     });
     server.on('secureConnection', (socket) => {
       const peer = peerOf(socket);
@@ -152,7 +153,7 @@ export class Listener {
       this.#refuse(new NostosError('QUEUE_FULL', `${peer} is refused: ${why}`, { details: { peer, reason } }));
       return;
     }
-    this.#sockets.add(socket);
+    this.#sockets.add(socket.on('error', () => {}));
     this.#perAddress.set(ip, here + 1);
     socket.once('close', () => {
       this.#sockets.delete(socket);
