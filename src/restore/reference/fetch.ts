@@ -106,16 +106,12 @@ function stager(staged: StagedRestore, onEvent: (event: RestoreEvent) => void): 
   };
 }
 
-const SOME_BYTES: Parser<Uint8Array> = {
-  next: (queue) => (queue.bytes === 0 ? undefined : queue.take(Math.min(queue.bytes, CHUNK_BYTES))),
-  inside: () => false,
-};
-
-/** Chunks as they come, as long as enough of them come. Only time that was spent waiting counts: our disk may be slow. */
+/** Chunks as they come, each in the memory of the one before, as long as enough of them come. Only time that was spent waiting counts: our disk may be slow. */
 class PatientReceiver {
   readonly #stream: ByteStream;
   readonly #clock: Clock;
   readonly #options: FetchOptions;
+  readonly #chunks: Parser<Uint8Array>;
   #waitedMs = 0;
   #bytes = 0;
 
@@ -123,6 +119,11 @@ class PatientReceiver {
     this.#stream = stream;
     this.#clock = clock;
     this.#options = options;
+    const buffer = new Uint8Array(CHUNK_BYTES);
+    this.#chunks = {
+      next: (queue) => (queue.bytes === 0 ? undefined : queue.take(Math.min(queue.bytes, CHUNK_BYTES), buffer)),
+      inside: () => false,
+    };
   }
 
   /** Undefined when the source has ended the connection. */
@@ -130,7 +131,7 @@ class PatientReceiver {
     const { stallTimeoutMs, progressBytesMin, signal } = this.#options;
     const startedMs = this.#clock.monotonicMs();
     const timeoutMs = Math.max(0, stallTimeoutMs - this.#waitedMs);
-    const chunk = await this.#stream.read(SOME_BYTES, { timeoutMs, signal }).catch((error: unknown) => {
+    const chunk = await this.#stream.read(this.#chunks, { timeoutMs, signal }).catch((error: unknown) => {
       if (isNostosError(error, 'CHANNEL_CLOSED')) return undefined;
       throw error;
     });
