@@ -32,14 +32,14 @@ const EDGES = new Set(['base', 'testing', 'node', 'cli']);
 /** Files of the ground floor and of features that touch the outside world, each an adapter around something pure. */
 const DRIVERS: readonly RegExp[] = [
   // Sockets, name lookups and their time limits; the files of a TLS identity.
-  /^src\/wire\/(?:byte-stream|connect|listener|dispatcher|tls-files)\.ts$/,
+  /^src\/wire\/(?:byte-stream|certificates|connect|listener|dispatcher|tls-files)\.ts$/,
   /^src\/coordination\/embedded\.ts$/,
   // Files of tenants: their creation, removal and copies.
   /^src\/store\/(?:tenant-store|create-tenant-file|export-file|import-source)\.ts$/,
   // The time limit of `transaction(async fn)`, which waits for the caller's own promises.
   /^src\/store\/tenant\.ts$/,
   // A plain directory as a source; what is fetched, on the disk; the timers of a transfer.
-  /^src\/restore\/(?:directory-source|stream\/(?:staged-file|timers))\.ts$/,
+  /^src\/restore\/(?:directory-source|stream\/(?:staged-file|timers|.*\.fixture))\.ts$/,
   // Files that the reference's restore serves.
   /^src\/restore\/reference\/(?:served-files|peers\.fixture)\.ts$/,
 ];

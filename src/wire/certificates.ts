@@ -4,6 +4,7 @@
  */
 import 'reflect-metadata';
 import { webcrypto } from 'node:crypto';
+import { isIP } from 'node:net';
 import {
   AuthorityKeyIdentifierExtension,
   BasicConstraintsExtension,
@@ -46,7 +47,6 @@ const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as con
 const DAY_MS = 24 * 60 * 60 * 1000;
 /** Clocks of other machines may be behind. */
 const BACKDATED_MS = 60 * 60 * 1000;
-const IP = /^(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$/;
 const DNS_NAME =
   /^(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$/;
 
@@ -133,8 +133,8 @@ function urisOf(certificate: X509Certificate): string[] {
 }
 
 function hostName(host: string): JsonGeneralName {
-  if (IP.test(host)) return { type: 'ip', value: host };
-  if (DNS_NAME.test(host)) return { type: 'dns', value: host };
+  if (isIP(host) !== 0) return { type: 'ip', value: host };
+  if (DNS_NAME.test(host) && !/^[\d.]+$/.test(host)) return { type: 'dns', value: host };
   throw new NostosError(
     'INVALID_ARGUMENT',
     `a host is a DNS name or an IP address without port and brackets, got ${JSON.stringify(host).slice(0, 300)}`,
