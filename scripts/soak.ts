@@ -1,22 +1,25 @@
 /**
  * `npm run soak`: what takes too long for every test run. kill -9 of a real process under load, again and again, and
- * power cuts on the writes that a process really made; every acknowledged write is checked.
+ * power cuts on the writes that a process really made; every acknowledged write is checked. kill -9 of either side of a
+ * network restore, which must then go on where it was.
  *
- * `npm run soak -- --rounds 200 --cuts 300 --seed 1`; 0 leaves one out.
+ * `npm run soak -- --rounds 200 --cuts 300 --restores 50 --seed 1`; 0 leaves one out.
  */
 import { parseArgs } from 'node:util';
 import { runKillRounds } from '../src/node/kill-harness.ts';
 import { runPowerCuts, straceRefusal } from '../src/node/power-cut.ts';
+import { runRestoreKills } from '../src/restore/stream/kill.fixture.ts';
 
 const { values } = parseArgs({
   options: {
     rounds: { type: 'string', default: '200' },
     cuts: { type: 'string', default: '300' },
+    restores: { type: 'string', default: '50' },
     seed: { type: 'string' },
     dir: { type: 'string' },
   },
 });
-const [rounds, cuts] = [Number(values.rounds), Number(values.cuts)];
+const [rounds, cuts, restores] = [Number(values.rounds), Number(values.cuts), Number(values.restores)];
 const seed = values.seed === undefined ? Math.floor(Math.random() * 2 ** 32) : Number(values.seed);
 
 if (rounds > 0) {
@@ -42,6 +45,17 @@ else if (cuts > 0) {
     seed,
     onProgress: ({ cut, step, acknowledged }) =>
       process.stdout.write(`${cut}: cut at step ${step}, ${acknowledged} acknowledged\n`),
+  });
+  process.stdout.write(`${JSON.stringify(report)}\n`);
+}
+
+if (restores > 0) {
+  process.stdout.write(`${restores} restores with seed ${seed}\n`);
+  const report = await runRestoreKills({
+    rounds: restores,
+    seed,
+    onProgress: ({ round, killed, share, resentShare }) =>
+      process.stdout.write(`${round}: killed the ${killed} at ${share}, then ${resentShare.toFixed(2)} was sent\n`),
   });
   process.stdout.write(`${JSON.stringify(report)}\n`);
 }

@@ -1,5 +1,5 @@
 /** A `RestoreSource` over the files of one plain directory; those whose names are no item names are left out. */
-import { closeSync, constants, fstatSync, openSync, readSync, readdirSync, statSync } from 'node:fs';
+import { closeSync, constants, fstatSync, lstatSync, openSync, readSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { diskError } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
@@ -18,10 +18,10 @@ export class DirectorySource implements RestoreSource {
   }
 
   #session(): SourceSession {
-    const items = readdirSync(this.#dir, { withFileTypes: true }).flatMap((entry): PlanItem[] => {
-      const name = entry.isFile() ? itemNameOf(entry.name) : undefined;
-      const stats = name && statSync(join(this.#dir, entry.name), { throwIfNoEntry: false });
-      return name === undefined || stats === undefined ? [] : [{ name, bytes: stats.size }];
+    const items = this.#list().flatMap((fileName): PlanItem[] => {
+      const name = itemNameOf(fileName);
+      const stats = name && lstatSync(join(this.#dir, fileName), { throwIfNoEntry: false });
+      return name !== undefined && stats?.isFile() === true ? [{ name, bytes: stats.size }] : [];
     });
     return {
       plan: {
@@ -39,6 +39,14 @@ export class DirectorySource implements RestoreSource {
       progress: () => undefined,
       close: () => Promise.resolve(),
     };
+  }
+
+  #list(): string[] {
+    try {
+      return readdirSync(this.#dir);
+    } catch (error) {
+      throw diskError('list', this.#dir, error);
+    }
   }
 }
 

@@ -30,7 +30,7 @@ async function transfer(
   staged.set(base);
   const patcher = new Patcher(
     NAME,
-    { read: (target, offset) => void target.set(staged.subarray(offset, offset + target.length)) },
+    { read: (target, offset) => target.set(staged.subarray(offset, offset + target.length)) },
     { bytes: content.length, baseBytes: base.length },
   );
   let [sentBytes, frames, hashedTo] = [0, 0, 0];
@@ -40,7 +40,7 @@ async function transfer(
     {
       bytes: content.length,
       attributes: {},
-      read: (target, offset) => void target.set(content.subarray(offset, offset + target.length)),
+      read: (target, offset) => target.set(content.subarray(offset, offset + target.length)),
       close: () => Promise.resolve(),
     },
     base.length,
