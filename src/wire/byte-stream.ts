@@ -402,7 +402,7 @@ export class ByteStream {
 }
 
 /** Undefined where the wait has no end. */
-function startTimer(ms: number, fire: () => void): NodeJS.Timeout | undefined {
+export function startTimer(ms: number, fire: () => void): NodeJS.Timeout | undefined {
   return ms === Infinity ? undefined : setTimeout(fire, Math.min(Math.max(ms, 0), TIMER_MAX_MS));
 }
 

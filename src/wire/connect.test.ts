@@ -22,6 +22,7 @@ import {
 } from '../testing/wire.fixture.ts';
 import { parseAddress } from './address.ts';
 import { createAuthority, createNodeCertificate } from './certificates.ts';
+import { TcpServiceDispatcher } from './dispatcher.ts';
 import { connectStream, connectToService, type ClientTls } from './connect.ts';
 import { Listener, type ServerTls } from './listener.ts';
 
@@ -41,6 +42,10 @@ test('names and addresses are checked before anything is sent', async (t) => {
   const address = await rawServer(t, () => (connections += 1));
   for (const [bad, name] of badArguments)
     await assert.rejects(connectToService(bad.replace('127.0.0.1:1', address), name), failsWith('INVALID_ARGUMENT'));
+  for (const limits of [{ frameBytesMax: 2 ** 32 }, { writeTimeoutMs: -1 }, { connectTimeoutMs: Number.NaN }]) {
+    await assert.rejects(connectToService(address, 'X', limits), failsWith('INVALID_ARGUMENT'));
+    assert.throws(() => new TcpServiceDispatcher(address, limits), failsWith('INVALID_ARGUMENT'));
+  }
   assert.equal(connections, 0);
 });
 

@@ -10,8 +10,9 @@ import {
 import { isNostosError, NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { parseAddress } from './address.ts';
-import { ByteStream, Intake, connectionError, type ByteStreamOptions } from './byte-stream.ts';
+import { ByteStream, Intake, connectionError, startTimer, type ByteStreamOptions } from './byte-stream.ts';
 import type { Channel } from './channel.ts';
+import { checkLimits } from './options.ts';
 import { encodePreamble } from './preamble.ts';
 import { SocketChannel, type SocketChannelOptions } from './socket-channel.ts';
 import { checkIdentity, refused, type TlsIdentity } from './tls-identity.ts';
@@ -43,6 +44,7 @@ export async function connectToService(
   options: ServiceConnectOptions = {},
 ): Promise<Channel> {
   const preamble = encodePreamble(name);
+  checkLimits(options);
   const stream = await connectStream(address, options);
   try {
     await stream.write([preamble]);
@@ -56,6 +58,7 @@ export async function connectToService(
 /** A connection as bytes, for protocols that are not made of frames. */
 export async function connectStream(address: string, options: ConnectOptions = {}): Promise<ByteStream> {
   const target = parseAddress(address);
+  checkLimits(options);
   if (target.port === 0) throw new NostosError('INVALID_ARGUMENT', `${address}: port 0 is for listening only`);
   options.signal?.throwIfAborted();
   const { tls } = options;
@@ -108,7 +111,7 @@ async function established(
 ): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const late = new NostosError('NETWORK_TIMEOUT', `${address} did not answer within ${connectTimeoutMs} ms`);
-  const timer = setTimeout(() => reject(late), connectTimeoutMs);
+  const timer = startTimer(connectTimeoutMs, () => reject(late));
   // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- the reason of a signal is the caller's
   const cancelled = (): void => reject(signal!.reason);
   const failed = (error: Error): void => {

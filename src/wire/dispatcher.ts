@@ -4,9 +4,10 @@
  */
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
-import type { ByteStream } from './byte-stream.ts';
+import { startTimer, type ByteStream } from './byte-stream.ts';
 import type { ServiceHandler } from './channel.ts';
 import { Listener, tell, type ListenOptions } from './listener.ts';
+import { checkLimits } from './options.ts';
 import { encodeServiceName, PreambleDecoder } from './preamble.ts';
 import { SocketChannel, type SocketChannelOptions } from './socket-channel.ts';
 
@@ -40,7 +41,7 @@ export class TcpServiceDispatcher {
 
   /** Does not bind. `address` is `host:port`; any host but loopback needs `tls`. */
   constructor(address: string, options: DispatcherOptions = {}) {
-    this.#options = { ...options, idleTimeoutMs: options.idleTimeoutMs ?? DEFAULT_LIMITS.idleTimeoutMs };
+    this.#options = { ...checkLimits(options), idleTimeoutMs: options.idleTimeoutMs ?? DEFAULT_LIMITS.idleTimeoutMs };
     const onRefused = (error: NostosError): void => this.#refuse(error);
     this.#listener = new Listener(
       address,
@@ -173,7 +174,7 @@ export class TcpServiceDispatcher {
 
 async function within(timeoutMs: number, work: Promise<unknown>): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, timeoutMs);
+  const timer = startTimer(timeoutMs, resolve);
   await Promise.race([work, promise]);
   clearTimeout(timer);
 }

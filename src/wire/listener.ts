@@ -10,6 +10,7 @@ import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { formatAddress, isLoopbackIp, parseAddress, plainIp } from './address.ts';
 import { ByteStream, connectionError, type ByteStreamOptions } from './byte-stream.ts';
 import { secureContext, subjectAltName } from './connect.ts';
+import { checkLimits } from './options.ts';
 import { checkIdentity, refused, type PeerIdentity, type TlsIdentity } from './tls-identity.ts';
 
 export interface ServerTls extends TlsIdentity {
@@ -44,7 +45,7 @@ export class Listener {
   constructor(address: string, options: ListenOptions, accept: (stream: ByteStream) => void) {
     parseAddress(address);
     this.address = address;
-    this.#options = options;
+    this.#options = checkLimits(options);
     this.#accept = accept;
   }
 
