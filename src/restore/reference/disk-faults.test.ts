@@ -23,7 +23,7 @@ const OLD: Files = {
 };
 const INCOMING: Files = { '00000001.ndb': 'new one', '00000002.ndb': 'new two', '00000003.ndb': 'new'.repeat(500) };
 const SET_ASIDE = Object.fromEntries(Object.entries(OLD).map(([name, text]) => [`${name}.bak`, text]));
-const SEEDS = Array.from({ length: 16 }, (_, i) => i);
+const SEEDS = Array.from({ length: 10 }, (_, i) => i);
 
 function oldDirectory(): FaultyDisk {
   const disk = new FaultyDisk({ directories: 'synced' });

@@ -21,7 +21,7 @@ import { NAME_BYTES_MAX, isLogFileName, nameProblem } from './file-name.ts';
 import type { RestoredFile } from './types.ts';
 
 export const STAGING = '.nostos-restore';
-const PLAN = 'plan.json';
+export const PLAN = 'plan.json';
 const READ_BYTES = 256 * 1024;
 
 const fileName = z.string().refine((name) => nameProblem(name, 'reference') === undefined);
@@ -138,7 +138,8 @@ export class StagedRestore {
   }
 
   #plan(retain: boolean): Plan {
-    const present = this.#disk.list(this.#dir);
+    // A name that is not UTF-8 is listed as another one, which is not there.
+    const present = this.#disk.list(this.#dir).filter((name) => this.#disk.exists(join(this.#dir, name)));
     const incoming = new Set(this.#files.map((file) => file.name));
     const leftovers = present.filter(
       (name) =>

@@ -33,6 +33,7 @@ import { RESTORE_LIMITS } from './types.ts';
 /** What the reference does not have. Limits have their defaults in `RESTORE_LIMITS`. */
 export interface NetworkRestoreOptions {
   readonly signal?: AbortSignal;
+  /** One that throws ends the run. */
   readonly onProgress?: (event: RestoreEvent) => void;
   /** `crc32` by default. */
   readonly trailer?: Trailer;

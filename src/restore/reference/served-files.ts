@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import { diskError } from '../../base/disk.ts';
 import { NostosError } from '../../base/errors.ts';
 import { isLogFileName, nameProblem } from './file-name.ts';
+import { PLAN, STAGING } from './local-directory.ts';
 
 export interface ListedFile {
   readonly name: string;
@@ -26,8 +27,15 @@ export interface ServedFile extends ListedFile {
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-/** With the sizes of now. */
+/** With the sizes of now. A directory between two states is not served. */
 export async function listLogFiles(dir: string): Promise<ListedFile[]> {
+  const plan = join(dir, STAGING, PLAN);
+  if ((await ifExists('stat', plan, () => stat(plan))) !== undefined)
+    throw new NostosError(
+      'RESTORE_UNFINISHED',
+      `${dir} is not served: a restore into it was cut off while it put files in place. Restore again, or call finishRestore`,
+      { details: { dir } },
+    );
   const names = (await attempt('list', dir, () => readdir(dir, { encoding: 'buffer' })))
     .sort(Buffer.compare)
     .map(decodeName)
