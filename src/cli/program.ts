@@ -8,6 +8,7 @@ import type { Io } from './io.ts';
 import { logVerb } from './log.ts';
 import { migrateVerb } from './migrate.ts';
 import { reportError } from './report-error.ts';
+import { restoreVerb } from './restore.ts';
 import { serveVerb } from './serve.ts';
 import { sqlVerb } from './sql.ts';
 import { statusVerb } from './status.ts';
@@ -44,6 +45,7 @@ export function buildProgram(io: Io): Command {
     migrateVerb,
     logVerb,
     verifyVerb,
+    restoreVerb,
     certsVerb,
   ])
     program.addCommand(build(io));

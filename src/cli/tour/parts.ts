@@ -7,4 +7,9 @@ export const PARTS: readonly TourPart[] = [
     title: 'A process is killed in the middle of its writes, and nothing that it acknowledged is lost.',
     run: async (context) => (await import('./crash.ts')).crash(context),
   },
+  {
+    name: 'restore',
+    title: 'A node’s directory is destroyed and brought back from a copy, by a process that is killed halfway.',
+    run: async (context) => (await import('./restore.ts')).restore(context),
+  },
 ];

@@ -137,7 +137,7 @@ async function stage(deps: RestoreDeps, options: RestoreOptions, found: Marker |
     const marker = begin(deps, options, found, feed);
     const { items, ...figures } = await feed.fetchAll(stagingTarget(disk, dir), {
       ...(signal === undefined ? {} : { signal }),
-      onProgress: (progress) => options.onProgress?.(asProgress(progress)),
+      onProgress: (progress) => options.onProgress?.(asProgress(progress, feed.plan.tailBytes ?? 0)),
     });
     tidyStaging(
       disk,
@@ -271,6 +271,8 @@ function makeRoot(disk: Disk, dir: string): void {
   }
 }
 
-function asProgress({ phase, bytesDone, bytesTotal, bytesOnWire }: FetchProgress): LocalProgress {
-  return { phase, done: bytesDone, total: bytesTotal, unit: 'bytes', bytesOnWire };
+/** What comes last is counted from the beginning, or the end would seem to move away. */
+function asProgress({ phase, bytesDone, bytesTotal, bytesOnWire }: FetchProgress, tailBytes: number): LocalProgress {
+  const total = bytesTotal + (phase === 'tail' ? 0 : tailBytes);
+  return { phase, done: bytesDone, total, unit: 'bytes', bytesOnWire };
 }
