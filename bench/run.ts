@@ -28,6 +28,7 @@ const NAMES = [
   'stall',
   'memory',
   'restore',
+  'serving',
 ] as const;
 
 interface BenchInput {

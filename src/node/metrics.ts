@@ -10,7 +10,11 @@ interface Metric {
 }
 
 const METRICS: readonly Metric[] = [
-  { name: 'nostos_primary', help: '1 on the primary, 0 on a replica.', value: (s) => (s.role === 'primary' ? 1 : 0) },
+  {
+    name: 'nostos_primary',
+    help: '1 on the primary, 0 on a replica or a copy.',
+    value: (s) => (s.role === 'primary' ? 1 : 0),
+  },
   { name: 'nostos_start_time_seconds', help: 'When the node was opened.', value: (s) => s.startedAtMs / 1000 },
   { name: 'nostos_log_term', help: 'Term of the newest record.', value: (s) => s.log.term },
   { name: 'nostos_log_first_lsn', help: 'Oldest record that the log holds.', value: (s) => s.log.firstLsn },
@@ -20,6 +24,11 @@ const METRICS: readonly Metric[] = [
   { name: 'nostos_log_bytes', help: 'Size of the log on disk.', value: (s) => s.log.bytes },
   { name: 'nostos_tenants', help: 'Tenants of the node.', value: (s) => s.tenants.total },
   { name: 'nostos_tenants_open', help: 'Tenants whose file is open.', value: (s) => s.tenants.open },
+  {
+    name: 'nostos_copies_serving',
+    help: 'Copies of this node that others are fetching.',
+    value: (s) => s.serving.length,
+  },
   {
     name: 'nostos_writes_committed_total',
     help: 'Transactions committed since the node was opened.',

@@ -134,24 +134,22 @@ export class NodeRestoreHost implements RestoreHost {
         { details: { sessions: this.#count, limit: restoreSessionsMax } },
       );
     this.#count += 1;
+    let log: (LogHold & { readonly from: Lsn }) | undefined;
     try {
-      const log = await this.#deps.engine.reserveForCopy(this.#deps.bound());
-      const files = await this.#deps.engine.logFiles(log.from);
-      if (this.#closed) {
-        log.release();
-        throw closing();
-      }
-      const { term, watermark } = files;
-      const session = this.#add(log, files.bytes);
+      log = await this.#deps.engine.reserveForCopy(this.#deps.bound());
+      const { bytes, term, watermark } = await this.#deps.engine.logFiles(log.from);
+      if (this.#closed) throw closing();
+      const session = this.#add(log, bytes);
       return {
         session: session.id,
         memory: session.flag.memory,
         identity: this.#identity,
         term,
         watermark,
-        logBytes: files.bytes,
+        logBytes: bytes,
       };
     } catch (error) {
+      log?.release();
       this.#count -= 1;
       throw error;
     }

@@ -11,14 +11,19 @@ export interface WireServerDeps {
   readonly onLost?: (error: NostosError) => void;
 }
 
+/** The dispatcher in the thread waits for its handlers first. */
+const STOP_MARGIN_MS = 2_000;
+
 export class WireServer {
   readonly address: string;
   readonly #worker: Worker;
   readonly #exited: Promise<void>;
+  readonly #stopTimeoutMs: number;
   #stopping = false;
 
-  private constructor(worker: Worker, address: string, { host, onLost }: WireServerDeps) {
+  private constructor(worker: Worker, address: string, { host, onLost }: WireServerDeps, { limits }: WireOptions) {
     this.#worker = worker;
+    this.#stopTimeoutMs = limits.stopTimeoutMs;
     this.address = address;
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#exited = promise;
@@ -45,14 +50,16 @@ export class WireServer {
     });
     const address = await promise;
     worker.off('error', reject);
-    return new WireServer(worker, address, deps);
+    return new WireServer(worker, address, deps, options);
   }
 
-  /** Frees the port and ends what is being served. */
+  /** Frees the port and ends what is being served; a thread that is stuck is ended. */
   async stop(): Promise<void> {
     this.#stopping = true;
     this.#worker.postMessage({ kind: 'stop' } satisfies ToWire);
+    const overdue = setTimeout(() => void this.#worker.terminate(), this.#stopTimeoutMs + STOP_MARGIN_MS);
     await this.#exited;
+    clearTimeout(overdue);
   }
 }
 

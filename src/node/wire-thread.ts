@@ -2,6 +2,8 @@
  * The thread of the network: other nodes connect here. It reads files, hashes, compresses and sends; what it needs of the
  * node it asks the node's own thread for, so that writers there do not wait for it.
  */
+import { readlinkSync } from 'node:fs';
+import { constants as osConstants, setPriority } from 'node:os';
 import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
@@ -59,6 +61,17 @@ function serverTls(): ServerTls | undefined {
     : { ...tls, allowNodes };
 }
 
+/** Where cores are scarce, writers come first. Linux knows priorities of threads; elsewhere it stays as it is. */
+function yieldToWriters(): void {
+  try {
+    const thread = Number(readlinkSync('/proc/thread-self').split('/').at(-1));
+    setPriority(thread, osConstants.priority.PRIORITY_LOW);
+  } catch {
+    // It is a courtesy.
+  }
+}
+
+yieldToWriters();
 const address = formatAddress({ host: listen.host ?? '127.0.0.1', port: listen.port });
 const dispatcher = new TcpServiceDispatcher(address, { ...limits, tls: serverTls() });
 dispatcher.register(
