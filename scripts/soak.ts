@@ -1,11 +1,13 @@
 /**
  * `npm run soak`: what takes too long for every test run. kill -9 of a real process under load, again and again, and
  * power cuts on the writes that a process really made; every acknowledged write is checked. kill -9 of either side of a
- * network restore, which must then go on where it was.
+ * network restore, which must then go on where it was: of the transfer (`--restores`), and of `nostos restore` into a
+ * directory (`--directories`).
  *
- * `npm run soak -- --rounds 200 --cuts 300 --restores 50 --seed 1`; 0 leaves one out.
+ * `npm run soak -- --rounds 200 --cuts 300 --restores 50 --directories 50 --seed 1`; 0 leaves one out.
  */
 import { parseArgs } from 'node:util';
+import { runDirectoryKills } from '../src/cli/restore-kill-harness.ts';
 import { runKillRounds } from '../src/node/kill-harness.ts';
 import { runPowerCuts, straceRefusal } from '../src/node/power-cut.ts';
 import { runRestoreKills } from '../src/restore/stream/kill.fixture.ts';
@@ -15,11 +17,13 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '200' },
     cuts: { type: 'string', default: '300' },
     restores: { type: 'string', default: '50' },
+    directories: { type: 'string', default: '50' },
     seed: { type: 'string' },
     dir: { type: 'string' },
   },
 });
 const [rounds, cuts, restores] = [Number(values.rounds), Number(values.cuts), Number(values.restores)];
+const directories = Number(values.directories);
 const seed = values.seed === undefined ? Math.floor(Math.random() * 2 ** 32) : Number(values.seed);
 
 if (rounds > 0) {
@@ -56,6 +60,17 @@ if (restores > 0) {
     seed,
     onProgress: ({ round, killed, share, resentShare }) =>
       process.stdout.write(`${round}: killed the ${killed} at ${share}, then ${resentShare.toFixed(2)} was sent\n`),
+  });
+  process.stdout.write(`${JSON.stringify(report)}\n`);
+}
+
+if (directories > 0) {
+  process.stdout.write(`${directories} kills of nostos restore, or of its source, with seed ${seed}\n`);
+  const report = await runDirectoryKills({
+    kills: directories,
+    seed,
+    onProgress: ({ kill, victim, afterMs, left, ended }) =>
+      process.stdout.write(`${kill}: ${victim} killed after ${afterMs} ms, left ${left}, ${ended}\n`),
   });
   process.stdout.write(`${JSON.stringify(report)}\n`);
 }

@@ -266,10 +266,11 @@ export function restoreVerb(io: Io): Command {
       ['nostos restore --dir ./data --abandon', 'give it up; what was there before is back in use'],
     ],
   })
-    .option('--from <host:port>', 'node to copy from; several: the best one', (from: string, all: string[] = []) => [
-      ...all,
-      checkSource(from),
-    ])
+    .option(
+      '--from <host:port>',
+      'node to copy from; several: the best one',
+      (from: string, all: string[] | undefined) => [...(all ?? []), checkSource(from)],
+    )
     .option('--dry-run', 'print the plan and change nothing')
     .option('--abandon', 'give up a restore that was cut off')
     .option('--replace', 'take the state of another cluster or generation than that of the directory')
