@@ -129,6 +129,7 @@ function readTraits(shape: SchemaShape, writer: Connection): SchemaTraits {
   };
 }
 
+const WAL_STATE = 'pragma wal_checkpoint(noop)';
 /** A page with its header. */
 const WAL_FRAME_BYTES = 4_096 + 24;
 /** The WAL is looked at after so many bytes of changes. */
@@ -425,7 +426,9 @@ export class TenantStore {
    */
   async hold(holder: Holder): Promise<HeldFile | undefined> {
     // Most of the WAL is moved beside the writers, so that they are held up for the rest only.
-    await this.exclusive(async () => void (this.#held === undefined && this.#checkpointAside()));
+    await this.exclusive(async () => {
+      if (this.#held === undefined && !this.#isWhole) this.#checkpointAside();
+    });
     await this.#checkpointing;
     return this.exclusive(async () => {
       await this.#checkpointing;
@@ -440,7 +443,7 @@ export class TenantStore {
   }
 
   async #startHold(): Promise<Held | undefined> {
-    if (!(await this.#checkpoint('passive'))) return undefined;
+    if (!this.#isWhole && !(await this.#checkpoint('passive'))) return undefined;
     const guard = this.#connect('reader');
     try {
       readTenantMeta(guard);
@@ -451,6 +454,12 @@ export class TenantStore {
       guard.close();
       throw diskError('open', this.path, error);
     }
+  }
+
+  /** Whether the file itself has everything. A cold tenant was closed like that: nothing has to be moved for its copy. */
+  get #isWhole(): boolean {
+    const { log, checkpointed } = this.writer.internal(WAL_STATE).get() as { log: bigint; checkpointed: bigint };
+    return log === checkpointed && this.#noted === this.#applied.lsn;
   }
 
   #endHold(reason?: NostosError): void {
@@ -783,7 +792,7 @@ function durablyHeld(applied: Lsn, noted: Lsn, location: TenantLocation, wholeFi
 
 /** What is in the WAL since it began anew; its file keeps the size that it once had. */
 function walContentBytes(writer: Connection): number {
-  const row = writer.internal('pragma wal_checkpoint(noop)').get() as { log: bigint };
+  const row = writer.internal(WAL_STATE).get() as { log: bigint };
   return Number(row.log) * WAL_FRAME_BYTES;
 }
 
