@@ -268,23 +268,27 @@ test('a peer that has ended its own side gets all of its answer', async (t) => {
   assert.equal(dispatcher.stats.handlerErrors, 0);
 });
 
-test('frames that came before the peer left are received before the signal is aborted', async (t) => {
-  const results = Promise.withResolvers<boolean[]>();
-  const counts = handler('COUNTS', async (channel, { signal }) => {
-    await sleep(100);
-    const states = [signal.aborted];
-    await channel.receive(SOON_MS);
-    states.push(signal.aborted);
-    await channel.receive(SOON_MS);
-    await sleep(100);
-    states.push(signal.aborted);
-    results.resolve(states);
+for (const secure of [false, true])
+  test(`frames that came before the peer left are received before the signal is aborted, ${secure ? 'TLS' : 'TCP'}`, async (t) => {
+    const tls = secure ? { ...(await tlsIdentity(NODE_A)), allowNodes: [NODE_A] } : undefined;
+    const results = Promise.withResolvers<boolean[]>();
+    const counts = handler('COUNTS', async (channel, { signal }) => {
+      await sleep(100);
+      const states = [signal.aborted];
+      await channel.receive(SOON_MS);
+      states.push(signal.aborted);
+      await channel.receive(SOON_MS);
+      await sleep(100);
+      states.push(signal.aborted);
+      results.resolve(states);
+    });
+    const { address } = await startDispatcher(t, [counts], { halfOpenTimeoutMs: 20, tls });
+    const channel = await connectToService(address, 'COUNTS', { tls });
+    void channel.send(Buffer.from('one'));
+    void channel.send(Buffer.from('two'));
+    channel.close();
+    assert.deepEqual(await results.promise, [false, false, true]);
   });
-  const { address } = await startDispatcher(t, [counts], { halfOpenTimeoutMs: 20 });
-  const client = await rawClient(t, address);
-  client.end(Buffer.concat([preamble('COUNTS'), frame('one'), frame('two')]));
-  assert.deepEqual(await results.promise, [false, false, true]);
-});
 
 /** A dispatcher with a connection in each state that it can be in. */
 async function busy(t: TestContext) {
@@ -330,9 +334,24 @@ test('a handler that does not end holds up a stop for the time that is allowed, 
   client.write(preamble('STUCK'));
   await eventually(() => dispatcher.stats.served === 1, 'the handler runs');
   const startedMs = performance.now();
-  await dispatcher.stop();
+  const stopping = dispatcher.stop();
+  await assert.rejects(connectToService(address, 'STUCK'), failsWith('NETWORK_FAILED'), 'the port is free already');
+  await stopping;
   const tookMs = performance.now() - startedMs;
   assert.ok(tookMs >= 90 && tookMs < 1_000, `${tookMs} ms`);
+});
+
+test('a handler that looks at its channel only ends with a stop', async (t) => {
+  const ends: string[] = [];
+  const deaf = handler('DEAF', async (channel) => {
+    await channel.receive(60_000).catch((error: NostosError) => ends.push(error.code));
+  });
+  const { dispatcher, address } = await startDispatcher(t, [deaf], { stopTimeoutMs: 60_000 });
+  const channel = await connectToService(address, 'DEAF');
+  await eventually(() => dispatcher.stats.served === 1, 'the handler runs');
+  await dispatcher.stop();
+  assert.deepEqual(ends, ['CHANNEL_CLOSED']);
+  channel.close();
 });
 
 test('a dispatcher starts again after a stop', async (t) => {

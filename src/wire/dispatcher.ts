@@ -34,7 +34,7 @@ export class TcpServiceDispatcher {
   readonly #streams = new Set<ByteStream>();
   readonly #running = new Set<Promise<void>>();
   readonly #refused = new Map<string, number>();
-  #stopped = new AbortController();
+  #stopped = false;
   #stopping: Promise<void> | undefined;
   #served = 0;
   #handlerErrors = 0;
@@ -92,7 +92,7 @@ export class TcpServiceDispatcher {
   /** Binds, and resolves with the bound `host:port`. */
   async start(): Promise<string> {
     await this.#stopping;
-    if (this.#stopped.signal.aborted) this.#stopped = new AbortController();
+    this.#stopped = false;
     return this.#listener.start();
   }
 
@@ -108,7 +108,7 @@ export class TcpServiceDispatcher {
 
   async #stop(): Promise<void> {
     this.#listener.close();
-    this.#stopped.abort(new NostosError('CLOSED', `the dispatcher on ${this.addr()} is stopped`));
+    this.#stopped = true;
     const gone = [...this.#streams].map((stream) => stream.gone);
     for (const stream of this.#streams) stream.close();
     const { stopTimeoutMs = DEFAULT_LIMITS.stopTimeoutMs } = this.#options;
@@ -117,6 +117,8 @@ export class TcpServiceDispatcher {
   }
 
   async #accept(stream: ByteStream): Promise<void> {
+    // Its TLS handshake may have ended after the stop had begun.
+    if (this.#stopped) return stream.close();
     this.#streams.add(stream);
     void stream.gone.then(() => this.#streams.delete(stream));
     try {
@@ -126,7 +128,7 @@ export class TcpServiceDispatcher {
       await served;
       this.#running.delete(served);
     } catch (error) {
-      if (!this.#stopped.signal.aborted) this.#refuse(error as NostosError);
+      if (!this.#stopped) this.#refuse(error as NostosError);
     } finally {
       stream.close();
     }
@@ -153,13 +155,10 @@ export class TcpServiceDispatcher {
 
   async #serve(stream: ByteStream, handler: ServiceHandler): Promise<void> {
     this.#served += 1;
-    const stopped = this.#stopped.signal;
     try {
-      await handler.handle(new SocketChannel(stream, this.#options), {
-        signal: AbortSignal.any([stopped, stream.lost]),
-      });
+      await handler.handle(new SocketChannel(stream, this.#options), { signal: stream.lost });
     } catch (error) {
-      if (stopped.aborted) return;
+      if (this.#stopped) return;
       this.#handlerErrors += 1;
       tell(() => this.#options.onError?.(error, { service: handler.serviceName, peer: stream.peer }));
     }
