@@ -1,9 +1,15 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { ZERO_HASH, type Generation, type Lsn, type Term } from '../base/brands.ts';
+import { isNostosError } from '../base/errors.ts';
+import { encodeSegmentHeader } from '../log/segment-header.ts';
 import { openNode } from '../node/open-node.ts';
 import type { Node } from '../node/types.ts';
 import { restoreDirectory, type RestoreReport } from '../restore/local/restore-directory.ts';
+import { NetworkRestoreServer } from '../restore/reference/server.ts';
+import { TcpServiceDispatcher } from '../wire/dispatcher.ts';
 import { nostos, temporaryDirectory } from './nostos-process.fixture.ts';
 import { openProviders, restoreDeps } from './restore-run.ts';
 import type { ProviderEvent } from '../restore/provider-feed.ts';
@@ -73,4 +79,74 @@ test('the provider stops in the middle; the primary goes on, and nothing is fetc
     assert.equal((await third.tenant(name).status()).fingerprint, (await primary.tenant(name).status()).fingerprint);
   const verified = await nostos(cwd, ['status', '--dir', 'third', '--json']);
   assert.match(verified.stdout, /"role": "copy"/);
+});
+
+/** A peer that knows nothing but the reference's service, on the log of a node that is closed. */
+async function referencePeer(t: TestContext, logDir: string): Promise<string> {
+  const dispatcher = new TcpServiceDispatcher('127.0.0.1:0');
+  dispatcher.register(new NetworkRestoreServer(logDir));
+  const address = await dispatcher.start();
+  t.after(() => dispatcher.stop());
+  return address;
+}
+
+test('a peer with the reference’s service only: its whole log becomes a node', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const node = await openNode({ dir: join(cwd, 'node'), scrubIntervalMs: false });
+  const tenant = await node.tenants.create('acme');
+  await tenant.migrate(['create table item (id integer primary key not null, body text)']);
+  for (let i = 0; i < 20; i++) await tenant.write((tx) => tx.run("insert into item (body) values ('x')"));
+  const { fingerprint } = await tenant.status();
+  await node.close();
+  const address = await referencePeer(t, join(cwd, 'node', 'log'));
+
+  const { report } = await restoreFrom(join(cwd, 'copy'), [address]);
+  assert.equal(report.verified?.tenants, 1);
+  const copy = await openNode({ dir: join(cwd, 'copy'), scrubIntervalMs: false });
+  t.after(() => copy.close());
+  assert.equal((await copy.status()).role, 'copy');
+  assert.equal((await copy.tenant('acme').status()).fingerprint, fingerprint);
+});
+
+const NOT_WHOLE: readonly {
+  readonly name: string;
+  readonly files: Readonly<Record<string, Buffer>>;
+  readonly says: RegExp;
+}[] = [
+  { name: 'no segment', files: {}, says: /it has none/ },
+  { name: 'segments of something else', files: { '00000001.ndb': Buffer.from('abc') }, says: /no segment of Nostos/ },
+  {
+    name: 'a log whose beginning is gone',
+    files: {
+      '00000003.ndb': encodeSegmentHeader({
+        number: 3,
+        anchor: { generation: '1'.repeat(32) as Generation, term: 2 as Term, lsn: 500 as Lsn, hash: ZERO_HASH },
+      }),
+    },
+    says: /begins after record 500/,
+  },
+];
+
+for (const { name, files, says } of NOT_WHOLE)
+  test(`a peer with the reference’s service and ${name} is refused, and nothing is changed`, async (t) => {
+    const cwd = await temporaryDirectory(t);
+    mkdirSync(join(cwd, 'log'));
+    for (const [file, bytes] of Object.entries(files)) writeFileSync(join(cwd, 'log', file), bytes);
+    const address = await referencePeer(t, join(cwd, 'log'));
+    await assert.rejects(
+      restoreFrom(join(cwd, 'copy'), [address]),
+      (error: unknown) =>
+        isNostosError(error, 'NO_PROVIDER') && says.test(error.message) && /nostos serve/.test(error.message),
+    );
+    assert.deepEqual(readdirSync(join(cwd, 'copy')), ['lock']);
+  });
+
+test('a peer with neither service is not taken for one that has the other', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const dispatcher = new TcpServiceDispatcher('127.0.0.1:0');
+  const address = await dispatcher.start();
+  t.after(() => dispatcher.stop());
+  await assert.rejects(restoreFrom(join(cwd, 'copy'), [address]), (error: unknown) =>
+    isNostosError(error, 'CHANNEL_CLOSED'),
+  );
 });

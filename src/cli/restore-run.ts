@@ -2,11 +2,13 @@
  * Puts the parts of a restore together: the directory on the system's disk, providers over the network, and the node that
  * verifies what was fetched. `restore.ts` is its command line.
  */
+import { toClusterId } from '../base/brands.ts';
 import { acquireDirectoryLock } from '../base/directory-lock.ts';
 import { systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
+import { isNostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
-import { systemRandom } from '../base/random.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
 import { nodeFileCodec } from '../node/node-file.ts';
 import { VERSION } from '../node/runtime.ts';
 import type { RestoreFeed } from '../restore/feed.ts';
@@ -14,6 +16,8 @@ import type { Marker } from '../restore/local/marker.ts';
 import { ownIdentity } from '../restore/local/outlook.ts';
 import type { RestoreDeps } from '../restore/local/restore-directory.ts';
 import { ProviderFeed, type ProviderEvent } from '../restore/provider-feed.ts';
+import { openReferenceFeed } from '../restore/reference-feed.ts';
+import { RESTORE_SERVICE_NAME } from '../restore/reference/types.ts';
 import { RestoreClient, requestInfo } from '../restore/stream/client.ts';
 import { STREAM_SERVICE_NAME } from '../restore/stream/messages.ts';
 import type { Channel } from '../wire/channel.ts';
@@ -42,20 +46,58 @@ export const restoreDeps: RestoreDeps = {
   verify: async (dir, options) => (await import('../node/staged-copy.ts')).verifyStaged(dir, options),
 };
 
-export async function openProviders(
+interface Opening {
+  readonly marker: Marker | undefined;
+  readonly signal: AbortSignal;
+}
+
+/** The best provider; where all that answer have only the reference's service, the first of those. */
+export async function openProviders(dir: string, providers: Providers, opening: Opening): Promise<RestoreFeed> {
+  const strangers: string[] = [];
+  const onEvent = (event: ProviderEvent): void => {
+    // A dispatcher closes without a word where it does not know a service.
+    if (event.kind === 'dropped' && isNostosError(event.dropped.error, 'CHANNEL_CLOSED'))
+      strangers.push(event.dropped.member.address);
+    providers.onEvent?.(event);
+  };
+  try {
+    return await openStream(dir, { ...providers, onEvent }, opening);
+  } catch (error) {
+    opening.signal.throwIfAborted();
+    for (const address of strangers) {
+      const feed = await openReference(dir, address, { providers, ...opening });
+      if (feed !== undefined) return feed;
+    }
+    throw error;
+  }
+}
+
+const connectTo =
+  ({ tls }: Providers, address: string, service: string) =>
+  (signal: AbortSignal): Promise<Channel> =>
+    connectToService(address, service, { signal, ...(tls === undefined ? {} : { tls }) });
+
+function openReference(
   dir: string,
-  providers: Providers,
-  { marker, signal }: { readonly marker: Marker | undefined; readonly signal: AbortSignal },
-): Promise<RestoreFeed> {
-  const connect =
-    (address: string) =>
-    (open: AbortSignal): Promise<Channel> =>
-      connectToService(address, STREAM_SERVICE_NAME, {
-        signal: open,
-        ...(providers.tls === undefined ? {} : { tls: providers.tls }),
-      });
-  const { connections, rateBytesPerSecond, onEvent } = providers;
+  address: string,
+  { providers, marker, signal }: Opening & { readonly providers: Providers },
+): Promise<RestoreFeed | undefined> {
   const own = ownIdentity(systemDisk, dir, nodeFileCodec);
+  return openReferenceFeed(
+    {
+      disk: systemDisk,
+      connect: (to, open) => connectTo(providers, to, RESTORE_SERVICE_NAME)(open),
+      monotonicMs: () => systemClock.monotonicMs(),
+    },
+    { address, cluster: marker?.history.cluster ?? own?.cluster ?? toClusterId(randomHex128(systemRandom)) },
+    signal,
+  );
+}
+
+function openStream(dir: string, providers: Providers, { marker, signal }: Opening): Promise<RestoreFeed> {
+  const { connections, rateBytesPerSecond, onEvent } = providers;
+  const connect = (address: string): ((open: AbortSignal) => Promise<Channel>) =>
+    connectTo(providers, address, STREAM_SERVICE_NAME);
   return ProviderFeed.open(
     {
       ask: ({ address }, ask) => requestInfo({ connect: connect(address) }, ask),
@@ -71,7 +113,7 @@ export async function openProviders(
     },
     {
       members: providers.from.map((address) => ({ address })),
-      self: own,
+      self: ownIdentity(systemDisk, dir, nodeFileCodec),
       history: marker?.history,
       lagRecordsMax: DEFAULT_LIMITS.providerLagRecordsMax,
       attemptsMax: DEFAULT_LIMITS.providerAttemptsMax,
