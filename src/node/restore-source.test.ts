@@ -3,11 +3,12 @@
  * did; after each the harness asserts that the copy checks out and has what the source had, tenant by tenant.
  */
 import assert from 'node:assert/strict';
-import { cpSync, mkdtempSync, rmSync } from 'node:fs';
+import { cpSync, mkdtempSync, rmSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, test } from 'node:test';
+import { toTenantId } from '../base/brands.ts';
 import { isNostosError, type ErrorCode, type NostosError } from '../base/errors.ts';
 import type { ItemName } from '../restore/item-name.ts';
 import type { SourceFile, SourceSession } from '../restore/source.ts';
@@ -15,7 +16,7 @@ import { fetchCopy, type FetchHooks } from './fetch-copy.fixture.ts';
 import type { NostosNode } from './node.ts';
 import { openNode } from './open-node.ts';
 import { tenantPath } from './paths.ts';
-import { NodeRestoreSource } from './restore-source.ts';
+import { NodeRestoreSource, SERVING_DIR } from './restore-source.ts';
 import { verifyStaged } from './staged-copy.ts';
 import type { Migration, Node, NodeOptions, Tenant } from './types.ts';
 
@@ -408,3 +409,88 @@ test('what is not in the plan is not opened, and an aborted session holds nothin
   await session.close();
   assert.deepEqual((await node.status()).serving, []);
 });
+
+/** Files of the source that somebody changed behind its back: the receiver gets an error, and never other bytes. */
+const TAMPERED: readonly {
+  readonly what: string;
+  /** Of the plan and the tail, which item is fetched. */
+  readonly item: (names: readonly ItemName[]) => ItemName;
+  readonly when: 'listed' | 'opened';
+  readonly act: (node: NostosNode, item: ItemName) => void;
+  readonly code: ErrorCode;
+}[] = [
+  {
+    what: 'a segment is gone',
+    item: firstSegment,
+    when: 'listed',
+    act: (node, item) => rmSync(join(node.dir, item)),
+    code: 'IO_FAILED',
+  },
+  {
+    what: 'a segment becomes shorter',
+    item: firstSegment,
+    when: 'opened',
+    act: (node, item) => truncateSync(join(node.dir, item), 1_000),
+    code: 'IO_FAILED',
+  },
+  {
+    what: 'the copied catalog is gone',
+    item: () => 'catalog' as ItemName,
+    when: 'listed',
+    act: (node) => rmSync(join(node.dir, SERVING_DIR), { recursive: true }),
+    code: 'IO_FAILED',
+  },
+  {
+    what: 'the file of a tenant that is not open is gone, and the log does not reach back',
+    item: tenantItem,
+    when: 'listed',
+    act: (node, item) => rmSync(fileOf(node, item)),
+    code: 'TENANT_DAMAGED',
+  },
+  {
+    what: 'the file of a tenant is damaged',
+    item: tenantItem,
+    when: 'listed',
+    act: (node, item) => truncateSync(fileOf(node, item), 5_000),
+    code: 'TENANT_DAMAGED',
+  },
+  {
+    what: 'the file of a tenant becomes shorter while it is sent',
+    item: tenantItem,
+    when: 'opened',
+    act: (node, item) => truncateSync(fileOf(node, item), 8_192),
+    code: 'IO_FAILED',
+  },
+];
+
+function firstSegment(names: readonly ItemName[]): ItemName {
+  return names.find((name) => name.endsWith('.ndb'))!;
+}
+
+function tenantItem(names: readonly ItemName[]): ItemName {
+  return names.find((name) => name.startsWith('tenant/'))!;
+}
+
+function fileOf(node: NostosNode, item: ItemName): string {
+  return tenantPath(node.dir, toTenantId(Number(item.slice('tenant/'.length))));
+}
+
+for (const { what, item, when, act, code: wanted } of TAMPERED)
+  test(`a copy fails with ${wanted} where ${what}`, async () => {
+    const node = await makeSource();
+    const signal = new AbortController().signal;
+    const session = await sourceOf(node).begin(signal);
+    const all = [...session.plan.items, ...(await session.tail())];
+    const name = item(all.map((one) => one.name));
+    const { bytes } = all.find((one) => one.name === name)!;
+    const fetch = async (): Promise<void> => {
+      if (when === 'listed') act(node, name);
+      const file = await session.open(name, signal);
+      if (when === 'opened') act(node, name);
+      file.read(new Uint8Array(bytes), 0);
+    };
+    await assert.rejects(fetch(), code(wanted));
+    session.progress(0); // the session lives
+    await session.close();
+    await node.close();
+  });
