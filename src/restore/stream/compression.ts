@@ -1,6 +1,6 @@
 /**
  * Whether data frames are compressed. Each of them leaves as it is or as one zstd frame. With `auto`, a channel first
- * sends as it is, to learn the rate of the link; then a sample of each few frames says what compressing takes and saves.
+ * sends as it is, to learn the rate of the link; then a sample now and then says what compressing takes and saves.
  * A link that does not make us wait is faster than we are, and nothing is worth compressing for it.
  */
 import { promisify } from 'node:util';
@@ -11,9 +11,12 @@ const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
 
 const LEVEL = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
-/** Frames between two samples, and before the first one. */
-const SAMPLE_EVERY = 16;
+/** Frames before the first sample; each one that says no doubles what comes before the next. */
 const SAMPLE_FIRST = 4;
+const SAMPLE_EVERY_MAX = 512;
+const SAMPLE_BYTES = 64 * 1024;
+/** No link that is faster than this is slower than compressing: not worth a sample. */
+const COMPRESS_BYTES_PER_SECOND_MAX = 500e6;
 /** Below this a frame is all header. */
 const COMPRESSED_BYTES_MIN = 4096;
 
@@ -65,32 +68,42 @@ export class Compressor {
   readonly #mode: CompressionMode;
   readonly #link: LinkMeter;
   readonly #timers: Timers;
-  #frames = 0;
-  #pays = false;
+  #pays: boolean;
+  #untilSample = SAMPLE_FIRST;
+  #sampleEvery = SAMPLE_FIRST;
 
   constructor(mode: CompressionMode, link: LinkMeter, timers: Timers) {
     this.#mode = mode;
     this.#link = link;
     this.#timers = timers;
+    this.#pays = mode === 'on';
   }
 
   /** The compressed form where it is to be sent; undefined where the data is to be sent as it is. */
   async compress(data: Uint8Array): Promise<Uint8Array | undefined> {
     if (this.#mode === 'off' || data.length < COMPRESSED_BYTES_MIN) return undefined;
-    this.#frames += 1;
-    const sampling = this.#mode === 'auto' && this.#frames % SAMPLE_EVERY === SAMPLE_FIRST;
-    if (this.#mode === 'auto' && !sampling && !this.#pays) return undefined;
+    if (this.#mode === 'auto' && (this.#untilSample -= 1) === 0) await this.#sample(data);
+    if (!this.#pays) return undefined;
+    const compressed = await compress(data, LEVEL);
+    return compressed.length < 0.95 * data.length ? compressed : undefined;
+  }
+
+  async #sample(data: Uint8Array): Promise<void> {
     const linkBytesPerSecond = this.#link.bytesPerSecond;
-    const sample = sampling && !this.#pays ? data.subarray(0, data.length >> 2) : data;
-    const startedMs = this.#timers.monotonicMs();
-    const compressed = await compress(sample, LEVEL);
-    const elapsedMs = Math.max(0.01, this.#timers.monotonicMs() - startedMs);
-    const ratio = compressed.length / sample.length;
-    if (this.#mode === 'auto') {
+    const wasPaying = this.#pays;
+    this.#pays = false;
+    if (linkBytesPerSecond < COMPRESS_BYTES_PER_SECOND_MAX) {
+      const sample = data.subarray(0, SAMPLE_BYTES);
+      const startedMs = this.#timers.monotonicMs();
+      const { length } = await compress(sample, LEVEL);
+      const elapsedMs = Math.max(0.01, this.#timers.monotonicMs() - startedMs);
       const compressBytesPerSecond = (sample.length / elapsedMs) * 1000;
+      const ratio = length / sample.length;
       this.#pays = compressionPays({ linkBytesPerSecond, compressBytesPerSecond, ratio });
     }
-    return sample === data && ratio < 0.95 ? compressed : undefined;
+    const same = this.#pays === wasPaying;
+    this.#sampleEvery = same ? Math.min(SAMPLE_EVERY_MAX, 2 * this.#sampleEvery) : SAMPLE_FIRST;
+    this.#untilSample = this.#sampleEvery;
   }
 }
 

@@ -16,9 +16,9 @@ import type { RestoreSource, SourceFile, SourceSession } from '../source.ts';
 import { digests, failureOf, randomFiles, startWorld, type World } from './stream.fixture.ts';
 
 const LIMITS = { stallTimeoutMs: 400, heartbeatMs: 50, firstFrameTimeoutMs: 400, progressTimeoutMs: 5_000 };
-const PATCH_BYTES = 512 * 1024;
-/** Three frames of data. */
-const FILES = randomFiles(1, [2 * PATCH_BYTES + 100_000]);
+const PATCH_BYTES = 256 * 1024;
+/** Five frames of data. */
+const FILES = randomFiles(1, [4 * PATCH_BYTES + 100_000]);
 
 // ── The network ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,7 +143,7 @@ const STEPS: readonly (readonly [NetworkFault['connection'], number, string])[] 
   ['data', 60, 'as the file is opened'],
   ['data', 10_000, 'in the first frame'],
   ['data', PATCH_BYTES + 5_000, 'in the second frame'],
-  ['data', 2 * PATCH_BYTES + 100_100, 'at the end of the file'],
+  ['data', 4 * PATCH_BYTES + 100_250, 'at the end of the file'],
 ];
 
 const NETWORK: NetworkCase[] = [
@@ -161,7 +161,7 @@ const NETWORK: NetworkCase[] = [
     },
   ]),
   // Found at once, and fetched once more: the first, a middle and the last frame.
-  ...[10_000, PATCH_BYTES + 5_000, 2 * PATCH_BYTES + 50_000].flatMap((afterBytes): NetworkCase[] => [
+  ...[10_000, PATCH_BYTES + 5_000, 4 * PATCH_BYTES + 50_000].flatMap((afterBytes): NetworkCase[] => [
     { fault: { harm: 'flip', connection: 'data', direction: 'to receiver', afterBytes }, codes: ['none'] },
     {
       fault: { harm: 'flip', connection: 'data', direction: 'to receiver', afterBytes, times: 2 },

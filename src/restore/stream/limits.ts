@@ -16,14 +16,14 @@ export const STREAM_LIMITS = {
   sessionChannelsMax: 16,
   /** Items that a plan may have. */
   planItemsMax: 1_000_000,
-  /** Bytes of files in one data frame; at most `PATCH_BYTES_MAX`. */
-  patchBytes: 512 * 1024,
 } as const;
 
 export type StreamLimits = Readonly<Record<keyof typeof STREAM_LIMITS, number>>;
 
 /** Bytes of the base that the hashes of one frame cover, and the most that a source reads without a word. */
 export const HASHED_BYTES = 4 * 1024 * 1024;
+/** Bytes of files in one data frame; fewer under a rate limit. */
+export const PATCH_BYTES = 256 * 1024;
 /** Bytes of files in one data frame that a receiver accepts. */
 export const PATCH_BYTES_MAX = 1024 * 1024;
 /** A MessagePack message of either side. */

@@ -2,14 +2,14 @@
 import { NostosError } from '../../base/errors.ts';
 import type { Channel } from '../../wire/channel.ts';
 import { encodePatch, protocolError, type Patch } from './frames.ts';
-import { STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import { PATCH_BYTES, type StreamLimits } from './limits.ts';
 import { encodeMessage, errorOf, parseAnswer, type Answer, type AnswerOf, type Message } from './messages.ts';
 import type { Timers } from './timers.ts';
 
 /** What a frame costs on the wire beside its payload. */
 const FRAME_PREFIX_BYTES = 4;
 /** A data frame as large as a source of ours makes them; a larger one gets memory of its own. */
-const BUFFER_BYTES = STREAM_LIMITS.patchBytes + 16 * 1024;
+const BUFFER_BYTES = PATCH_BYTES + 16 * 1024;
 
 /** One that arrives, one that is looked at, one that leaves. */
 const BUFFERS = 3;

@@ -57,7 +57,7 @@ async function sendDifferences(item: Item, end: number, sink: ItemSink): Promise
     const gathered = new Gathered(sink.buffer(0));
     for (let page = 0; at < hashedEnd;) {
       const part = block.subarray(0, Math.min(block.length, hashedEnd - at));
-      if (gathered.bytes + part.length > Math.max(sink.patchBytes, block.length))
+      if (gathered.bytes > 0 && gathered.bytes + part.length > sink.patchBytes)
         await sink.send({ coveredTo: at, prefixHash: prefixHash(item), ...gathered.take() });
       item.file.read(part, at);
       item.hasher.update(part);

@@ -12,7 +12,7 @@ import type { ItemName } from '../item-name.ts';
 import type { PlanItem, RestoreSource, SourceInfo, SourceSession } from '../source.ts';
 import { Compressor, LinkMeter, type CompressionMode } from './compression.ts';
 import { FrameKind, protocolError } from './frames.ts';
-import { ITEMS_PER_MESSAGE, STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import { ITEMS_PER_MESSAGE, PATCH_BYTES, STREAM_LIMITS, type StreamLimits } from './limits.ts';
 import { STREAM_SERVICE_NAME, VERSIONS, errorMessage, parseRequest, type Request } from './messages.ts';
 import { Peer } from './peer.ts';
 import { serveItem, type Outgoing } from './serve-item.ts';
@@ -303,10 +303,9 @@ class Session {
 
   /** Under a rate limit frames are small, so that each leaves in a fraction of a second. */
   #patchBytes(): number {
-    const { patchBytes } = this.#options.limits;
     const rate = Math.min(Infinity, ...this.#options.buckets.map((bucket) => bucket.bytesPerSecond));
     const limited = Math.max(PATCH_BYTES_MIN, Math.floor(rate / 8 / PATCH_BYTES_MIN) * PATCH_BYTES_MIN);
-    return Math.min(patchBytes, limited);
+    return Math.min(PATCH_BYTES, limited);
   }
 
   async #offer(items: readonly PlanItem[]): Promise<void> {
