@@ -1,5 +1,6 @@
 /** A receiver on another machine, as far as this one notices: takes a whole copy, again and again, and keeps nothing. */
 import { constants, setPriority } from 'node:os';
+import type { ItemName } from '../src/restore/item-name.ts';
 import { FrameKind } from '../src/restore/stream/frames.ts';
 import { STREAM_LIMITS } from '../src/restore/stream/limits.ts';
 import { STREAM_SERVICE_NAME, VERSIONS, parseAnswer, type Answer } from '../src/restore/stream/messages.ts';
@@ -41,14 +42,14 @@ export async function sink({ address, durationMs, rateBytesPerSecond }: SinkInpu
     const control = await connect();
     await control.send({ kind: 'begin', rateBytesPerSecond, compression: 'auto' });
     const { session, plan } = await control.expect('session', signal);
-    const names: string[] = [];
+    const names: ItemName[] = [];
     while (names.length < plan.itemCount)
       for (const [name] of (await control.expect('items', signal)).items) names.push(name);
     const data = await connect();
     await data.send({ kind: 'attach', session });
     await data.expect('attached', signal);
     for (const name of names) {
-      await data.send({ kind: 'fetch', name: name as never, base: 0 });
+      await data.send({ kind: 'fetch', name, base: 0 });
       await data.expect('opened', signal);
       note('fetching');
       for (let answer: Answer['kind'] | undefined; answer !== 'done' && performance.now() < untilMs;) {

@@ -49,9 +49,9 @@ async function measure(
   { quick, progress }: BenchContext,
   { node, busy, writers }: { readonly node: Node; readonly busy: Tenant; readonly writers: number },
 ): Promise<Figure> {
-  const roundMs = quick ? 500 : 3_000;
+  const roundMs = quick ? 500 : 1_500;
   await write(busy, writers, roundMs / 2);
-  const rounds = await interleave(quick ? 1 : 5, {
+  const rounds = await interleave(quick ? 1 : 13, {
     ours: async (round) => {
       progress(`${writers} writers, round ${round + 1}`);
       const began = Promise.withResolvers<void>();
