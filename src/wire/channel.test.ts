@@ -186,10 +186,10 @@ test('the idle timeout counts only while the peer is waited for, and a frame sta
       const timer = setInterval(() => socket.write(frame('tick')), 100);
       t.after(() => clearInterval(timer));
     },
-    { idleTimeoutMs: 400 },
+    { idleTimeoutMs: 800 },
   );
-  for (let index = 0; index < 8; index++) assert.ok(await channel.receive(5_000));
-  await new Promise((done) => setTimeout(done, 600));
+  for (let index = 0; index < 12; index++) assert.ok(await channel.receive(5_000));
+  await new Promise((done) => setTimeout(done, 1_200));
   assert.ok(await channel.receive(5_000));
   channel.close();
 });
@@ -212,11 +212,11 @@ test('a peer that takes slowly does not', async (t) => {
       socket.on('readable', () => {});
       t.after(() => clearInterval(timer));
     },
-    { writeTimeoutMs: 400 },
+    { writeTimeoutMs: 1_000 },
   );
   const startedMs = performance.now();
-  for (let count = 0; count < 20; count++) await channel.send(new Uint8Array(1024 * 1024));
-  assert.ok(performance.now() - startedMs > 400, 'it took longer than the timeout');
+  for (let count = 0; count < 40; count++) await channel.send(new Uint8Array(1024 * 1024));
+  assert.ok(performance.now() - startedMs > 1_000, 'it took longer than the timeout');
   channel.close();
 });
 

@@ -307,7 +307,7 @@ test('stop frees the port, aborts handlers, closes channels, and may be called a
   const startedMs = performance.now();
   await Promise.all([dispatcher.stop(), dispatcher.stop()]);
   await dispatcher.stop();
-  assert.ok(performance.now() - startedMs < 1_500);
+  assert.ok(performance.now() - startedMs < 3_000);
   assert.equal(dispatcher.isRunning, false);
   assert.equal(server.isOpen, false);
   for (const channel of [held, receiving]) await assert.rejects(channel.receive(SOON_MS), failsWith('CHANNEL_CLOSED'));
@@ -338,7 +338,7 @@ test('a handler that does not end holds up a stop for the time that is allowed, 
   await assert.rejects(connectToService(address, 'STUCK'), failsWith('NETWORK_FAILED'), 'the port is free already');
   await stopping;
   const tookMs = performance.now() - startedMs;
-  assert.ok(tookMs >= 90 && tookMs < 1_000, `${tookMs} ms`);
+  assert.ok(tookMs >= 90 && tookMs < 3_000, `${tookMs} ms`);
 });
 
 test('a handler that looks at its channel only ends with a stop', async (t) => {
@@ -395,6 +395,6 @@ test('a peer that vanished without a word does not keep stop waiting', async (t)
   client.pause();
   const startedMs = performance.now();
   await dispatcher.stop();
-  assert.ok(performance.now() - startedMs < 2_500);
+  assert.ok(performance.now() - startedMs < 4_000);
   client.destroy();
 });

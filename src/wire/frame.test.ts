@@ -156,3 +156,33 @@ test('an identity is exactly one node id and at most one cluster', () => {
   for (const [names, node, cluster] of identities)
     assert.deepEqual(parseIdentity(names), node === null ? undefined : { node, cluster }, String(names));
 });
+
+test('whatever bytes and texts come, parsers answer or fail by name', () => {
+  const onlyFailsWith = (code: 'PROTOCOL_ERROR' | 'INVALID_ARGUMENT', parse: () => unknown): void => {
+    try {
+      parse();
+    } catch (error) {
+      failsWith(code)(error);
+    }
+  };
+  const few = fc.uint8Array({ maxLength: 40 });
+  fc.assert(
+    fc.property(few, fc.integer({ min: 0, max: 300 }), fc.string(), (bytes, length, text) => {
+      for (const input of [bytes, Buffer.concat([encodeFrameHeader(length), bytes])]) {
+        const queue = new ByteQueue();
+        queue.push(input);
+        const frames = new FrameDecoder(100);
+        onlyFailsWith('PROTOCOL_ERROR', () => {
+          while (frames.next(queue) !== undefined);
+        });
+        const preambles = new ByteQueue();
+        preambles.push(input);
+        onlyFailsWith('PROTOCOL_ERROR', () => new PreambleDecoder().next(preambles));
+      }
+      onlyFailsWith('INVALID_ARGUMENT', () => assert.equal(formatAddress(parseAddress(`${text}:80`)), `${text}:80`));
+      onlyFailsWith('INVALID_ARGUMENT', () => encodePreamble(text));
+      parseIdentity(text);
+    }),
+    { numRuns: 500 },
+  );
+});
