@@ -6,7 +6,7 @@ export interface Address {
   readonly port: number;
 }
 
-const ADDRESS = /^(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:[\]/@]{1,255})):(\d{1,5})$/;
+const ADDRESS = /^(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)\]|([^\s:[\]/@]{1,255})):(\d{1,5})$/;
 
 /** Port 0 is for listening only: the system chooses one. */
 export function parseAddress(text: string): Address {

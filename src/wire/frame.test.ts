@@ -96,6 +96,7 @@ const addresses: readonly (readonly [string, string | null, number])[] = [
   ['[fe80::1%eth0]:1', 'fe80::1%eth0', 1],
   ['::1:80', null, 0],
   ['[::1]', null, 0],
+  ['[127.0.0.1]:80', null, 0],
   ['localhost', null, 0],
   ['localhost:', null, 0],
   [':80', null, 0],
