@@ -256,10 +256,10 @@ export function restoreVerb(io: Io): Command {
       `${EXIT_CODES.usage[0]}: wrong command line; ${EXIT_CODES.io[0]}: no room, or the disk failed; ` +
       `${EXIT_CODES.retry[0]}: no source could be reached or went on, run it again; ${EXIT_CODES.interrupted[0]}: Ctrl-C.`,
     examples: [
-      ['nostos restore --from 10.0.0.2:4050 --dir ./data --dry-run', 'see what would be fetched, reused and set aside'],
-      ['nostos restore --from 10.0.0.2:4050 --dir ./data', 'do it, or go on with it'],
+      ['nostos restore --from 10.0.0.2:4041 --dir ./data --dry-run', 'see what would be fetched, reused and set aside'],
+      ['nostos restore --from 10.0.0.2:4041 --dir ./data', 'do it, or go on with it'],
       [
-        'nostos restore --from db1:4050 --from db2:4050 --tls-dir ./tls',
+        'nostos restore --from db1:4041 --from db2:4041 --tls-dir ./tls',
         'the better of two, the other one if it fails',
       ],
       ['nostos restore --dir ./data', 'go on with a restore that was cut off, from where it began'],

@@ -204,13 +204,18 @@ export function makeWorld(random: SeededRandom): World {
       if (random.chance(0.5)) before.set(name, Buffer.from(`former ${name}`));
     if (random.chance(0.3)) before.set('set-aside.4/log/terms', Buffer.from('of an earlier restore'));
   }
+  fill(disk, before);
+  for (const path of ['/', ...directories(before.keys())]) if (disk.isDirectory(path)) disk.syncDirectory(path);
+  return { disk: disk.clone(), before, items, cluster, generation, own, discard: random.chance(0.3), random };
+}
+
+/** The directory as it was, on a disk that has nothing yet. */
+export function fill(disk: Disk, before: World['before']): void {
   disk.makeDirectory(posix.dirname(DIR));
   for (const [path, bytes] of before) {
     disk.makeDirectory(posix.dirname(posix.join(DIR, path)));
     writeDurably(disk, posix.join(DIR, path), bytes);
   }
-  for (const path of ['/', ...directories(before.keys())]) if (disk.isDirectory(path)) disk.syncDirectory(path);
-  return { disk: disk.clone(), before, items, cluster, generation, own, discard: random.chance(0.3), random };
 }
 
 function* directories(paths: Iterable<string>): Iterable<string> {
@@ -242,7 +247,10 @@ const codec: IdentityCodec = {
   formatCopy: (identity) => Buffer.from(JSON.stringify(identity)),
 };
 
-export function depsOf(world: World, disk: FaultyDisk): RestoreDeps {
+/** The faulty one, or a real one that counts what it has open. */
+export type SimulatedDisk = Disk & { readonly openFiles: number };
+
+export function depsOf(world: World, disk: SimulatedDisk): RestoreDeps {
   return {
     disk,
     clock: new VirtualClock(),
@@ -253,7 +261,7 @@ export function depsOf(world: World, disk: FaultyDisk): RestoreDeps {
   };
 }
 
-export function restoreInto(world: World, disk: FaultyDisk): ReturnType<typeof restoreDirectory> {
+export function restoreInto(world: World, disk: SimulatedDisk): ReturnType<typeof restoreDirectory> {
   return restoreDirectory(depsOf(world, disk), {
     dir: DIR,
     discard: world.discard,
@@ -276,7 +284,7 @@ function verify(world: World, disk: Disk, staging: string): Awaited<ReturnType<R
 }
 
 /** Writes page by page and takes equal pages from the base, like the real one; a file whose sync fails is removed. */
-function memoryFeed(world: World, disk: FaultyDisk): RestoreFeed {
+function memoryFeed(world: World, disk: Disk): RestoreFeed {
   const PAGE = 256;
   const { cluster, generation, items } = world;
   return {
@@ -323,7 +331,7 @@ function memoryFeed(world: World, disk: FaultyDisk): RestoreFeed {
 }
 
 /** Which of the allowed states the directory is in; throws where it is none of them. */
-export function assertSound(world: World, disk: FaultyDisk): 'as-it-was' | 'unfinished' | 'restored' {
+export function assertSound(world: World, disk: SimulatedDisk): 'as-it-was' | 'unfinished' | 'restored' {
   assert(disk.openFiles === 0, `${disk.openFiles} files were left open`);
   if (!disk.exists(DIR)) {
     assert(world.before.size === 0, 'the directory is gone');
@@ -339,7 +347,7 @@ export function assertSound(world: World, disk: FaultyDisk): 'as-it-was' | 'unfi
   }
   decide(marker, { kind: 'open' });
   assert(!disk.exists(posix.join(DIR, 'restore')), 'restore/ was left');
-  const own = disk.exists(posix.join(DIR, 'node.json')) ? disk.bytes(posix.join(DIR, 'node.json')) : undefined;
+  const own = readIfExists(disk, posix.join(DIR, 'node.json'));
   const was = world.before.get('node.json');
   if (own === undefined || was?.equals(own) === true) {
     assertBefore(world, disk, DIR);
@@ -367,7 +375,7 @@ function assertBefore(world: World, disk: Disk, dir: string): void {
   assert(found.length === wanted.length, `there are ${found.join()}`);
 }
 
-function assertRestored(world: World, disk: FaultyDisk, identity: DirectoryIdentity): void {
+function assertRestored(world: World, disk: Disk, identity: DirectoryIdentity): void {
   const { own, cluster, generation } = world;
   assert(identity.cluster === cluster && identity.generation === generation, 'it has the history of its source');
   assert(identity.store !== own?.store, 'it has the store identity of what was there before');
