@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
@@ -254,6 +255,39 @@ test('the caller cancels: the reason comes back, nothing has changed, the direct
   assert.deepEqual([restore.getState(), restore.getError()], ['Failed', controller.signal.reason]);
   assert.deepEqual(contentOf(dir), { '00000000.ndb': 'old' });
   assert.equal(await finishRestore(dir, { lockTimeoutMs: 0 }), undefined);
+});
+
+test('the last moment to cancel is just before files are put in place', async (t) => {
+  const served = await serve(t, directoryOf(t, ABC));
+  const dir = directoryOf(t, { '00000001.ndb': 'old' });
+  const controller = new AbortController();
+  const restore = new NetworkRestore(configFor(served.raw.port), {
+    signal: controller.signal,
+    onProgress: (event) => event.kind === 'swapping' && controller.abort(new Error('no')),
+  }).withLocalDir(dir);
+  await assert.rejects(restore.execute(), /no/);
+  assert.deepEqual(contentOf(dir), { '00000001.ndb': 'old' });
+});
+
+test('many small files in one piece: cancelling does not wait for the last of them', async (t) => {
+  const files = Object.fromEntries(Array.from({ length: 50 }, (_, i) => [`${i}.ndb`, 'x']));
+  const peer = await peerThat(t, (socket) => void socket.end(bodyOf(files)));
+  const controller = new AbortController();
+  const restore = new NetworkRestore(configFor(peer.port), {
+    signal: controller.signal,
+    onProgress: (event) => event.kind === 'file-received' && controller.abort(new Error('enough')),
+  }).withLocalDir(directoryOf(t));
+  await assert.rejects(restore.execute(), /enough/);
+  assert.equal(restore.getProgress().filesTransferred, 1);
+});
+
+test('a raw client that has ended its own side after asking is answered', async (t) => {
+  const served = await serve(t, directoryOf(t, LOGS));
+  const socket = connect(served.raw.port, '127.0.0.1');
+  const chunks: Buffer[] = [];
+  socket.on('data', (chunk: Buffer) => chunks.push(chunk)).end(MAGIC);
+  await new Promise<void>((resolve) => socket.on('close', () => resolve()));
+  assert.deepEqual(Buffer.concat(chunks), bodyOf(LOGS));
 });
 
 test('fail() ends a run, and complete() cannot overtake it', async (t) => {
