@@ -1,7 +1,9 @@
 /**
- * Maintenance of tenant files in two threads: one for checkpoints, which writers may wait for, and one for long work,
- * which is ended when its caller gives up.
+ * Maintenance of tenant files in threads: one for checkpoints, which writers may wait for, one for long work, which is
+ * ended when its caller gives up, and one for the WALs that have grown while their tenants were copied: writers of other
+ * tenants are not to wait for those.
  */
+import { statSync } from 'node:fs';
 import { extname, resolve } from 'node:path';
 import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
@@ -21,8 +23,12 @@ import type {
 } from '../store/maintenance.ts';
 import { CallThread } from './threads.ts';
 
+/** Moving a larger WAL takes longer than a writer may wait. */
+const LARGE_WAL_BYTES = 64 * 1024 * 1024;
+
 export class ThreadMaintenance implements Maintenance {
   readonly #checkpoints: CallThread;
+  readonly #large: CallThread;
   readonly #long: CallThread;
   /** Long calls go one after another, so that ending one ends no other. */
   #last: Promise<unknown> = Promise.resolve();
@@ -33,11 +39,16 @@ export class ThreadMaintenance implements Maintenance {
   constructor() {
     const url = new URL(`./maintenance-thread${extname(import.meta.url)}`, import.meta.url);
     this.#checkpoints = new CallThread(url, 'nostos-checkpoint');
+    this.#large = new CallThread(url, 'nostos-checkpoint-large');
     this.#long = new CallThread(url, 'nostos-maintenance');
   }
 
   checkpoint(path: string, mode: CheckpointMode, directories: readonly string[] = []): Promise<CheckpointResult> {
-    return this.#checkpoint({ path, mode, directories, hold: false });
+    const request = { path, mode, directories, hold: false };
+    const walBytes = statSync(`${path}-wal`, { throwIfNoEntry: false })?.size ?? 0;
+    return mode === 'passive' && walBytes > LARGE_WAL_BYTES
+      ? this.#large.call('checkpoint', request)
+      : this.#checkpoint(request);
   }
 
   async checkpointAndClose(path: string, directories: readonly string[], close: () => void): Promise<CheckpointResult> {
@@ -77,7 +88,7 @@ export class ThreadMaintenance implements Maintenance {
     const error = new NostosError('CLOSED', 'the node is closed');
     this.#closed = error;
     this.#ending = this.#long.end(error);
-    await Promise.all([this.#checkpoints.end(error), this.#ending]);
+    await Promise.all([this.#checkpoints.end(error), this.#large.end(error), this.#ending]);
     await this.#last;
   }
 

@@ -165,6 +165,8 @@ export class TenantStore {
   #checkpointing: Promise<unknown> | undefined;
   /** Size of the WAL at which the queue is held for a checkpoint. */
   #holdAtBytes: number;
+  /** Size that it had when it was allowed to grow further than the limit; smaller, it has begun anew. */
+  #extendedAtBytes = 0;
   /** Whether the directories down to the file have been synced, without which a power cut may take the file. */
   #findable = false;
   #held: Held | undefined;
@@ -469,8 +471,10 @@ export class TenantStore {
     this.#held = undefined;
     held.guard.close();
     if (this.#closed || this.#writer === undefined) return;
-    // What has gathered meanwhile is moved in the background, before writers are held up for it.
-    this.#holdAtBytes = walContentBytes(this.#writer) + this.#options.limits.checkpointHoldBytes;
+    // What has gathered meanwhile is moved in the background, which takes its time, before writers are held up for it.
+    this.#extendedAtBytes = walContentBytes(this.#writer);
+    const roomBytes = Math.max(this.#options.limits.checkpointHoldBytes, this.#extendedAtBytes / 2);
+    this.#holdAtBytes = this.#extendedAtBytes + roomBytes;
     this.exclusive(() => this.#relieveWal()).catch(() => {}); // tried again with the next writes
   }
 
@@ -593,13 +597,14 @@ export class TenantStore {
       if (bytes > restoreHoldBytesMax) this.#endHold(this.#heldTooMuch(bytes, restoreHoldBytesMax));
       return;
     }
-    if (bytes < this.#holdAtBytes - checkpointHoldBytes) this.#holdAtBytes = checkpointHoldBytes; // it began anew
+    if (bytes < this.#extendedAtBytes) [this.#extendedAtBytes, this.#holdAtBytes] = [0, checkpointHoldBytes];
     if (bytes >= this.#holdAtBytes) {
       await this.#checkpointing;
       const complete = await this.#checkpoint('restart').catch(() => false);
       // A reader with an old snapshot is in the way: its writers are not made to wait for it again before the WAL has
       // grown by as much once more. How long it may be is bounded by the age of readers.
-      this.#holdAtBytes = complete ? checkpointHoldBytes : bytes + checkpointHoldBytes;
+      this.#extendedAtBytes = complete ? 0 : bytes;
+      this.#holdAtBytes = this.#extendedAtBytes + checkpointHoldBytes;
     } else if (bytes >= checkpointBytes) this.#checkpointAside();
   }
 
