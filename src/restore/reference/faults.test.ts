@@ -255,19 +255,19 @@ for (const protocol of PROTOCOLS) {
       async (socket) => {
         for (let at = 0; at < whole.length; at += 12) {
           socket.write(whole.subarray(at, at + 12));
-          await pause(30);
+          await pause(150);
         }
       },
       requestBytes(protocol),
     );
     const dir = directoryOf(t);
     const restore = new NetworkRestore(configFor(peer.port), {
-      stallTimeoutMs: 200,
+      stallTimeoutMs: 1_000,
       progressBytesMin: 12,
     }).withLocalDir(dir);
     await (protocol === 'raw' ? restore.execute() : restore.executeViaDispatcher());
     assert.deepEqual(contentOf(dir), FILES);
-    assert.ok(restore.getProgress().elapsed > 200);
+    assert.ok(restore.getProgress().elapsed > 1_000);
   });
 
   test(`${protocol}: nobody listens`, async (t) => {
