@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { test } from 'node:test';
+import { zstdCompressSync } from 'node:zlib';
 import { encode } from '@msgpack/msgpack';
 import { NostosError, type ErrorCode } from '../../base/errors.ts';
 import type { Channel } from '../../wire/channel.ts';
@@ -234,6 +235,8 @@ const patch = (
   );
 };
 
+const BOMB = zstdCompressSync(Buffer.alloc(64 * 1024 * 1024));
+
 const HOSTILE_SOURCES: Readonly<Record<string, readonly [Script, ErrorCode]>> = {
   'a plan of 2^32 items': [{ itemCount: 2 ** 32 - 1 }, 'PROTOCOL_ERROR'],
   'more items than it announced': [
@@ -334,8 +337,7 @@ const HOSTILE_SOURCES: Readonly<Record<string, readonly [Script, ErrorCode]>> = 
     {
       fetch: async (channel) => {
         await opened(channel);
-        const { zstdCompressSync } = await import('node:zlib');
-        const data = zstdCompressSync(Buffer.alloc(64 * 1024 * 1024));
+        const data = BOMB;
         const runs = [{ offset: 0, length: 4096 }];
         const frame = {
           coveredTo: 4096,
@@ -416,7 +418,7 @@ for (const [what, [script, code]] of Object.entries(HOSTILE_SOURCES))
     };
     await using world = await startWorld({
       handler: { serviceName: VERSIONS.service, handle },
-      limits: { ...LIMITS, progressTimeoutMs: 300 },
+      limits: { ...LIMITS, progressTimeoutMs: 1_000 },
     });
     const failure = await failureOf(world.fetch());
     assert.ok(failure instanceof NostosError, failure.message);

@@ -1,15 +1,14 @@
 /** One channel of a restore: messages and frames both ways, counted, and given up where the other side stalls. */
 import { NostosError } from '../../base/errors.ts';
 import type { Channel } from '../../wire/channel.ts';
+import { BufferPool } from './buffer-pool.ts';
 import { encodePatch, protocolError, type Patch } from './frames.ts';
-import { PATCH_BYTES, type StreamLimits } from './limits.ts';
+import type { StreamLimits } from './limits.ts';
 import { encodeMessage, errorOf, parseAnswer, type Answer, type AnswerOf, type Message } from './messages.ts';
 import type { Timers } from './timers.ts';
 
 /** What a frame costs on the wire beside its payload. */
 const FRAME_PREFIX_BYTES = 4;
-/** A data frame as large as a source of ours makes them; a larger one gets memory of its own. */
-const BUFFER_BYTES = PATCH_BYTES + 16 * 1024;
 
 /** One that arrives, one that is looked at, one that leaves. */
 const BUFFERS = 3;
@@ -17,6 +16,7 @@ const BUFFERS = 3;
 export interface PeerDeps {
   readonly timers: Timers;
   readonly limits: StreamLimits;
+  readonly buffers?: BufferPool;
 }
 
 export class Peer {
@@ -24,18 +24,27 @@ export class Peer {
   readonly #deps: PeerDeps;
   bytesSent = 0;
   bytesReceived = 0;
+  readonly #pool: BufferPool;
   readonly #buffers: Buffer[] = [];
+  #sendFailed = false;
   /** Set once the channel is of no more use: nothing that is sent would arrive. */
   isLost = false;
 
   constructor(channel: Channel, deps: PeerDeps) {
     this.channel = channel;
     this.#deps = deps;
+    this.#pool = deps.buffers ?? new BufferPool();
   }
 
   /** Buffers that take turns: one is filled while the one before it leaves, to the network or to the disk. */
   buffer(turn: number): Buffer {
-    return (this.#buffers[turn % BUFFERS] ??= Buffer.allocUnsafeSlow(BUFFER_BYTES));
+    return (this.#buffers[turn % BUFFERS] ??= this.#pool.take());
+  }
+
+  /** Once nothing uses them any more. What could not be sent may still be leaving: those are for the collector. */
+  giveBuffersBack(): void {
+    const buffers = this.#buffers.splice(0).filter((buffer) => buffer !== undefined);
+    if (!this.#sendFailed) this.#pool.give(buffers);
   }
 
   send(message: Message): Promise<void> {
@@ -54,7 +63,7 @@ export class Peer {
     try {
       await Promise.race([this.channel.send(...pieces), stalled]);
     } catch (error) {
-      this.isLost = true;
+      this.isLost = this.#sendFailed = true;
       throw error;
     } finally {
       callOff();

@@ -10,6 +10,7 @@ import type { Channel, ServiceContext, ServiceHandler } from '../../wire/channel
 import { negotiateServer } from '../../wire/negotiate.ts';
 import type { ItemName } from '../item-name.ts';
 import type { PlanItem, RestoreSource, SourceInfo, SourceSession } from '../source.ts';
+import { BufferPool } from './buffer-pool.ts';
 import { Compressor, LinkMeter, type CompressionMode } from './compression.ts';
 import { FrameKind, protocolError } from './frames.ts';
 import { ITEMS_PER_MESSAGE, PATCH_BYTES, STREAM_LIMITS, type StreamLimits } from './limits.ts';
@@ -53,6 +54,7 @@ export class RestoreService implements ServiceHandler {
   readonly #random: Random;
   readonly #compression: CompressionMode;
   readonly #bucket: TokenBucket | undefined;
+  readonly #buffers = new BufferPool();
   readonly #sessions = new Map<string, Session>();
 
   constructor(source: RestoreSource, options: RestoreServiceOptions = {}) {
@@ -71,7 +73,7 @@ export class RestoreService implements ServiceHandler {
   }
 
   async handle(channel: Channel, { signal }: ServiceContext): Promise<void> {
-    const peer = new Peer(channel, { timers: this.#timers, limits: this.#limits });
+    const peer = new Peer(channel, { timers: this.#timers, limits: this.#limits, buffers: this.#buffers });
     try {
       const { firstFrameTimeoutMs: timeoutMs } = this.#limits;
       await negotiateServer(channel, VERSIONS, { timeoutMs, signal });
@@ -214,6 +216,7 @@ class Session {
       await serving;
     } finally {
       this.#link.closed();
+      peer.giveBuffersBack();
       this.#serving.delete(settled);
     }
   }
@@ -238,23 +241,36 @@ class Session {
       const request = parseRequest(frame);
       if (request.kind !== 'fetch') throw protocolError(`"${request.kind}" on a data channel`);
       try {
-        this.#openItems += 1;
-        await this.#item(peer, request, compressor, signal);
+        const digest = await this.#item(peer, request, compressor, signal);
+        await peer.send({ kind: 'done', digest });
       } catch (error) {
         if (peer.isLost || signal.aborted || isNostosError(error, 'PROTOCOL_ERROR')) throw error;
         await peer.send(errorMessage(serializeError(error)));
-      } finally {
-        this.#openItems -= 1;
       }
     }
   }
 
+  /** Its digest; the item is closed by then: a receiver that hears it may ask for the tail at once. */
   async #item(
+    peer: Peer,
+    request: Extract<Request, { kind: 'fetch' }>,
+    compressor: Compressor,
+    signal: AbortSignal,
+  ): Promise<Uint8Array> {
+    this.#openItems += 1;
+    try {
+      return await this.#sendItem(peer, request, compressor, signal);
+    } finally {
+      this.#openItems -= 1;
+    }
+  }
+
+  async #sendItem(
     peer: Peer,
     { name, base }: Extract<Request, { kind: 'fetch' }>,
     compressor: Compressor,
     signal: AbortSignal,
-  ): Promise<void> {
+  ): Promise<Uint8Array> {
     if (!this.#offered.has(name)) throw protocolError(`${name}, which was not offered`);
     const opening = this.#source!.open(name, signal);
     const file = await this.#alive(peer, opening).catch(async (error: unknown) => {
@@ -266,7 +282,7 @@ class Session {
       this.#progressed(0);
       await peer.send({ kind: 'opened', bytes: file.bytes, attributes: file.attributes });
       let covered = 0;
-      const digest = await serveItem(file, base, {
+      return await serveItem(file, base, {
         patchBytes: this.#patchBytes(),
         buffer: (turn) => peer.buffer(turn),
         nextHashes: async () => {
@@ -280,7 +296,6 @@ class Session {
           covered = patch.coveredTo;
         },
       });
-      await peer.send({ kind: 'done', digest });
     } finally {
       await file.close();
     }
