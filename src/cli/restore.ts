@@ -252,6 +252,7 @@ export function restoreVerb(io: Io): Command {
       'What is cut off, by Ctrl-C, kill -9 or a power cut, goes on when the same command is run again, and what is there ' +
       'already is not sent again: of equal files nothing but hashes, of others the pages that differ. Until all is fetched ' +
       'and verified the former state is untouched and --abandon returns to it; meanwhile nobody else can open the directory.\n\n' +
+      'A source that has only the service RESTORE of the reference will do if its log goes back to the first record.\n\n' +
       `Exit code ${EXIT_CODES.ok[0]}: restored and verified; ${EXIT_CODES.failed[0]}: refused or damaged, see the message; ` +
       `${EXIT_CODES.usage[0]}: wrong command line; ${EXIT_CODES.io[0]}: no room, or the disk failed; ` +
       `${EXIT_CODES.retry[0]}: no source could be reached or went on, run it again; ${EXIT_CODES.interrupted[0]}: Ctrl-C.`,
