@@ -10,6 +10,7 @@ import { test, type TestContext } from 'node:test';
 import { isNostosError } from '../base/errors.ts';
 import { openNode } from '../node/open-node.ts';
 import type { Node } from '../node/types.ts';
+import { readTlsIdentity } from '../wire/tls-files.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { runCli } from './program.ts';
 import { ENTRY, nostos, temporaryDirectory, type Ended } from './nostos-process.fixture.ts';
@@ -279,4 +280,37 @@ test('a node does not restore from itself', async (t) => {
   const ended = await nostos(cwd, ['restore', '--dir', node.dir, '--from', node.address!]);
   assert.notEqual(ended.code, EXIT_CODES.ok[0]);
   assert.match(ended.stderr, /DIRECTORY_LOCKED|itself/);
+});
+
+test('with certificates: a stranger is refused, and a new directory is the node that its certificate names', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const NODE = '7'.repeat(32);
+  const run = async (...args: readonly string[]): Promise<Ended> => {
+    const ended = await inProcess(cwd, args);
+    assert.equal(ended.code, EXIT_CODES.ok[0], ended.stderr);
+    return ended;
+  };
+  await run('tenant', 'create', 'acme', '--dir', 'node');
+  await run('certs', 'init', '--out', 'ca', '--dir', 'node');
+  await run('certs', 'init', '--out', 'other-ca');
+  await run('certs', 'node', '--ca', 'ca', '--dir', 'node', '--host', '127.0.0.1', '--out', 'node-tls');
+  await run('certs', 'node', '--ca', 'ca', '--node', NODE, '--out', 'tls');
+  await run('certs', 'node', '--ca', 'other-ca', '--node', NODE, '--out', 'stranger-tls');
+  const tls = await readTlsIdentity(join(cwd, 'node-tls'));
+  const node = await openNode({
+    dir: join(cwd, 'node'),
+    listen: { host: '127.0.0.1', port: 0, tls },
+    scrubIntervalMs: false,
+  });
+  t.after(() => node.close());
+
+  const from = ['restore', '--dir', 'copy', '--from', node.address!];
+  for (const stranger of [['--tls-dir', 'stranger-tls'], []]) {
+    const ended = await inProcess(cwd, [...from, ...stranger]);
+    assert.notEqual(ended.code, EXIT_CODES.ok[0]);
+    assert.deepEqual(readdirSync(join(cwd, 'copy')), ['lock'], 'nothing was changed');
+  }
+  const report = JSON.parse((await run(...from, '--tls-dir', 'tls', '--json')).stdout) as Report;
+  assert.equal(report.identity.node, NODE);
+  await assertCopyOf(cwd, node);
 });

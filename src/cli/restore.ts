@@ -1,5 +1,7 @@
+import { X509Certificate } from 'node:crypto';
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
+import type { NodeId } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
@@ -26,6 +28,7 @@ import type { ProviderEvent } from '../restore/provider-feed.ts';
 import type { RestorePlan } from '../restore/source.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
+import { parseIdentity } from '../wire/tls-identity.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
@@ -78,6 +81,13 @@ function sourcesOf({ options, dir }: Run, marker: Marker | undefined): readonly 
     `it is not said where ${dir} is to be restored from`,
     'Name a node that runs: --from host:port. Several --from are asked who serves best.',
   );
+}
+
+/** Others let a node in by the id in its certificate, so a new directory takes that one. */
+async function certifiedNode({ io, options }: Run): Promise<NodeId | undefined> {
+  if (options.tlsDir === undefined) return undefined;
+  const { cert } = await readTlsIdentity(resolve(io.cwd, options.tlsDir));
+  return parseIdentity(new X509Certificate(cert).subjectAltName)?.node;
 }
 
 async function providersOf(run: Run, marker: Marker | undefined, onEvent: Providers['onEvent']): Promise<Providers> {
@@ -205,11 +215,13 @@ async function restore(run: Run): Promise<void> {
   if (decide(found, { kind: 'go-on' }) === 'ask') sourcesOf(run, found);
   if (found !== undefined && !options.json)
     io.stderr.write(`${style(io, 'dim', `going on with the restore begun ${found.startedAt}`)}\n`);
+  const node = await certifiedNode(run);
   const report = await callWithDisplay(io, (show) =>
     restoreDirectory(restoreDeps, {
       dir,
       openFeed: async (marker, signal = io.signal) =>
         openProviders(dir, await providersOf(run, marker, tellEvents(run)), { marker, signal }),
+      node,
       replace: options.replace === true,
       discard: options.discard === true,
       reserveBytes: DEFAULT_LIMITS.restoreReserveBytes,

@@ -3,7 +3,7 @@
  * kill -9 and power cuts included. Until the marker says `swapping`, what was there before is untouched.
  */
 import { dirname, join } from 'node:path';
-import { toNodeId, toStoreId, type StoreId } from '../../base/brands.ts';
+import { toNodeId, toStoreId, type NodeId, type StoreId } from '../../base/brands.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { Disk } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
@@ -55,6 +55,8 @@ export interface RestoreOptions extends StepOptions {
   readonly dir: string;
   /** Called where a source is needed: with the marker of the attempt that is resumed. */
   readonly openFeed: (marker: Marker | undefined, signal?: AbortSignal) => Promise<RestoreFeed>;
+  /** Who the directory is where it does not know: the node that its certificate names. Otherwise an id is minted. */
+  readonly node?: NodeId | undefined;
   /** Set aside the state of another cluster or generation. */
   readonly replace?: boolean;
   /** Remove what was set aside, once the new state is in place. */
@@ -176,7 +178,7 @@ function begin(deps: RestoreDeps, options: RestoreOptions, found: Marker | undef
     history,
     identity: found?.identity ?? {
       // A node id means nothing in another cluster.
-      node: own?.cluster === history.cluster ? own.node : toNodeId(randomHex128(random)),
+      node: own?.cluster === history.cluster ? own.node : (options.node ?? toNodeId(randomHex128(random))),
       store: toStoreId(randomHex128(random)),
       ...history,
     },
