@@ -1,0 +1,58 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { test } from 'node:test';
+import { writeMarker } from '../restore/local/marker.ts';
+import { systemDisk } from '../base/disk.ts';
+import { toClusterId, toGeneration, toNodeId, toStoreId } from '../base/brands.ts';
+import { EXIT_CODES } from './exit-codes.ts';
+import { ENTRY, nostos, temporaryDirectory } from './nostos-process.fixture.ts';
+
+test('serve --listen lets another node copy this one; the copy says what it is', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const args = [ENTRY, 'serve', '--dir', 'a', '--port', '0', '--listen', '127.0.0.1:0'];
+  const child = spawn(process.execPath, args, { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => child.kill('SIGKILL'));
+  let address: string | undefined;
+  for await (const line of createInterface({ input: child.stdout })) {
+    address = /other nodes +(\S+):? /.exec(line)?.[1]?.replace(/:$/, '');
+    if (address !== undefined) break;
+  }
+  assert.match(address ?? '', /^127\.0\.0\.1:\d+$/);
+  assert.match((await nostos(cwd, ['status', '--dir', 'a'])).stdout, new RegExp(`other nodes +${address}; 0 copying`));
+  const restored = await nostos(cwd, ['restore', '--from', address!, '--dir', 'b']);
+  assert.equal(restored.code, 0, restored.stderr);
+  child.kill('SIGTERM');
+  await once(child, 'exit');
+  assert.match((await nostos(cwd, ['status', '--dir', 'b'])).stdout, /copy +of (?:store [0-9a-f]{32}|another node)/);
+  const refused = await nostos(cwd, ['tenant', 'create', 'acme', '--dir', 'b']);
+  assert.equal(refused.code, EXIT_CODES.retry[0], refused.stderr);
+  assert.match(refused.stderr, /NOT_PRIMARY/);
+});
+
+test('serve refuses to listen where others could hear, and a verb refuses a directory whose restore is unfinished', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const open = await nostos(cwd, ['serve', '--port', '0', '--listen', '0.0.0.0:0']);
+  assert.equal(open.code, EXIT_CODES.usage[0]);
+  assert.match(open.stderr, /TLS/);
+  assert.equal((await nostos(cwd, ['serve', '--port', '0', '--tls-dir', '.'])).code, EXIT_CODES.usage[0]);
+  assert.equal((await nostos(cwd, ['serve', '--port', '0', '--listen', 'nowhere'])).code, EXIT_CODES.usage[0]);
+
+  const dir = join(cwd, 'marked');
+  systemDisk.makeDirectory(dir);
+  const history = { cluster: toClusterId('2'.repeat(32)), generation: toGeneration('3'.repeat(32)) };
+  writeMarker(systemDisk, dir, {
+    run: '1'.repeat(32),
+    startedAt: '2026-01-01T00:00:00.000Z',
+    sources: ['10.0.0.1:4041'],
+    history,
+    identity: { node: toNodeId('4'.repeat(32)), store: toStoreId('5'.repeat(32)), ...history },
+    phase: 'fetching',
+  });
+  const marked = await nostos(cwd, ['status', '--dir', 'marked']);
+  assert.notEqual(marked.code, 0);
+  assert.match(marked.stderr, /RESTORE_UNFINISHED/);
+  assert.match(marked.stderr, /--abandon/);
+});
