@@ -70,7 +70,7 @@ export async function runDirectoryKills({
     let spanMs = await timed(() => restoreWhole(dir, source.address));
     let before = await checkCopy(dir, new Map(), report);
     while (report.kills < kills) {
-      const victim = random.chance(0.3) ? 'source' : 'restore';
+      const victim = report.kills % 3 === 1 ? 'source' : 'restore';
       const afterMs = random.below(Math.ceil(spanMs * 1.1));
       const acknowledged = new Map(source.acknowledged);
       const through = await restoreAndKill(dir, source, victim, afterMs);
