@@ -401,7 +401,8 @@ test('a feed ends with its tenant, and begins where the log does', async () => {
   await later.migrate(NOTES);
   await add(later, 'kept');
   assert.equal((await collect(later.changes({ untilCaughtUp: true }))).length, 2);
-  await failsWith(collect(later.changes({ from: position!, untilCaughtUp: true })), 'LOG_PRUNED');
+  // What was pruned since then was of others; who misses something of its own is told (`quiet-feed.test.ts`).
+  assert.equal((await collect(later.changes({ from: position!, untilCaughtUp: true }))).length, 2);
   await again.close();
 });
 
