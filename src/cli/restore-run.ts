@@ -20,6 +20,7 @@ import { openReferenceFeed } from '../restore/reference-feed.ts';
 import { RESTORE_SERVICE_NAME } from '../restore/reference/types.ts';
 import { RestoreClient, requestInfo } from '../restore/stream/client.ts';
 import { STREAM_SERVICE_NAME } from '../restore/stream/messages.ts';
+import { RECEIVE_BUFFER_BYTES } from '../restore/stream/limits.ts';
 import type { Channel } from '../wire/channel.ts';
 import { connectToService } from '../wire/connect.ts';
 import type { TlsIdentity } from '../wire/tls-identity.ts';
@@ -73,9 +74,9 @@ export async function openProviders(dir: string, providers: Providers, opening: 
 }
 
 const connectTo =
-  ({ tls }: Providers, address: string, service: string) =>
+  ({ tls }: Providers, address: string, service: string, options: { readonly receiveBufferBytes?: number } = {}) =>
   (signal: AbortSignal): Promise<Channel> =>
-    connectToService(address, service, { signal, ...(tls === undefined ? {} : { tls }) });
+    connectToService(address, service, { ...options, signal, ...(tls === undefined ? {} : { tls }) });
 
 function openReference(
   dir: string,
@@ -97,7 +98,7 @@ function openReference(
 function openStream(dir: string, providers: Providers, { marker, signal }: Opening): Promise<RestoreFeed> {
   const { connections, rateBytesPerSecond, onEvent } = providers;
   const connect = (address: string): ((open: AbortSignal) => Promise<Channel>) =>
-    connectTo(providers, address, STREAM_SERVICE_NAME);
+    connectTo(providers, address, STREAM_SERVICE_NAME, { receiveBufferBytes: RECEIVE_BUFFER_BYTES });
   return ProviderFeed.open(
     {
       ask: ({ address }, ask) => requestInfo({ connect: connect(address) }, ask),

@@ -4,7 +4,7 @@
  * last sync has little left to do.
  */
 import { constants, copyFile, fdatasync, fsync, open, close, write, type PathLike } from 'node:fs';
-import { fstatSync, ftruncateSync, readSync, statSync, writeSync } from 'node:fs';
+import { fstatSync, ftruncateSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { promisify } from 'node:util';
@@ -90,9 +90,7 @@ export class StagedFile {
     if (this.#unsynced < SYNC_EVERY_BYTES) return;
     await this.#syncing;
     this.#unsynced = 0;
-    this.#syncing = syncData(this.#fd).catch((error: unknown) => {
-      throw diskError('sync', this.path, error);
-    });
+    this.#syncing = syncData(this.#fd).catch((error: unknown) => this.#giveUp(error));
     this.#syncing.catch(() => undefined);
   }
 
@@ -109,9 +107,13 @@ export class StagedFile {
   async finish(bytes: number): Promise<void> {
     await this.#syncing;
     if (this.bytes !== bytes) this.#attempt('truncate', () => ftruncateSync(this.#fd, bytes));
-    await syncFile(this.#fd).catch((error: unknown) => {
-      throw diskError('sync', this.path, error);
-    });
+    await syncFile(this.#fd).catch((error: unknown) => this.#giveUp(error));
+  }
+
+  /** After a failed sync the file may read back better than it is on the disk: it must not become a base. */
+  #giveUp(cause: unknown): never {
+    rmSync(this.path, { force: true });
+    throw diskError('sync', this.path, cause);
   }
 
   async close(): Promise<void> {
