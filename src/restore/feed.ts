@@ -25,6 +25,8 @@ export interface FetchProgress {
   readonly itemsDone: number;
   readonly itemsTotal: number;
   readonly bytesOnWire: number;
+  /** Bytes of items that were received, verified and written in this session; what a base had is not in it. */
+  readonly bytesWritten?: number;
 }
 
 export interface FetchReport {
@@ -33,6 +35,8 @@ export interface FetchReport {
   readonly bytesOnWire: number;
   readonly bytesReused: number;
   readonly elapsedMs: number;
+  /** W that the copy must reach: all that the source said of it. 0 of plain files; absent where a service does not say. */
+  readonly watermark?: number;
 }
 
 export interface FetchOptions {

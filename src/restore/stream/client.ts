@@ -14,6 +14,7 @@ import { protocolError } from './frames.ts';
 import { CONNECTIONS, STREAM_LIMITS, type StreamLimits } from './limits.ts';
 import { VERSIONS, type Answer } from './messages.ts';
 import { Peer, type PeerDeps } from './peer.ts';
+import { Reach } from './reach.ts';
 import { sleep, systemTimers, type Timers } from './timers.ts';
 
 export type { FetchedItem } from './fetch-item.ts';
@@ -44,6 +45,8 @@ export interface FetchReport {
   /** Bytes of items that were not sent, since a base had them. */
   readonly bytesReused: number;
   readonly elapsedMs: number;
+  /** W that the copy must reach: the greatest that the plan, the tail and the positions of tenants say; 0 of plain files. */
+  readonly watermark: number;
 }
 
 export interface FetchProgress {
@@ -54,6 +57,8 @@ export interface FetchProgress {
   readonly itemsDone: number;
   readonly itemsTotal: number;
   readonly bytesOnWire: number;
+  /** Bytes of items that were received, verified and written in this session. */
+  readonly bytesWritten: number;
 }
 
 export interface FetchOptions {
@@ -139,7 +144,7 @@ export class RestoreClient {
     const signals = [this.#over.signal, ...(options.signal === undefined ? [] : [options.signal])];
     const failed = new AbortController();
     const signal = AbortSignal.any([...signals, failed.signal]);
-    const run = new Run(this.plan.items, () => this.#wireBytes(), options.onProgress);
+    const run = new Run(this.plan, () => this.#wireBytes(), options.onProgress);
     const startedMs = this.#deps.timers.monotonicMs();
     try {
       signal.throwIfAborted();
@@ -147,6 +152,7 @@ export class RestoreClient {
       const tail = await this.#control.tail(signal);
       run.tail(tail);
       await this.#fetchSome(tail, { target, run, signal, fail: (error) => failed.abort(error) });
+      run.reach.check();
     } catch (error) {
       // What came first is the cause; the rest is what calling it off looks like.
       const cause: unknown = signal.aborted ? signal.reason : error;
@@ -158,6 +164,7 @@ export class RestoreClient {
       bytesOnWire: this.#wireBytes(),
       bytesReused: run.bytesReused,
       elapsedMs: this.#deps.timers.monotonicMs() - startedMs,
+      watermark: run.reach.watermark,
     };
   }
 
@@ -391,15 +398,19 @@ class Control {
 /** What one `fetchAll` has done so far. */
 class Run {
   readonly items: FetchedItem[] = [];
+  readonly reach: Reach;
   bytesReused = 0;
   readonly #wireBytes: () => number;
   readonly #onProgress: ((progress: FetchProgress) => void) | undefined;
   #phase = 'items';
   #bytesDone = 0;
+  #bytesWritten = 0;
   #bytesTotal: number;
   #itemsTotal: number;
 
-  constructor(items: readonly PlanItem[], wireBytes: () => number, onProgress: FetchOptions['onProgress']) {
+  constructor(plan: RestorePlan, wireBytes: () => number, onProgress: FetchOptions['onProgress']) {
+    const { items } = plan;
+    this.reach = new Reach(plan);
     this.#wireBytes = wireBytes;
     this.#onProgress = onProgress;
     this.#bytesTotal = sum(items);
@@ -414,9 +425,10 @@ class Run {
   }
 
   /** Returns what hears how far the item is. Its size may have changed since the plan. */
-  started(item: PlanItem): (coveredTo: number, bytes?: number) => void {
+  started(item: PlanItem): (coveredTo: number, bytes?: number, writtenBytes?: number) => void {
     let [covered, planned] = [0, item.bytes];
-    return (coveredTo, bytes = planned) => {
+    return (coveredTo, bytes = planned, writtenBytes = 0) => {
+      this.#bytesWritten += writtenBytes;
       this.#bytesDone += coveredTo - covered;
       this.#bytesTotal += bytes - planned;
       [covered, planned] = [coveredTo, bytes];
@@ -425,6 +437,7 @@ class Run {
   }
 
   finished(item: FetchedItem, receivedBytes: number): void {
+    this.reach.add(item);
     this.items.push(item);
     this.bytesReused += item.bytes - receivedBytes;
     this.#report();
@@ -438,6 +451,7 @@ class Run {
       itemsDone: this.items.length,
       itemsTotal: this.#itemsTotal,
       bytesOnWire: this.#wireBytes(),
+      bytesWritten: this.#bytesWritten,
     });
   }
 }

@@ -32,7 +32,7 @@ export interface ItemRequest {
 
 export interface ItemOptions {
   readonly signal: AbortSignal;
-  readonly onProgress: (coveredTo: number, bytes: number) => void;
+  readonly onProgress: (coveredTo: number, bytes: number, writtenBytes?: number) => void;
 }
 
 export interface ItemDeps extends PeerDeps {
@@ -137,10 +137,10 @@ async function receivePatches(
       const data = await dataOf(patch, name);
       patcher.check(patch, data);
       await writing;
-      writing = file.writeRuns(patch.runs, data);
-      writing.catch(() => undefined);
       progressAtMs = timers.monotonicMs();
-      onProgress(patcher.coveredTo, bytes);
+      const { coveredTo } = patcher;
+      writing = file.writeRuns(patch.runs, data).then(() => onProgress(coveredTo, bytes, data.length));
+      writing.catch(() => undefined);
     }
   } finally {
     await writing;
