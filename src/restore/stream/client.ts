@@ -301,6 +301,12 @@ class ItemList {
 /** How long a client that ends waits for the source to have let go. */
 const END_TIMEOUT_MS = 2_000;
 
+interface Asked {
+  readonly sinceMs: number;
+  readonly answered: (answer: Answer) => void;
+  readonly failed: (error: Error) => void;
+}
+
 /** The control channel: says that we live, hears when the session fails, and asks for the tail. */
 class Control {
   readonly #peer: Peer;
@@ -309,7 +315,7 @@ class Control {
   readonly #reading: Promise<void>;
   readonly #queue: Answer[] = [];
   #ending = false;
-  #asked: { readonly answered: (answer: Answer) => void; readonly failed: (error: Error) => void } | undefined;
+  #asked: Asked | undefined;
 
   constructor(peer: Peer, deps: PeerDeps, onFailure: (error: Error) => void) {
     this.#peer = peer;
@@ -367,6 +373,7 @@ class Control {
       if (signal.aborted || this.#over.signal.aborted) return failed();
       signal.addEventListener('abort', failed, { once: true });
       this.#asked = {
+        sinceMs: this.#deps.timers.monotonicMs(),
         failed: reject,
         answered: (answer) => {
           signal.removeEventListener('abort', failed);
@@ -379,9 +386,12 @@ class Control {
 
   async #read(): Promise<void> {
     for (;;) {
-      const answer = await this.#peer.receiveAnswer(this.#over.signal);
+      const answer = await this.#peer.receiveMessage(this.#over.signal);
       if (answer.kind === 'ended' && this.#ending) return;
-      if (this.#asked !== undefined) this.#asked.answered(answer);
+      // It answers a ping. Only who has asked for more waits for more.
+      if (answer.kind === 'wait') {
+        if (this.#asked !== undefined) this.#peer.checkProgress(this.#asked.sinceMs);
+      } else if (this.#asked !== undefined) this.#asked.answered(answer);
       else if (this.#queue.length < 2) this.#queue.push(answer);
       else throw protocolError(`"${answer.kind}" that nobody asked for`);
     }

@@ -413,6 +413,14 @@ test('an item that takes longer to open than a stall is waited for', async () =>
   assert.deepEqual(digests(world.targetDir), digests(world.sourceDir));
 });
 
+test('a transfer may take longer than a source may go without progress', async () => {
+  const limits = { ...LIMITS, progressTimeoutMs: 400 };
+  await using world = await startWorld({ files: randomFiles(3, [300_000, 300_000]), limits });
+  const { elapsedMs } = await world.fetch({ rateBytesPerSecond: 500_000, connections: 1, compression: 'off' });
+  assert.ok(elapsedMs > 2 * limits.progressTimeoutMs, `${elapsedMs} ms`);
+  assert.deepEqual(digests(world.targetDir), digests(world.sourceDir));
+});
+
 test('a receiver that goes away while an item is being opened leaves nothing open', async () => {
   const audit = new Audit();
   const opening = Promise.withResolvers<void>();

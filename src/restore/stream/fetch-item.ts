@@ -106,7 +106,7 @@ async function sendHashes(file: StagedFile, baseBytes: number, peer: Peer, signa
 
 /** While one frame arrives, the one before it is checked, and the one before that goes to the disk. */
 async function receivePatches(
-  { peer, timers, limits }: ItemDeps,
+  { peer, timers }: ItemDeps,
   name: ItemName,
   { patcher, file, bytes }: Patched,
   { signal, onProgress }: ItemOptions,
@@ -128,7 +128,7 @@ async function receivePatches(
         if (answer.kind === 'done') return answer.digest;
         if (answer.kind === 'error') throw errorOf(answer);
         if (answer.kind !== 'wait') throw protocolError(`"${answer.kind}" in the middle of ${name}`);
-        if (timers.monotonicMs() - progressAtMs > limits.progressTimeoutMs) throw peer.stalledInItem(name);
+        peer.checkProgress(progressAtMs, ` with ${name}`);
         arriving = next();
         continue;
       }

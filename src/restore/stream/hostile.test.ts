@@ -372,6 +372,10 @@ const HOSTILE_SOURCES: Readonly<Record<string, readonly [Script, ErrorCode]>> = 
     },
     'NETWORK_TIMEOUT',
   ],
+  'signs of life in place of the tail': [
+    { fetch: (channel) => empty(channel), tail: { kind: 'wait' } },
+    'NETWORK_TIMEOUT',
+  ],
   'a tail of 2^32 items': [
     { fetch: (channel) => empty(channel), tail: { kind: 'tail', itemCount: 2 ** 32 - 1 } },
     'PROTOCOL_ERROR',

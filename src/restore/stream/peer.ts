@@ -87,16 +87,20 @@ export class Peer {
     }
   }
 
-  /** The next message that is more than a sign of life; an error that the peer reports is thrown. */
+  /** The next message, a sign of life included; an error that the peer reports is thrown. */
+  async receiveMessage(signal: AbortSignal): Promise<Answer> {
+    const answer = parseAnswer(await this.receive(signal));
+    if (answer.kind === 'error') throw errorOf(answer);
+    return answer;
+  }
+
+  /** The next message that is more than a sign of life. */
   async receiveAnswer(signal: AbortSignal): Promise<Answer> {
-    const { timers, limits } = this.#deps;
-    const startedMs = timers.monotonicMs();
+    const sinceMs = this.#deps.timers.monotonicMs();
     for (;;) {
-      const answer = parseAnswer(await this.receive(signal));
-      if (answer.kind === 'error') throw errorOf(answer);
+      const answer = await this.receiveMessage(signal);
       if (answer.kind !== 'wait') return answer;
-      if (timers.monotonicMs() - startedMs > limits.progressTimeoutMs)
-        throw this.#stalled('made no progress', limits.progressTimeoutMs);
+      this.checkProgress(sinceMs);
     }
   }
 
@@ -107,8 +111,11 @@ export class Peer {
     return answer as AnswerOf<Kind>;
   }
 
-  stalledInItem(name: string): NostosError {
-    return this.#stalled(`made no progress with ${name}`, this.#deps.limits.progressTimeoutMs);
+  /** Throws where signs of life are all that came since then, for too long. */
+  checkProgress(sinceMs: number, where = ''): void {
+    const { progressTimeoutMs } = this.#deps.limits;
+    if (this.#deps.timers.monotonicMs() - sinceMs > progressTimeoutMs)
+      throw this.#stalled(`made no progress${where}`, progressTimeoutMs);
   }
 
   #stalled(how: string, timeoutMs: number): NostosError {
