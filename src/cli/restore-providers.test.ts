@@ -37,7 +37,7 @@ async function restoreFrom(
   return { report, events };
 }
 
-test('the provider stops in the middle; the primary goes on, and nothing is fetched twice', async (t) => {
+test('the primary stops in the middle; a copy that is as far goes on, and nothing is fetched twice', async (t) => {
   const cwd = await temporaryDirectory(t);
   const primary = await openNode({ dir: join(cwd, 'primary'), listen: LISTEN, scrubIntervalMs: false });
   t.after(() => primary.close());
@@ -49,26 +49,22 @@ test('the provider stops in the middle; the primary goes on, and nothing is fetc
         insert into item (body) select randomblob(10000) from n`),
     );
   }
-  await restoreFrom(join(cwd, 'replica'), [primary.address!]);
-  const replica: Node = await openNode({ dir: join(cwd, 'replica'), listen: LISTEN, scrubIntervalMs: false });
-  t.after(() => replica.close());
-  const addresses = { primary: primary.address!, replica: replica.address! };
+  await restoreFrom(join(cwd, 'copy'), [primary.address!]);
+  const copy: Node = await openNode({ dir: join(cwd, 'copy'), listen: LISTEN, scrubIntervalMs: false });
+  t.after(() => copy.close());
+  const addresses = { primary: primary.address!, copy: copy.address! };
 
   let stopped: Promise<void> | undefined;
-  const { report, events } = await restoreFrom(join(cwd, 'third'), [addresses.primary, addresses.replica], {
+  const { report, events } = await restoreFrom(join(cwd, 'third'), [addresses.copy, addresses.primary], {
     rate: 4 * 1024 * 1024,
     onBytes: (done, total) => {
-      if (stopped === undefined && total > 0 && done > total * 0.4) stopped = replica.close();
+      if (stopped === undefined && total > 0 && done > total * 0.4) stopped = primary.close();
     },
   });
   assert.ok(stopped !== undefined, 'the first provider was stopped');
   await stopped;
   const chosen = events.flatMap((event) => (event.kind === 'chosen' ? [event.candidate.member.address] : []));
-  assert.deepEqual(
-    chosen,
-    [addresses.replica, addresses.primary],
-    'the replica first, although the primary was named first',
-  );
+  assert.deepEqual(chosen, [addresses.primary, addresses.copy], 'the primary first, although the copy was named first');
   const { bytes, bytesOnWire, bytesReused } = report.fetched!;
   assert.ok(bytesReused > bytes * 0.25, `${bytesReused} of ${bytes} were there already`);
   assert.ok(bytesOnWire < bytes * 1.25, `${bytesOnWire} on the wire for ${bytes}`);
@@ -76,9 +72,39 @@ test('the provider stops in the middle; the primary goes on, and nothing is fetc
   const third = await openNode({ dir: join(cwd, 'third'), scrubIntervalMs: false });
   t.after(() => third.close());
   for (const name of ['a', 'b', 'c'])
-    assert.equal((await third.tenant(name).status()).fingerprint, (await primary.tenant(name).status()).fingerprint);
+    assert.equal((await third.tenant(name).status()).fingerprint, (await copy.tenant(name).status()).fingerprint);
   const verified = await nostos(cwd, ['status', '--dir', 'third', '--json']);
   assert.match(verified.stdout, /"role": "copy"/);
+});
+
+test('an old copy is not taken while the primary answers: nothing acknowledged is lost', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const primary = await openNode({ dir: join(cwd, 'primary'), listen: LISTEN, scrubIntervalMs: false });
+  t.after(() => primary.close());
+  const tenant = await primary.tenants.create('a');
+  await tenant.migrate(['create table item (id integer primary key not null, body text)']);
+  await restoreFrom(join(cwd, 'copy'), [primary.address!]);
+  const copy = await openNode({ dir: join(cwd, 'copy'), listen: LISTEN, scrubIntervalMs: false });
+  t.after(() => copy.close());
+  for (let i = 0; i < 20; i++) await tenant.write((tx) => tx.run("insert into item (body) values ('acknowledged')"));
+
+  const { report, events } = await restoreFrom(join(cwd, 'third'), [copy.address!, primary.address!]);
+  assert.equal(report.verified?.lsn, (await primary.status()).log.watermark);
+  const dropped = events.flatMap((event) => (event.kind === 'dropped' ? [event.dropped] : []));
+  assert.deepEqual(
+    dropped.map(({ member }) => member.address),
+    [copy.address],
+  );
+  assert.match(dropped[0]!.why, /records behind another one, and a copy does not catch up/);
+
+  const other = await openNode({ dir: join(cwd, 'other'), listen: LISTEN, scrubIntervalMs: false });
+  t.after(() => other.close());
+  const both = [other.address!, primary.address!];
+  await assert.rejects(restoreFrom(join(cwd, 'fourth'), both), (error: unknown) =>
+    isNostosError(error, 'DIRECTORY_FOREIGN'),
+  );
+  const again = await restoreFrom(join(cwd, 'third'), both);
+  assert.equal(again.report.identity.cluster, report.identity.cluster, 'the directory says whose history is wanted');
 });
 
 /** A peer that knows nothing but the reference's service, on the log of a node that is closed. */

@@ -31,6 +31,8 @@ export interface Providers {
   readonly tls?: TlsIdentity | undefined;
   readonly connections?: number | undefined;
   readonly rateBytesPerSecond?: number | undefined;
+  /** The directory's own history does not bind. */
+  readonly replace?: boolean | undefined;
   readonly onEvent?: ((event: ProviderEvent) => void) | undefined;
 }
 
@@ -96,7 +98,8 @@ function openReference(
 }
 
 function openStream(dir: string, providers: Providers, { marker, signal }: Opening): Promise<RestoreFeed> {
-  const { connections, rateBytesPerSecond, onEvent } = providers;
+  const { connections, rateBytesPerSecond, replace, onEvent } = providers;
+  const own = ownIdentity(systemDisk, dir, nodeFileCodec);
   const connect = (address: string): ((open: AbortSignal) => Promise<Channel>) =>
     connectTo(providers, address, STREAM_SERVICE_NAME, { receiveBufferBytes: RECEIVE_BUFFER_BYTES });
   return ProviderFeed.open(
@@ -114,8 +117,9 @@ function openStream(dir: string, providers: Providers, { marker, signal }: Openi
     },
     {
       members: providers.from.map((address) => ({ address })),
-      self: ownIdentity(systemDisk, dir, nodeFileCodec),
-      history: marker?.history,
+      self: own,
+      history: marker?.history ?? (replace === true ? undefined : own),
+      replaceable: marker === undefined,
       lagRecordsMax: DEFAULT_LIMITS.providerLagRecordsMax,
       attemptsMax: DEFAULT_LIMITS.providerAttemptsMax,
       onEvent,

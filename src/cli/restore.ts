@@ -97,6 +97,7 @@ async function providersOf(run: Run, marker: Marker | undefined, onEvent: Provid
     tls: options.tlsDir === undefined ? undefined : await readTlsIdentity(resolve(io.cwd, options.tlsDir)),
     connections: options.connections,
     rateBytesPerSecond: options.rate,
+    replace: options.replace,
     onEvent,
   };
 }

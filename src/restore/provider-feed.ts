@@ -33,7 +33,7 @@ export interface ProviderDeps {
 export interface ProviderOptions extends Omit<ChoiceRules, 'history'> {
   readonly members: readonly Member[];
   readonly attemptsMax: number;
-  /** Of a run that is resumed. */
+  /** Of a run that is resumed, else that of the directory if it may not be given up. */
   readonly history?: SourceHistory | undefined;
   readonly onEvent?: ((event: ProviderEvent) => void) | undefined;
 }

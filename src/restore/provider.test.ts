@@ -46,6 +46,22 @@ const TABLE: readonly Row[] = [
     order: ['r:1', 'p:1'],
   },
   {
+    name: 'a copy after the primary, since it does not follow',
+    asked: [asked('c:1', { role: 'copy' }), asked('p:1', { role: 'primary', sessions: 5 })],
+    order: ['p:1', 'c:1'],
+  },
+  {
+    name: 'a copy that is behind is not taken while somebody is ahead of it, by however little',
+    asked: [
+      asked('c:1', { role: 'copy', watermark: 999 }),
+      asked('p:1', { role: 'primary' }),
+      asked('x:1', { role: null, watermark: 999 }),
+    ],
+    order: ['p:1'],
+    dropped: { 'c:1': /1 records behind another one, and a copy does not catch up/, 'x:1': /without a role/ },
+  },
+  { name: 'a copy alone will do', asked: [asked('c:1', { role: 'copy', watermark: 5 })], order: ['c:1'] },
+  {
     name: 'the least busy first',
     asked: [asked('a:1', { sessions: 2 }), asked('b:1', { sessions: 0 }), asked('c:1', { sessions: 1 })],
     order: ['b:1', 'c:1', 'a:1'],
@@ -98,6 +114,13 @@ const TABLE: readonly Row[] = [
     order: [],
     dropped: { 'foreign:1': /serves cluster d{32}/ },
   },
+  {
+    name: 'who serves another history than the directory has is no choice, however far it is, until that is given up',
+    asked: [asked('foreign:1', { generation: id('2'), watermark: 900_000 }), asked('a:1')],
+    rules: { history, replaceable: true },
+    order: ['a:1'],
+    dropped: { 'foreign:1': /belongs to generation 1{32}.*serves generation 2{32}.*--replace/ },
+  },
   { name: 'without a run any history will do', asked: [asked('a:1', { cluster: id('d') })], order: ['a:1'] },
 ];
 
@@ -112,6 +135,19 @@ for (const row of TABLE)
     assert.deepEqual(Object.keys(dropped).toSorted(), Object.keys(row.dropped ?? {}).toSorted());
     for (const [address, why] of Object.entries(row.dropped ?? {})) assert.match(dropped[address]!, why);
   });
+
+test('choice: members of different histories are refused by name, not compared by position', () => {
+  const both = [asked('new:1', { watermark: 100 }), asked('old:1', { watermark: 900, generation: id('2') })];
+  assert.throws(
+    () => chooseProvider(both, RULES),
+    (error: unknown) =>
+      isNostosError(error, 'DIRECTORY_FOREIGN') &&
+      /new:1: cluster c{32}, generation 1{32}; old:1: cluster c{32}, generation 2{32}/.test(error.message),
+  );
+  assert.deepEqual(chooseProvider(both, { ...RULES, history }).order, [
+    { member: { address: 'new:1' }, info: info({ watermark: 100 }), bestWatermark: 100 },
+  ]);
+});
 
 /** A provider in memory that brings items until it fails. */
 interface Scripted {
