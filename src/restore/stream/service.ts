@@ -13,7 +13,7 @@ import type { PlanItem, RestoreSource, SourceInfo, SourceSession } from '../sour
 import { BufferPool } from './buffer-pool.ts';
 import { Compressor, LinkMeter, type CompressionMode } from './compression.ts';
 import { FrameKind, protocolError } from './frames.ts';
-import { ITEMS_PER_MESSAGE, PATCH_BYTES, STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import { ITEMS_PER_MESSAGE, MESSAGE_BYTES_MAX, PATCH_BYTES, STREAM_LIMITS, type StreamLimits } from './limits.ts';
 import { STREAM_SERVICE_NAME, VERSIONS, errorMessage, parseRequest, type Request } from './messages.ts';
 import { Peer } from './peer.ts';
 import { serveItem, type Outgoing } from './serve-item.ts';
@@ -48,6 +48,7 @@ const NO_INFO: SourceInfo = {
 
 export class RestoreService implements ServiceHandler {
   readonly serviceName = STREAM_SERVICE_NAME;
+  readonly requestBytesMax = MESSAGE_BYTES_MAX;
   readonly #source: RestoreSource;
   readonly #limits: StreamLimits;
   readonly #timers: Timers;
