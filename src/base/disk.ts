@@ -17,8 +17,10 @@ import {
   lstatSync,
   mkdirSync,
   openSync,
+  readFileSync,
   readdirSync,
   readSync,
+  realpathSync,
   renameSync,
   rmdirSync,
   statfsSync,
@@ -26,6 +28,7 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
+import { join, sep } from 'node:path';
 import { NostosError } from './errors.ts';
 
 /** `read`: the file exists. `write`: the file exists, and is read and written. `create`: made anew, or emptied. */
@@ -54,6 +57,8 @@ export interface Disk {
   size(path: string): number;
   /** What this user may still write on the file system that holds the path. */
   freeBytes(path: string): number;
+  /** Names in a directory on which, or below which, something is mounted: these cannot be renamed or removed. */
+  mountsIn(dir: string): string[];
   /** A file replaces the one that has the name; the new name of a directory must be free. */
   rename(from: string, to: string): void;
   remove(path: string): void;
@@ -85,6 +90,7 @@ export const systemDisk: Disk = {
       const { bavail, bsize } = statfsSync(path);
       return bavail * bsize;
     }),
+  mountsIn: (dir) => attempt('stat', dir, () => mountsIn(dir)),
   rename: (from, to) => attempt('rename', from, () => renameSync(from, to)),
   remove: (path) => attempt('remove', path, () => unlinkSync(path)),
   removeDirectory: (path) => attempt('remove', path, () => rmdirSync(path)),
@@ -151,6 +157,40 @@ class SystemFile implements DiskFile {
     this.#fd = -1;
     attempt('close', this.path, () => closeSync(fd));
   }
+}
+
+function mountsIn(dir: string): string[] {
+  const { dev } = statSync(dir);
+  const isOther = (name: string): boolean => {
+    const stats = lstatSync(join(dir, name), { throwIfNoEntry: false });
+    // In an overlay also files that nobody has mounted have a device of their own.
+    return stats?.isDirectory() === true && stats.dev !== dev;
+  };
+  const mounted = new Set(readdirSync(dir).filter(isOther));
+  // A bind mount has the same device; and what is mounted deeper shows here only.
+  const above = join(realpathSync(dir), sep);
+  for (const path of mountPoints()) {
+    const [name] = path.startsWith(above) ? path.slice(above.length).split(sep) : [];
+    if (name !== undefined && name !== '') mounted.add(name);
+  }
+  return [...mounted].sort();
+}
+
+/** Linux only; elsewhere what the device says must do. */
+function mountPoints(): string[] {
+  let text: string;
+  try {
+    text = readFileSync('/proc/self/mountinfo', 'utf8');
+  } catch {
+    return [];
+  }
+  // The fifth field, with white space and backslashes as octal numbers.
+  return text.split('\n').flatMap((line) => {
+    const path = line.split(' ')[4];
+    return path === undefined
+      ? []
+      : [path.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))];
+  });
 }
 
 function attempt<T>(operation: string, path: string, run: () => T): T {

@@ -88,6 +88,8 @@ const CAN_FAIL: Readonly<Record<'ENOSPC' | 'EIO', readonly StepKind[]>> = {
 export class FaultyDisk implements Disk {
   /** What `freeBytes` answers. */
   free = Number.MAX_SAFE_INTEGER;
+  /** Paths where something is mounted: they cannot be renamed. */
+  mounts: readonly string[] = [];
   readonly #options: FaultyDiskOptions;
   #root = new Directory();
   #changes: NameChange[] = [];
@@ -185,8 +187,15 @@ export class FaultyDisk implements Disk {
     return this.free;
   }
 
+  mountsIn(dir: string): string[] {
+    this.#powered();
+    const above = `${posix.join(dir)}/`;
+    return this.mounts.filter((path) => path.startsWith(above)).map((path) => partsOf(path.slice(above.length))[0]!);
+  }
+
   rename(from: string, to: string): void {
     this.#powered();
+    if (this.mounts.includes(from)) throw this.#errno('rename', from, 'EBUSY');
     const entry = this.#find(from);
     if (entry === undefined) throw this.#errno('rename', from, 'ENOENT');
     const [oldDir, oldName] = this.#parent('rename', from);
@@ -273,6 +282,7 @@ export class FaultyDisk implements Disk {
   clone(): FaultyDisk {
     const copy = new FaultyDisk(this.#options);
     copy.free = this.free;
+    copy.mounts = this.mounts;
     const twins = new Map<Entry, Entry>();
     const twin = <E extends Entry>(entry: E): E => {
       const known = twins.get(entry);

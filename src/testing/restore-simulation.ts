@@ -26,8 +26,13 @@ import type { FetchReport, RestoreFeed } from '../restore/feed.ts';
 import { itemPath, parseItemName, type ItemName } from '../restore/item-name.ts';
 import { decide } from '../restore/local/decision.ts';
 import type { DirectoryIdentity, IdentityCodec } from '../restore/local/identity.ts';
-import { readMarker } from '../restore/local/marker.ts';
-import { abandonRestore, restoreDirectory, type RestoreDeps } from '../restore/local/restore-directory.ts';
+import { readMarker, type Marker } from '../restore/local/marker.ts';
+import {
+  abandonRestore,
+  restoreDirectory,
+  type RestoreDeps,
+  type RestoreOptions,
+} from '../restore/local/restore-directory.ts';
 import { filesBelow } from '../restore/local/tree.ts';
 import type { InjectedFault } from './faulty-disk.ts';
 import { FaultyDisk, PowerCut } from './faulty-disk.ts';
@@ -45,6 +50,10 @@ export interface RestoreSimulation {
   resumed: number;
   finished: number;
   abandoned: number;
+  /** Given up while the old state was being set aside. */
+  wentBack: number;
+  /** Giving up was refused, since something new was in place. */
+  tooLate: number;
   refusedOpens: number;
   restored: number;
   asItWas: number;
@@ -71,6 +80,8 @@ export async function simulateRestore({ seeds, rounds = ROUNDS }: RestoreSimulat
     resumed: 0,
     finished: 0,
     abandoned: 0,
+    wentBack: 0,
+    tooLate: 0,
     refusedOpens: 0,
     restored: 0,
     asItWas: 0,
@@ -126,16 +137,26 @@ class RestoreSimulator {
 
   async #act(abandon: boolean): Promise<undefined> {
     const before = readMarker(this.#disk, DIR)?.phase;
-    if (abandon && before === 'fetching') {
-      await abandonRestore(depsOf(this.#world, this.#disk), { dir: DIR });
-      this.#totals.abandoned += 1;
-      assert(this.#look() === 'as-it-was', 'what was given up is not as it was');
-      return;
-    }
+    if (abandon && before !== undefined && (await this.#gaveUp(before))) return;
     const report = await restoreInto(this.#world, this.#disk);
     assert(this.#look() === 'restored', 'a restore that reports its end has not ended');
     this.#totals.bytesReused += report.fetched?.bytesReused ?? 0;
     if (before !== undefined) this.#totals[before === 'fetching' ? 'resumed' : 'finished'] += 1;
+  }
+
+  /** False where it is too late for that. */
+  async #gaveUp(before: Marker['phase']): Promise<boolean> {
+    try {
+      await abandonRestore(depsOf(this.#world, this.#disk), { dir: DIR });
+    } catch (error) {
+      if (before === 'fetching' || !isNostosError(error, 'RESTORE_UNFINISHED')) throw error;
+      this.#totals.tooLate += 1;
+      return false;
+    }
+    assert(before !== 'disposing', 'a restore was given up although the new state is in place');
+    this.#totals[before === 'fetching' ? 'abandoned' : 'wentBack'] += 1;
+    assert(this.#look() === 'as-it-was', 'what was given up is not as it was');
+    return true;
   }
 
   /** A power cut, or a process that ended with its error, or was killed; whatever it was, nobody sees a mixture. */
@@ -262,13 +283,17 @@ export function depsOf(world: World, disk: SimulatedDisk): RestoreDeps {
 }
 
 export function restoreInto(world: World, disk: SimulatedDisk): ReturnType<typeof restoreDirectory> {
-  return restoreDirectory(depsOf(world, disk), {
+  return restoreDirectory(depsOf(world, disk), optionsOf(world, disk));
+}
+
+export function optionsOf(world: World, disk: SimulatedDisk): RestoreOptions {
+  return {
     dir: DIR,
     discard: world.discard,
     replace: true,
     reserveBytes: 1,
     openFeed: async () => memoryFeed(world, disk),
-  });
+  };
 }
 
 /** Opens as a node would: what is staged must be complete; writing leaves what SQLite leaves beside its files. */

@@ -57,7 +57,7 @@ const TABLE: Readonly<Record<DirectoryState, Readonly<Record<keyof typeof EVENTS
     'other generation': 'finish',
     'other cluster': 'finish',
     'go-on': 'finish',
-    abandon: 'RESTORE_UNFINISHED',
+    abandon: 'go-back',
     open: 'RESTORE_UNFINISHED',
   },
   disposing: {

@@ -25,6 +25,8 @@ export type RestoreDecision =
   | 'finish'
   /** Remove what was fetched, then the marker. */
   | 'give-up'
+  /** Put back what was set aside, unless anything new is in place (`planWayBack`), then give up. */
+  | 'go-back'
   | 'open';
 
 export function stateOf(marker: Marker | undefined): DirectoryState {
@@ -41,9 +43,10 @@ export function decide(marker: Marker | undefined, event: RestoreEvent): Restore
   if (event.kind === 'open') throw unfinished(marker);
   if (marker.phase !== 'fetching') {
     if (event.kind !== 'abandon') return 'finish';
+    if (marker.phase === 'swapping') return 'go-back';
     throw new NostosError(
       'RESTORE_UNFINISHED',
-      'this restore cannot be given up any more: everything is fetched and verified, and the swap has begun. Run nostos restore once more to finish it; it needs no source',
+      'this restore cannot be given up any more: the new state is in place. Run nostos restore once more to finish it; it needs no source',
       { details: { run: marker.run, phase: marker.phase } },
     );
   }
@@ -64,7 +67,9 @@ export function unfinished(marker: Marker): NostosError {
   const how =
     marker.phase === 'fetching'
       ? `finish it (nostos restore --dir <dir>${from}) or give it up (nostos restore --dir <dir> --abandon), which leaves what was there before`
-      : 'finish it with nostos restore --dir <dir>; everything needed is there';
+      : marker.phase === 'swapping'
+        ? 'finish it with nostos restore --dir <dir>, everything needed is there; or, as long as nothing new is in place, give it up with --abandon'
+        : 'finish it with nostos restore --dir <dir>; everything needed is there';
   return new NostosError(
     'RESTORE_UNFINISHED',
     `a restore of this directory, begun ${marker.startedAt}, is unfinished: ${how}`,

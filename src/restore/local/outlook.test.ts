@@ -5,11 +5,13 @@ import { writeDurably } from '../../base/durable-file.ts';
 import { isNostosError, type ErrorCode } from '../../base/errors.ts';
 import { seededRandom } from '../../base/random.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
-import { assertSound, makeWorld, restoreInto } from '../../testing/restore-simulation.ts';
+import { assertSound, depsOf, makeWorld, optionsOf, restoreInto } from '../../testing/restore-simulation.ts';
 import { parseItemName } from '../item-name.ts';
 import type { RestorePlan } from '../source.ts';
 import type { DirectoryIdentity } from './identity.ts';
+import { readMarker } from './marker.ts';
 import { assertReplaceable, historyOf, lookAhead } from './outlook.ts';
+import { abandonRestore, restoreDirectory } from './restore-directory.ts';
 
 const id = (digit: string): string => digit.repeat(32);
 const plan: RestorePlan = {
@@ -71,6 +73,47 @@ test('a disk without room refuses a restore before anything is changed', async (
     await restoreInto(world, world.disk);
     assert.equal(assertSound(world, world.disk), 'restored');
   }
+});
+
+test('a mount point that would be renamed is refused before anything is changed; others are not looked at', async () => {
+  const world = makeWorld(seededRandom(2));
+  for (const mounted of ['/data/node/log', '/data/node/tenants/tenant_1']) {
+    const { disk } = world;
+    disk.mounts = [mounted];
+    const steps = disk.trace.length;
+    await assert.rejects(
+      restoreInto(world, disk),
+      (error: unknown) =>
+        isNostosError(error, 'INVALID_ARGUMENT') && /(?:log|tenants) in .* mount point.*Mount/s.test(error.message),
+    );
+    assert.deepEqual(
+      disk.trace.slice(steps).filter(({ kind }) => kind !== 'sync-directory'),
+      [],
+    );
+  }
+  world.disk.mounts = ['/data/node/lost+found', '/data/node'];
+  await restoreInto(world, world.disk);
+  assert.equal(assertSound(world, world.disk), 'restored');
+});
+
+test('what is mounted while a restore runs is seen before the swap, and giving up returns to what was there', async () => {
+  const world = makeWorld(seededRandom(2));
+  const { disk } = world;
+  const run = restoreDirectory(
+    {
+      ...depsOf(world, disk),
+      verify: async (...args) => {
+        const verified = await depsOf(world, disk).verify(...args);
+        disk.mounts = ['/data/node/log'];
+        return verified;
+      },
+    },
+    optionsOf(world, disk),
+  );
+  await assert.rejects(run, (error: unknown) => isNostosError(error, 'INVALID_ARGUMENT'));
+  assert.equal(readMarker(disk, '/data/node')?.phase, 'fetching');
+  await abandonRestore(depsOf(world, disk), { dir: '/data/node' });
+  assert.equal(assertSound(world, disk), 'as-it-was');
 });
 
 const TABLE: readonly {

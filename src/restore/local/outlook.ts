@@ -104,6 +104,18 @@ export function assertSpace(dir: string, { space }: RestoreOutlook): void {
 
 const mib = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
+/** What is mounted cannot be renamed, and that would show only in the middle of the swap. */
+export function assertMovable(disk: Disk, dir: string): void {
+  const mounted = disk.mountsIn(dir).filter((name) => ownedByNode(name) || name === STAGING_DIR);
+  if (mounted.length === 0) return;
+  throw new NostosError(
+    'INVALID_ARGUMENT',
+    `${mounted.join(', ')} in ${dir} is a mount point, or has one below: a restore renames it, which no system allows. ` +
+      'Mount the file system at the data directory itself or above it, or restore into another directory. Nothing of what was there was changed',
+    { details: { dir, mounted } },
+  );
+}
+
 /** Who the directory was; undefined where there is no identity, or none that can be read. */
 export function ownIdentity(disk: Disk, dir: string, codec: IdentityCodec): DirectoryIdentity | undefined {
   const bytes = readIfExists(disk, join(dir, 'node.json'));

@@ -32,6 +32,14 @@ async function stepsWithoutFault(seed: number): Promise<number> {
   return world.disk.trace.length;
 }
 
+/** The step after which the marker says `swapping`. */
+async function stepsOfSwap(seed: number): Promise<{ readonly begins: number }> {
+  const world = makeWorld(seededRandom(seed));
+  await restoreInto(world, world.disk);
+  const renames = world.disk.trace.filter(({ kind, path }) => kind === 'rename' && path.endsWith('restore.marker.tmp'));
+  return { begins: renames[1]!.number };
+}
+
 async function faulty(world: World, fault: InjectedFault): Promise<unknown> {
   world.disk.inject(fault);
   const error = await restoreInto(world, world.disk).then(
@@ -73,7 +81,7 @@ for (const { name, kind, repeat = 0 } of FAULTS)
   });
 
 test('a power cut at any step, then giving up: as it was, or too late for that', async () => {
-  const seen = { gaveUp: 0, tooLate: 0, nothing: 0 };
+  const seen = { gaveUp: 0, wentBack: 0, tooLate: 0, nothing: 0 };
   for (const seed of WORLDS) {
     const steps = await stepsWithoutFault(seed);
     for (let atStep = 0; atStep < steps; atStep++) {
@@ -89,6 +97,9 @@ test('a power cut at any step, then giving up: as it was, or too late for that',
         assert.equal(error, undefined);
         assert.equal(assertSound(world, disk.crash(seededRandom(atStep))), 'as-it-was');
         seen.gaveUp += 1;
+      } else if (phase === 'swapping' && error === undefined) {
+        assert.equal(assertSound(world, disk.crash(seededRandom(atStep))), 'as-it-was');
+        seen.wentBack += 1;
       } else if (phase === undefined) {
         assert.ok(isNostosError(error, 'INVALID_ARGUMENT'), String(error));
         seen.nothing += 1;
@@ -99,7 +110,7 @@ test('a power cut at any step, then giving up: as it was, or too late for that',
       }
     }
   }
-  assert.ok(seen.gaveUp > 50 && seen.tooLate > 20 && seen.nothing > 5, JSON.stringify(seen));
+  assert.ok(seen.gaveUp > 50 && seen.wentBack > 20 && seen.tooLate > 20 && seen.nothing > 5, JSON.stringify(seen));
 });
 
 test('a power cut while giving up: giving up goes on, or a restore does', async () => {
@@ -124,6 +135,37 @@ test('a power cut while giving up: giving up goes on, or a restore does', async 
       if (state === 'unfinished' && cut % 2 === 0) await abandonRestore(depsOf(world, after), { dir: DIR });
       else await restoreInto(world, after);
       assert.notEqual(assertSound(world, after), 'unfinished');
+    }
+  assert.ok(cuts > 20, `${cuts} cuts`);
+});
+
+test('a power cut while going back from a swap that had begun: it is given up, or finished, to the end', async () => {
+  let cuts = 0;
+  for (const seed of WORLDS)
+    for (let cut = 0; ; cut++) {
+      const world = makeWorld(seededRandom(seed));
+      const steps = await stepsOfSwap(seed);
+      // Of the entries that are set aside some are, when the disk begins to fail.
+      await faulty(world, { atStep: steps.begins + 2 + (cut % 3), kind: 'EIO', repeat: 2 });
+      const { disk } = world;
+      if (readMarker(disk, DIR)?.phase !== 'swapping') break;
+      disk.inject({ atStep: disk.trace.length + Math.floor(cut / 3), kind: 'power' });
+      const error = await abandonRestore(depsOf(world, disk), { dir: DIR }).then(
+        () => undefined,
+        (thrown: unknown) => thrown,
+      );
+      if (error === undefined) break;
+      cuts += 1;
+      const after = disk.crash(seededRandom(cut));
+      const state = assertSound(world, after);
+      assert.notEqual(state, 'restored');
+      if (state === 'unfinished' && cut % 2 === 0) {
+        await abandonRestore(depsOf(world, after), { dir: DIR });
+        assert.equal(assertSound(world, after.crash(seededRandom(cut))), 'as-it-was');
+      } else {
+        await restoreInto(world, after);
+        assert.equal(assertSound(world, after), 'restored');
+      }
     }
   assert.ok(cuts > 20, `${cuts} cuts`);
 });

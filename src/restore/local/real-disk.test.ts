@@ -1,6 +1,7 @@
 /** The same as `power-cuts.test.ts` on the real file system, for a process that dies before any of its steps. */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -47,6 +48,7 @@ function mortalDisk(root: string, diesAt = Infinity): SimulatedDisk & { readonly
     isDirectory: (path) => systemDisk.isDirectory(at(path)),
     size: (path) => systemDisk.size(at(path)),
     freeBytes: (path) => systemDisk.freeBytes(at(path)),
+    mountsIn: (dir) => systemDisk.mountsIn(at(dir)),
     rename: (from, to) => (step(), systemDisk.rename(at(from), at(to))),
     remove: (path) => (step(), systemDisk.remove(at(path))),
     removeDirectory: (path) => (step(), systemDisk.removeDirectory(at(path))),
@@ -62,6 +64,26 @@ function mortalDisk(root: string, diesAt = Infinity): SimulatedDisk & { readonly
     },
   );
 }
+
+test('the system says what is mounted in a directory, also by a mount of the same device', (t) => {
+  if (!existsSync('/proc/self/mountinfo')) return t.skip('not Linux');
+  assert.ok(systemDisk.mountsIn('/').includes('proc'));
+  const root = mkdtempSync(join(tmpdir(), 'nostos-mounts-'));
+  t.after(() => rmSync(root, { recursive: true, force: true }));
+  for (const name of ['plain', 'a b\\', 'deeper/mounted', 'other']) mkdirSync(join(root, name), { recursive: true });
+  writeFileSync(join(root, 'file'), '');
+  assert.deepEqual(systemDisk.mountsIn(root), []);
+  const look = `import { systemDisk } from ${JSON.stringify(new URL('../../base/disk.ts', import.meta.url).href)};
+    import { execFileSync } from 'node:child_process';
+    execFileSync('mount', ['--bind', 'plain', 'a b\\\\']);
+    execFileSync('mount', ['--bind', 'plain', 'deeper/mounted']);
+    execFileSync('mount', ['-t', 'tmpfs', 'none', 'other']);
+    console.log(JSON.stringify(systemDisk.mountsIn('.')));`;
+  const node = [process.execPath, '--input-type=module', '-e', look];
+  const ran = spawnSync('unshare', ['--user', '--map-root-user', '--mount', ...node], { cwd: root, encoding: 'utf8' });
+  if (ran.status !== 0) return t.skip(`this user may not mount: ${ran.stderr}`);
+  assert.deepEqual(JSON.parse(ran.stdout), ['a b\\', 'deeper', 'other']);
+});
 
 test('a process that dies before any step leaves what the next one brings to its end', async (t) => {
   const root = mkdtempSync(join(tmpdir(), 'nostos-restore-disk-'));

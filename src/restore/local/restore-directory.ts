@@ -12,9 +12,9 @@ import type { FetchProgress, FetchReport, RestoreFeed } from '../feed.ts';
 import { decide } from './decision.ts';
 import type { DirectoryIdentity, IdentityCodec } from './identity.ts';
 import { MARKER_FILE, readMarker, writeMarker, type Marker } from './marker.ts';
-import { assertReplaceable, assertSpace, historyOf, lookAhead, ownIdentity } from './outlook.ts';
+import { assertMovable, assertReplaceable, assertSpace, historyOf, lookAhead, ownIdentity } from './outlook.ts';
 import { STAGING_DIR, stagingTarget, tidyStaging, writeStagedIdentity } from './staging.ts';
-import { nextSwapStep, planSwap, type Swap } from './swap.ts';
+import { nextSwapStep, planSwap, planWayBack, type Swap, type SwapSeen } from './swap.ts';
 import { removeTree, syncTree } from './tree.ts';
 
 /** What opening and checking the staged directory found. */
@@ -109,7 +109,7 @@ export interface AbandonReport {
   readonly sources: readonly string[];
 }
 
-/** Gives up a restore that has not begun to swap: what was there before is there, and opens again. */
+/** Gives up a restore of which nothing new is in place yet: what was there before is there, and opens again. */
 export async function abandonRestore(
   deps: Pick<RestoreDeps, 'disk' | 'lock'>,
   { dir, signal }: { readonly dir: string; readonly signal?: AbortSignal },
@@ -118,7 +118,8 @@ export async function abandonRestore(
   if (!disk.isDirectory(dir)) decide(undefined, { kind: 'abandon' });
   using _lock = await deps.lock(dir, signal);
   const marker = readMarker(disk, dir);
-  decide(marker, { kind: 'abandon' });
+  if (marker !== undefined) disk.syncDirectory(dir);
+  if (decide(marker, { kind: 'abandon' }) === 'go-back') goBack(disk, dir, marker as Marker & { phase: 'swapping' });
   removeStaging(disk, dir);
   removeMarker(disk, dir);
   return { dir, run: marker!.run, sources: marker!.sources };
@@ -170,6 +171,7 @@ function begin(deps: RestoreDeps, options: RestoreOptions, found: Marker | undef
       'FILE_EXISTS',
       `${join(dir, STAGING_DIR)} is there, and no restore that it belongs to; move it away. Nothing was changed`,
     );
+  assertMovable(disk, dir);
   assertSpace(dir, lookAhead(disk, { dir, plan, reserveBytes }));
   const marker: Marker = {
     run: found?.run ?? randomHex128(random),
@@ -203,6 +205,7 @@ async function verifyStaged(deps: RestoreDeps, options: RestoreOptions): Promise
 }
 
 function swapFrom(disk: Disk, { dir, discard = false }: RestoreOptions, marker: Marker): Staged['marker'] {
+  assertMovable(disk, dir); // much time has passed
   const swap = planSwap({ here: disk.list(dir), staged: disk.list(join(dir, STAGING_DIR)) }, discard);
   const { run, startedAt, sources, history, identity } = marker;
   const swapping = { run, startedAt, sources, history, identity, phase: 'swapping', swap } as const;
@@ -227,17 +230,37 @@ function finishSwap({ disk }: RestoreDeps, dir: string, marker: Marker & { reado
 
 function carryOut(disk: Disk, dir: string, swap: Swap): void {
   const [staging, aside] = [join(dir, STAGING_DIR), join(dir, swap.setAside)];
-  const names = (path: string): Set<string> => new Set(disk.isDirectory(path) ? disk.list(path) : []);
   if (swap.entries.some(({ old }) => old)) disk.makeDirectory(aside);
   for (;;) {
-    // Renames that are seen here, made now or by an attempt that died, are durable before the next one depends on them.
-    for (const path of [aside, staging, dir]) if (disk.isDirectory(path)) disk.syncDirectory(path);
-    const step = nextSwapStep(swap, { here: names(dir), staged: names(staging), aside: names(aside) });
+    const step = nextSwapStep(swap, lookDurably(disk, dir, swap));
     if (step.kind === 'done') return;
     for (const name of step.names)
       if (step.kind === 'set-aside') disk.rename(join(dir, name), join(aside, name));
       else disk.rename(join(staging, name), join(dir, name));
   }
+}
+
+/** Where the entries are. Renames that are seen, made now or by an attempt that died, are durable when this returns. */
+function lookDurably(disk: Disk, dir: string, swap: Swap): SwapSeen {
+  const look = (path: string): Set<string> => {
+    if (!disk.isDirectory(path)) return new Set();
+    disk.syncDirectory(path);
+    return new Set(disk.list(path));
+  };
+  return { aside: look(join(dir, swap.setAside)), staged: look(join(dir, STAGING_DIR)), here: look(dir) };
+}
+
+/** From `swapping` to `fetching`: what was set aside is back. Where that is cut off it can still be finished either way. */
+function goBack(disk: Disk, dir: string, { swap, ...marker }: Marker & { phase: 'swapping' }): void {
+  const aside = join(dir, swap.setAside);
+  for (;;) {
+    const names = planWayBack(swap, lookDurably(disk, dir, swap));
+    if (names.length === 0) break;
+    for (const name of names) disk.rename(join(aside, name), join(dir, name));
+  }
+  if (disk.isDirectory(aside) && disk.list(aside).length === 0) disk.removeDirectory(aside);
+  // Before anything of `restore/` goes, or what the swap relies on would be gone.
+  writeMarker(disk, dir, { ...marker, phase: 'fetching' });
 }
 
 function sourceStore({ plan: { store } }: RestoreFeed): StoreId | null {

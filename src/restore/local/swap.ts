@@ -12,6 +12,7 @@ import { NostosError } from '../../base/errors.ts';
 const OWNED =
   /^(?:node\.json|log|tenants|catalog\.sqlite(?:-wal|-shm|-journal)?|coordinator|coordinator\.json|rollback|serving|sync)$/;
 const SET_ASIDE = /^set-aside\.([1-9][0-9]{0,8})$/;
+const SET_ASIDE_MAX = 999_999_999;
 
 export function ownedByNode(name: string): boolean {
   return OWNED.test(name);
@@ -42,9 +43,15 @@ export function planSwap(
   discard: boolean,
 ): Swap {
   const names = [...new Set([...here, ...staged])].filter(ownedByNode).toSorted();
-  const numbers = here.map((name) => Number(SET_ASIDE.exec(name)?.[1] ?? 0));
+  const last = here.reduce((most, name) => Math.max(most, Number(SET_ASIDE.exec(name)?.[1] ?? 0)), 0);
+  if (last >= SET_ASIDE_MAX)
+    throw new NostosError(
+      'FILE_EXISTS',
+      `set-aside.${last} is there, and no higher number is left for what this restore sets aside; move it away. Nothing was changed`,
+      { details: { name: `set-aside.${last}`, limit: SET_ASIDE_MAX } },
+    );
   return {
-    setAside: `set-aside.${1 + Math.max(0, ...numbers)}`,
+    setAside: `set-aside.${last + 1}`,
     discard,
     entries: names.map((name) => ({ name, old: here.includes(name), staged: staged.includes(name) })),
   };
@@ -73,6 +80,19 @@ export function nextSwapStep(swap: Swap, seen: SwapSeen): SwapStep {
   if (out.length > 0) return { kind: 'set-aside', names: out };
   if (into.length > 0) return { kind: 'move-in', names: into };
   return { kind: 'done' };
+}
+
+/** Entries to rename back, from where they were set aside. Once anything new is in the directory there is no way back. */
+export function planWayBack(swap: Swap, seen: SwapSeen): readonly string[] {
+  const places = swap.entries.map((entry) => ({ entry, where: whereIs(entry, seen) }));
+  const movedIn = places.filter(({ where }) => where === 'moved-in').map(({ entry }) => entry.name);
+  if (movedIn.length > 0)
+    throw new NostosError(
+      'RESTORE_UNFINISHED',
+      `this restore cannot be given up any more: ${movedIn.join(', ')} of the new state is in place. Run nostos restore once more to finish it; it needs no source`,
+      { details: { movedIn } },
+    );
+  return places.filter(({ entry, where }) => entry.old && where === 'set-aside').map(({ entry }) => entry.name);
 }
 
 /** `set-aside`: the old one is out of the way (or there was none), the new one is not in yet (or there is none). */
