@@ -149,7 +149,7 @@ export class RestoreClient {
     try {
       signal.throwIfAborted();
       await this.#fetchSome(this.plan.items, { target, run, signal, fail: (error) => failed.abort(error) });
-      const tail = await this.#control.tail(signal);
+      const tail = await this.#control.tail(this.plan.kind, signal);
       run.tail(tail);
       await this.#fetchSome(tail, { target, run, signal, fail: (error) => failed.abort(error) });
       run.reach.check();
@@ -268,7 +268,7 @@ async function begin(peer: Peer, options: RestoreClientOptions, signal: AbortSig
   });
   const { session, plan } = await peer.expect('session', signal);
   const { itemCount, ...identity } = plan;
-  const items = new ItemList(itemCount);
+  const items = new ItemList(itemCount, plan.kind);
   while (!items.isWhole) items.add(await peer.expect('items', signal));
   return { peer, session, plan: { ...identity, items: items.items } };
 }
@@ -278,9 +278,11 @@ class ItemList {
   readonly items: PlanItem[] = [];
   readonly #names = new Set<ItemName>();
   readonly #count: number;
+  readonly #kind: RestorePlan['kind'];
 
-  constructor(count: number) {
+  constructor(count: number, kind: RestorePlan['kind']) {
     this.#count = count;
+    this.#kind = kind;
   }
 
   get isWhole(): boolean {
@@ -291,6 +293,9 @@ class ItemList {
     if (items.length === 0 || this.items.length + items.length > this.#count)
       throw protocolError(`${this.items.length + items.length} items of ${this.#count} announced`);
     for (const [name, bytes] of items) {
+      // In a data directory a file of any name could be one that Nostos, or SQLite, believes.
+      if (name.startsWith('file/') !== (this.#kind === 'files'))
+        throw protocolError(`the item ${name} of a source of ${this.#kind === 'files' ? 'files' : 'a node'}`);
       if (this.#names.has(name)) throw protocolError(`the item ${name} twice`);
       this.#names.add(name);
       this.items.push({ name, bytes });
@@ -330,10 +335,10 @@ class Control {
     this.#ping().catch(failed);
   }
 
-  async tail(signal: AbortSignal): Promise<readonly PlanItem[]> {
+  async tail(kind: RestorePlan['kind'], signal: AbortSignal): Promise<readonly PlanItem[]> {
     const answer = await this.#ask('tail', signal);
     if (answer.kind !== 'tail') throw protocolError(`"${answer.kind}" where "tail" was due`);
-    const list = new ItemList(answer.itemCount);
+    const list = new ItemList(answer.itemCount, kind);
     while (!list.isWhole) {
       const items = await this.#next(signal);
       if (items.kind !== 'items') throw protocolError(`"${items.kind}" where items were due`);

@@ -208,6 +208,7 @@ for (const [what, [lie, outcome]] of Object.entries(HOSTILE_RECEIVERS))
 
 /** What a lying source does where a true one would serve; each step gets the channel. */
 interface Script {
+  readonly plan?: object;
   readonly items?: unknown;
   readonly itemCount?: unknown;
   readonly fetch?: (channel: Channel) => Promise<void>;
@@ -260,6 +261,11 @@ const HOSTILE_SOURCES: Readonly<Record<string, readonly [Script, ErrorCode]>> = 
     },
     'PROTOCOL_ERROR',
   ],
+  'a file that a node could believe in': [
+    { plan: { kind: 'node' }, items: [['file/coordinator.json', 1]] },
+    'PROTOCOL_ERROR',
+  ],
+  'a tenant among plain files': [{ items: [['tenant/1', 1]] }, 'PROTOCOL_ERROR'],
   'a name that climbs': [{ items: [['file/../../evil', 1]] }, 'PROTOCOL_ERROR'],
   'an absolute path': [{ items: [['/tmp/evil', 1]] }, 'PROTOCOL_ERROR'],
   'a name with NUL': [{ items: [['file/evil\0', 1]] }, 'PROTOCOL_ERROR'],
@@ -407,7 +413,9 @@ for (const [what, [script, code]] of Object.entries(HOSTILE_SOURCES))
         if (text.includes('begin')) {
           const { itemCount = 1, items = [['file/a', 8192]] } = script;
           fired += Number(script.items !== undefined || script.itemCount !== undefined);
-          await channel.send(raw({ kind: 'session', session: 'a'.repeat(32), plan: { ...IDENTITY, itemCount } }));
+          await channel.send(
+            raw({ kind: 'session', session: 'a'.repeat(32), plan: { ...IDENTITY, ...script.plan, itemCount } }),
+          );
           await channel.send(raw({ kind: 'items', items }));
         } else if (text.includes('attach')) await send(channel, { kind: 'attached' });
         else if (text.includes('fetch')) {

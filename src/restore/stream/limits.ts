@@ -28,8 +28,8 @@ export const PATCH_BYTES = 256 * 1024;
 export const PATCH_BYTES_MAX = 1024 * 1024;
 /** A MessagePack message of either side. */
 export const MESSAGE_BYTES_MAX = 128 * 1024;
-/** Items in one message of a plan. */
-export const ITEMS_PER_MESSAGE = 1_000;
+/** Items in one message of a plan: so many of the longest names fit. */
+export const ITEMS_PER_MESSAGE = 500;
 /** Data channels of a restore, where the caller does not say. */
 export const CONNECTIONS = 4;
 

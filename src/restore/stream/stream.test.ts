@@ -219,9 +219,9 @@ test('a token bucket lets through its rate, and no more after a pause than a bur
   assert.equal(bucket.take(1000), 1000);
 });
 
-test('a plan of many items arrives whole', async () => {
+test('a plan of many items with the longest of names arrives whole', async () => {
   const items = Array.from({ length: 2_500 }, (_, index) => ({
-    name: `tenant/${index + 1}` as ItemName,
+    name: `file/${String(index).padStart(200, 'x')}` as ItemName,
     bytes: index,
   }));
   const wrap = (source: RestoreSource): RestoreSource => ({
