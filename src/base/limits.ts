@@ -45,6 +45,8 @@ export const DEFAULT_LIMITS = {
   adminConnectionsMax: 64,
   /** Payload of one frame between nodes. */
   frameBytesMax: 64 * 1024 * 1024,
+  /** One frame from a peer to a service that does not say how much it takes. */
+  serviceRequestBytesMax: 1024 * 1024,
   /** A connection reads ahead so much of what nobody has received yet; then the peer has to wait. */
   receiveBufferBytes: 1024 * 1024,
   /** Finding the address of a peer, connecting and the TLS handshake together. */
@@ -74,8 +76,10 @@ export const DEFAULT_LIMITS = {
   restoreReserveBytes: 64 * 1024 * 1024,
   /** A member whose log ends so many records before the best one's does not serve a restore. */
   providerLagRecordsMax: 50_000,
-  /** A provider that fails is tried so often without a byte of progress before another one is taken. */
+  /** A provider that fails is tried so often without coming further than before until another one is taken. */
   providerAttemptsMax: 3,
+  /** Sessions with one provider in one run, however far each of them came. */
+  providerSessionsMax: 100,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import type { TestContext } from 'node:test';
+import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { createAuthority, createNodeCertificate, type KeyPair } from '../wire/certificates.ts';
 import type { Channel, ServiceHandler } from '../wire/channel.ts';
 import { TcpServiceDispatcher, type DispatcherOptions } from '../wire/dispatcher.ts';
@@ -62,7 +63,7 @@ export function handOver(serviceName: string): {
     resolve(channel);
     if (!signal.aborted) await once(signal, 'abort');
   });
-  return { service, channel: promise };
+  return { service: { ...service, requestBytesMax: DEFAULT_LIMITS.frameBytesMax }, channel: promise };
 }
 
 /** A socket without any of our code, ended with the test. */

@@ -83,6 +83,7 @@ export class ByteStream {
   readonly peerNode: string | undefined;
   readonly #socket: Socket;
   readonly #receiveBufferBytes: number;
+  #readAheadBytes: number;
   readonly #writeTimeoutMs: number;
   readonly #idleTimeoutMs: number;
   readonly #halfOpenTimeoutMs: number;
@@ -110,6 +111,7 @@ export class ByteStream {
     this.peer = formatAddress({ host: plainIp(socket.remoteAddress ?? 'unknown'), port: socket.remotePort ?? 0 });
     this.peerNode = options.peerNode;
     this.#receiveBufferBytes = options.receiveBufferBytes ?? DEFAULT_LIMITS.receiveBufferBytes;
+    this.#readAheadBytes = this.#receiveBufferBytes;
     this.#writeTimeoutMs = options.writeTimeoutMs ?? DEFAULT_LIMITS.writeTimeoutMs;
     this.#idleTimeoutMs = options.idleTimeoutMs ?? Infinity;
     this.#halfOpenTimeoutMs = options.halfOpenTimeoutMs ?? DEFAULT_LIMITS.halfOpenTimeoutMs;
@@ -144,6 +146,11 @@ export class ByteStream {
   /** Resolves when the socket is gone. */
   get gone(): Promise<void> {
     return this.#gone.promise;
+  }
+
+  /** For a peer of whom no more than this is wanted: it is read ahead at most so far, and never past `receiveBufferBytes`. */
+  limitReadAhead(bytes: number): void {
+    this.#readAheadBytes = Math.max(1, Math.min(bytes, this.#receiveBufferBytes));
   }
 
   /** The next message as `parser` cuts it; null when it was not whole in time. One read at a time. */
@@ -220,7 +227,7 @@ export class ByteStream {
     if (this.#unseenBytes >= PROGRESS_BYTES) this.#alive();
     this.#waiter?.attempt();
     const held = this.#waiter === undefined ? this.#queue.bytes : this.#queue.readAhead;
-    if (held >= this.#receiveBufferBytes) this.#socket.pause();
+    if (held >= this.#readAheadBytes) this.#socket.pause();
   }
 
   #end(): void {
@@ -251,7 +258,7 @@ export class ByteStream {
     }
     if (message !== undefined) this.#quietMs = this.#unseenBytes = 0;
     this.#drained();
-    if (this.#socket.isPaused() && this.#queue.readAhead < this.#receiveBufferBytes / 2) this.#socket.resume();
+    if (this.#socket.isPaused() && this.#queue.readAhead < this.#readAheadBytes / 2) this.#socket.resume();
     return message;
   }
 

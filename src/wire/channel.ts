@@ -43,5 +43,10 @@ export interface ServiceContext {
 /** What a dispatcher hands its channels to, by the name in their preamble. The channel is closed when it settles. */
 export interface ServiceHandler {
   readonly serviceName: string;
+  /**
+   * The largest frame that a peer may send to this service; `serviceRequestBytesMax` of the dispatcher without it. A
+   * stranger makes the server hold so much for each connection that he opens, so ask for what the protocol needs.
+   */
+  readonly requestBytesMax?: number | undefined;
   handle(channel: Channel, context: ServiceContext): Promise<void>;
 }

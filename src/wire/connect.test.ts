@@ -234,6 +234,27 @@ test('TLS: certificates of another authority do not pass, on either side, whatev
   await eventually(() => Object.keys(refusedByServer.dispatcher.stats.refused).length === 1, 'it is counted');
 });
 
+test('TLS: a setting of the process cannot switch off that the server is checked', async (t) => {
+  const before = process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
+  process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = '0';
+  t.after(() => {
+    if (before === undefined) delete process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
+    else process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = before;
+  });
+  const foreign = await createAuthority(undefined, validity);
+  const [ours, theirs] = [await tlsIdentity(NODE_A), await tlsIdentity(NODE_B, foreign)];
+  // The impostor lets everyone in: the certificate of our authority is no secret.
+  const lure = { ...theirs, ca: ours.ca, allowNodes: () => true };
+  const { address } = await startDispatcher(t, [ECHO], { tls: lure });
+  await assert.rejects(connectToService(address, 'ECHO', { tls: ours }), failsWith('PEER_REFUSED'));
+  const real = await startDispatcher(t, [ECHO], { tls: { ...ours, allowNodes: () => true } });
+  const expected = { ...(await tlsIdentity(NODE_B)), node: NODE_B };
+  await assert.rejects(connectToService(real.address, 'ECHO', { tls: expected }), failsWith('PEER_REFUSED'));
+  const channel = await connectToService(real.address, 'ECHO', { tls: { ...expected, node: NODE_A } });
+  assert.equal(channel.peerNode, NODE_A);
+  channel.close();
+});
+
 test('TLS: a stranger without a certificate reaches no service, and is counted', async (t) => {
   const [server] = await both(otherAuthority);
   const refusals: NostosError[] = [];

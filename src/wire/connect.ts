@@ -2,6 +2,7 @@
 import { connect as connectTcp, type Socket, type TcpNetConnectOpts } from 'node:net';
 import {
   checkServerIdentity,
+  type PeerCertificate,
   connect as connectTls,
   createSecureContext,
   type SecureContext,
@@ -66,8 +67,13 @@ export async function connectStream(address: string, options: ConnectOptions = {
   const { onread } = intake;
   const socket = tls === undefined ? connectTcp({ ...target, onread }) : startTls(address, { ...target, onread }, tls);
   await established(socket, address, tls === undefined ? 'connect' : 'secureConnect', options);
-  const peerNode = tls && checkIdentity(subjectAltName(socket as TLSSocket), address, {}).node;
-  return new ByteStream(socket, { ...options, peerNode }, intake);
+  try {
+    const peerNode = tls && verifiedNode(socket as TLSSocket, address, tls);
+    return new ByteStream(socket, { ...options, peerNode }, intake);
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
 }
 
 /** Both sides speak TLS 1.3 with a certificate. */
@@ -87,20 +93,35 @@ export function subjectAltName(socket: TLSSocket): string | undefined {
   return socket.getPeerX509Certificate()?.subjectAltName;
 }
 
-function startTls(address: string, target: TcpNetConnectOpts, { ca, cert, key, node, cluster }: ClientTls): TLSSocket {
+function startTls(address: string, target: TcpNetConnectOpts, tls: ClientTls): TLSSocket {
+  const { ca, cert, key } = tls;
   return connectTls({
     ...target,
     secureContext: secureContext({ ca, cert, key }),
+    // Said, since NODE_TLS_REJECT_UNAUTHORIZED=0 in the environment would be the answer otherwise.
+    rejectUnauthorized: true,
     // Called within the handshake, once the certificate is known to come from the authority.
-    checkServerIdentity: (host, certificate) => {
-      try {
-        checkIdentity(certificate.subjectaltname, address, { node, cluster });
-      } catch (error) {
-        return error as NostosError;
-      }
-      return node === undefined ? checkServerIdentity(host, certificate) : undefined;
-    },
+    checkServerIdentity: (_host, certificate) => whyNot(certificate, address, tls),
   });
+}
+
+/** Why the server is not the one that was meant. */
+function whyNot(certificate: PeerCertificate, address: string, { node, cluster }: ClientTls): Error | undefined {
+  try {
+    checkIdentity(certificate.subjectaltname, address, { node, cluster });
+  } catch (error) {
+    return error as NostosError;
+  }
+  return node === undefined ? checkServerIdentity(parseAddress(address).host, certificate) : undefined;
+}
+
+/** Once more, so that no setting of the process can have left the checks of the handshake out. */
+function verifiedNode(socket: TLSSocket, address: string, tls: ClientTls): string {
+  if (!socket.authorized) throw refused(address, 'UNAUTHORIZED', 'its certificate was not verified');
+  const problem = whyNot(socket.getPeerCertificate(), address, tls);
+  if (problem !== undefined)
+    throw isNostosError(problem) ? problem : refused(address, 'OTHER_HOST', problem.message, problem);
+  return checkIdentity(subjectAltName(socket), address, tls).node;
 }
 
 async function established(

@@ -24,6 +24,7 @@ import { parseAddress } from './address.ts';
 import type { ServiceContext } from './channel.ts';
 import { connectToService } from './connect.ts';
 import { TcpServiceDispatcher } from './dispatcher.ts';
+import { Listener } from './listener.ts';
 
 const SOON_MS = 5_000;
 
@@ -205,6 +206,74 @@ test('the limit of frames holds for both directions of a service', async (t) => 
   const receiver = await connectToService(address, 'BIG');
   await assert.rejects(receiver.receive(SOON_MS), failsWith('CHANNEL_CLOSED'));
   assert.deepEqual(errors, ['ECHO PROTOCOL_ERROR', 'BIG FRAME_TOO_LARGE']);
+});
+
+for (const [what, asked, allowedBytes] of [
+  ['that asks for 4 KiB', 4096, 4096],
+  ['that asks for more than any frame may have', 2 ** 31, 2 * 1024 * 1024],
+  ['that says nothing', undefined, 1024 * 1024],
+] as const)
+  test(`a service ${what} gets frames of ${allowedBytes} bytes and none that is larger`, async (t) => {
+    const errors: string[] = [];
+    const { address } = await startDispatcher(t, [{ ...ECHO, requestBytesMax: asked }], {
+      frameBytesMax: 2 * 1024 * 1024,
+      onError: (error) => errors.push((error as NostosError).code),
+    });
+    const channel = await connectToService(address, 'ECHO');
+    await channel.send(new Uint8Array(allowedBytes));
+    assert.equal((await channel.receive(SOON_MS))?.length, allowedBytes);
+    const client = await rawClient(t, address);
+    client.write(Buffer.concat([preamble('ECHO'), u32(allowedBytes + 1)]));
+    assert.equal((await untilEnd(client)).length, 0);
+    assert.deepEqual(errors, ['PROTOCOL_ERROR']);
+    channel.close();
+  });
+
+test('strangers that send far more than their service takes make the server hold next to nothing', async (t) => {
+  const small = { ...handOver('SMALL').service, requestBytesMax: 4096 };
+  const { dispatcher, address } = await startDispatcher(t, [small]);
+  const taken: number[] = [];
+  const before = process.memoryUsage().arrayBuffers;
+  for (let count = 0; count < 8; count++) {
+    const client = await rawClient(t, address);
+    client.write(preamble('SMALL'));
+    client.write(Buffer.alloc(8 * 1024 * 1024), () => taken.push(count));
+  }
+  await eventually(() => dispatcher.stats.served === 8, 'all are served');
+  await sleep(100);
+  // What the strangers, who are in this process, could not send is theirs.
+  const held = process.memoryUsage().arrayBuffers - before - (8 - taken.length) * 8 * 1024 * 1024;
+  assert.deepEqual(taken, [], 'nobody takes it from them');
+  assert.ok(held < 4 * 1024 * 1024, `${held} bytes`);
+});
+
+test('stop() right after start() ends it, also one that waits for an earlier stop', async (t) => {
+  const dispatcher = new TcpServiceDispatcher('127.0.0.1:0');
+  t.after(() => dispatcher.stop());
+  for (const pause of [undefined, 0, 1]) {
+    const closed = assert.rejects(dispatcher.start(), failsWith('CLOSED'));
+    // Some turns later it is about to bind.
+    for (let turn = 0; turn < (pause ?? 0); turn++) await Promise.resolve();
+    await dispatcher.stop();
+    await closed;
+    assert.equal(dispatcher.isRunning, false);
+  }
+  await dispatcher.start();
+  const stopping = dispatcher.stop();
+  const closed = assert.rejects(dispatcher.start(), failsWith('CLOSED'));
+  await Promise.all([stopping, dispatcher.stop(), closed]);
+  assert.equal(dispatcher.isRunning, false);
+  assert.match(await dispatcher.start(), /:\d+$/);
+});
+
+test('a listener that is closed while it binds frees the port', async () => {
+  for (let turns = 0; turns < 6; turns++) {
+    const listener = new Listener('127.0.0.1:0', {}, (stream) => stream.close());
+    const closed = assert.rejects(listener.start(), failsWith('CLOSED'));
+    for (let turn = 0; turn < turns; turn++) await new Promise((done) => process.nextTick(done));
+    listener.close();
+    await closed;
+  }
 });
 
 test('what a handler throws is told, and ends its connection only', async (t) => {

@@ -8,10 +8,13 @@ import { startTimer, type ByteStream } from './byte-stream.ts';
 import type { ServiceHandler } from './channel.ts';
 import { Listener, tell, type ListenOptions } from './listener.ts';
 import { checkLimits } from './options.ts';
-import { encodeServiceName, PreambleDecoder } from './preamble.ts';
+import { encodeServiceName, PreambleDecoder, SERVICE_NAME_BYTES_MAX } from './preamble.ts';
 import { SocketChannel, type SocketChannelOptions } from './socket-channel.ts';
 
-export interface DispatcherOptions extends Omit<ListenOptions, 'halfOpen'>, SocketChannelOptions {
+export interface DispatcherOptions
+  extends Omit<ListenOptions, 'halfOpen'>, Omit<SocketChannelOptions, 'receiveBytesMax'> {
+  /** The largest frame from a peer of a service that does not say what it takes. */
+  readonly serviceRequestBytesMax?: number | undefined;
   readonly stopTimeoutMs?: number | undefined;
   /** What a handler failed with. */
   readonly onError?: ((error: unknown, where: { readonly service: string; readonly peer: string }) => void) | undefined;
@@ -35,6 +38,8 @@ export class TcpServiceDispatcher {
   readonly #running = new Set<Promise<void>>();
   readonly #refused = new Map<string, number>();
   #stopped = false;
+  /** Calls of `stop`: a start that waits for one of them is ended by the next. */
+  #stops = 0;
   #stopping: Promise<void> | undefined;
   #served = 0;
   #handlerErrors = 0;
@@ -53,6 +58,7 @@ export class TcpServiceDispatcher {
   /** Replaces the handler of the same name, for connections to come. */
   register(handler: ServiceHandler): void {
     encodeServiceName(handler.serviceName);
+    checkLimits({ requestBytesMax: handler.requestBytesMax });
     this.#services.set(handler.serviceName, handler);
   }
 
@@ -89,15 +95,19 @@ export class TcpServiceDispatcher {
     };
   }
 
-  /** Binds, and resolves with the bound `host:port`. */
+  /** Binds, and resolves with the bound `host:port`; rejects with `CLOSED` when `stop` is called before it has. */
   async start(): Promise<string> {
-    await this.#stopping;
+    const stops = this.#stops;
+    if (this.#stopping !== undefined) await this.#stopping;
+    if (stops !== this.#stops)
+      throw new NostosError('CLOSED', `the dispatcher of ${this.addr()} was stopped while it was starting`);
     this.#stopped = false;
     return this.#listener.start();
   }
 
   /** Frees the port, aborts the handlers, closes their channels and waits for them. May be called more than once. */
   async stop(): Promise<void> {
+    this.#stops += 1;
     this.#stopping ??= this.#stop().finally(() => (this.#stopping = undefined));
     await this.#stopping;
   }
@@ -142,6 +152,7 @@ export class TcpServiceDispatcher {
         cause,
       });
     let name: string | null;
+    stream.limitReadAhead(SERVICE_NAME_BYTES_MAX);
     try {
       name = await stream.read(new PreambleDecoder(), { timeoutMs });
     } catch (error) {
@@ -155,8 +166,11 @@ export class TcpServiceDispatcher {
 
   async #serve(stream: ByteStream, handler: ServiceHandler): Promise<void> {
     this.#served += 1;
+    const { serviceRequestBytesMax = DEFAULT_LIMITS.serviceRequestBytesMax } = this.#options;
+    const { requestBytesMax: receiveBytesMax = serviceRequestBytesMax } = handler;
+    stream.limitReadAhead(receiveBytesMax);
     try {
-      await handler.handle(new SocketChannel(stream, this.#options), { signal: stream.lost });
+      await handler.handle(new SocketChannel(stream, { ...this.#options, receiveBytesMax }), { signal: stream.lost });
     } catch (error) {
       if (this.#stopped) return;
       this.#handlerErrors += 1;

@@ -69,11 +69,15 @@ export class Listener {
       if (tls !== undefined) this.#tls = this.#createTls(tls);
       const { port } = parseAddress(this.address);
       const host = await this.#ipToBind();
-      if (this.#server !== server) throw new NostosError('CLOSED', `${this.address} was closed while it was starting`);
+      if (this.#server !== server) throw this.#closedWhileStarting();
       const { promise, resolve, reject } = Promise.withResolvers<void>();
-      server.once('error', reject).listen({ host, port }, resolve);
+      const closed = (): void => reject(this.#closedWhileStarting());
+      // A server that was closed before it listens may listen all the same.
+      server.once('listening', () => void (this.#server === server ? resolve() : server.close(closed)));
+      server.once('error', reject).once('close', closed).listen({ host, port });
       await promise;
       server.off('error', reject).on('error', () => {});
+      if (this.#server !== server) throw this.#closedWhileStarting();
     } catch (error) {
       if (this.#server === server) this.#server = undefined;
       throw connectionError(error as Error, `cannot listen on ${this.address}`);
@@ -92,6 +96,10 @@ export class Listener {
   destroy(): void {
     this.close();
     for (const socket of this.#sockets) socket.destroy();
+  }
+
+  #closedWhileStarting(): NostosError {
+    return new NostosError('CLOSED', `${this.address} was closed while it was starting`);
   }
 
   async #ipToBind(): Promise<string> {

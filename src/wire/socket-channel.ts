@@ -13,6 +13,8 @@ const COPY_BELOW_BYTES = 4096;
 
 export interface SocketChannelOptions {
   readonly frameBytesMax?: number | undefined;
+  /** Of the peer's frames, where they may not be as large. */
+  readonly receiveBytesMax?: number | undefined;
 }
 
 export class SocketChannel implements Channel {
@@ -23,7 +25,7 @@ export class SocketChannel implements Channel {
   constructor(stream: ByteStream, options: SocketChannelOptions = {}) {
     this.#stream = stream;
     this.#frameBytesMax = options.frameBytesMax ?? DEFAULT_LIMITS.frameBytesMax;
-    this.#decoder = new FrameDecoder(this.#frameBytesMax);
+    this.#decoder = new FrameDecoder(Math.min(options.receiveBytesMax ?? Infinity, this.#frameBytesMax));
   }
 
   get peer(): string {

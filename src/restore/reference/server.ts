@@ -38,6 +38,8 @@ export interface NetworkRestoreServerOptions {
 
 export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
   readonly serviceName = RESTORE_SERVICE_NAME;
+  /** A request is four bytes; a later version of the reference may add to them. */
+  readonly requestBytesMax = 4096;
   readonly #dir: string;
   readonly #options: NetworkRestoreServerOptions;
   readonly #limits: Readonly<Record<keyof typeof RESTORE_LIMITS, number>>;
