@@ -122,6 +122,7 @@ function openStream(dir: string, providers: Providers, { marker, signal }: Openi
       replaceable: marker === undefined,
       lagRecordsMax: DEFAULT_LIMITS.providerLagRecordsMax,
       attemptsMax: DEFAULT_LIMITS.providerAttemptsMax,
+      sessionsMax: DEFAULT_LIMITS.providerSessionsMax,
       onEvent,
     },
     signal,

@@ -3,7 +3,7 @@
  * brought stays when it fails, so the next one sends only what is missing. Bounds are in SPEC.md.
  */
 import { NostosError, isNostosError } from '../base/errors.ts';
-import type { FetchOptions, FetchProgress, FetchReport, FetchTarget, RestoreFeed } from './feed.ts';
+import type { FetchOptions, FetchReport, FetchTarget, RestoreFeed } from './feed.ts';
 import { sameHistory, type SourceHistory } from './local/identity.ts';
 import { historyOf } from './local/outlook.ts';
 import {
@@ -15,6 +15,7 @@ import {
   type ProviderInfo,
 } from './provider.ts';
 import type { RestorePlan } from './source.ts';
+import { sleep, systemTimers, type Timers } from './stream/timers.ts';
 
 /** One session with one provider; `RestoreClient` is one. */
 export interface ProviderSession {
@@ -28,11 +29,15 @@ export interface ProviderDeps {
   readonly open: (member: Member, signal: AbortSignal) => Promise<ProviderSession>;
   /** Asks the primary whether this plan is of the group's history; throws where it is not. Without it the source decides. */
   readonly checkAnchor?: (candidate: Candidate, signal: AbortSignal) => Promise<void>;
+  readonly timers?: Timers;
 }
 
 export interface ProviderOptions extends Omit<ChoiceRules, 'history'> {
   readonly members: readonly Member[];
+  /** Attempts with one provider, one after the other, none of which came further than the best one before. */
   readonly attemptsMax: number;
+  /** Attempts with one provider in all, whatever they brought. */
+  readonly sessionsMax: number;
   /** Of a run that is resumed, else that of the directory if it may not be given up. */
   readonly history?: SourceHistory | undefined;
   readonly onEvent?: ((event: ProviderEvent) => void) | undefined;
@@ -58,6 +63,8 @@ export class ProviderFeed implements RestoreFeed {
   #history: SourceHistory | undefined;
   #current: Current | undefined;
   #bytesBefore = 0;
+  /** Bytes of the copy that were there when the best attempt ended. */
+  #furthest = 0;
 
   private constructor(deps: ProviderDeps, options: ProviderOptions) {
     this.#deps = deps;
@@ -85,14 +92,17 @@ export class ProviderFeed implements RestoreFeed {
 
   async fetchAll(target: FetchTarget, options: FetchOptions = {}): Promise<FetchReport> {
     const signal = options.signal ?? new AbortController().signal;
-    for (let attempts = 1; ;) {
+    let [vain, sessions] = [0, 0];
+    for (let member: Member | undefined; ;) {
       const { session, candidate } = this.#current ?? (await this.#choose(signal));
-      let last: FetchProgress | undefined;
+      if (candidate.member !== member) [member, vain, sessions] = [candidate.member, 0, 0];
+      sessions += 1;
+      const reached = { bytesOnWire: 0, bytesWritten: 0, bytesDone: 0 };
       try {
         const report = await session.fetchAll(target, {
           signal,
           onProgress: (progress) => {
-            last = progress;
+            for (const what of REACHED) reached[what] = Math.max(reached[what], progress[what] ?? 0);
             options.onProgress?.({ ...progress, bytesOnWire: progress.bytesOnWire + this.#bytesBefore });
           },
         });
@@ -101,15 +111,23 @@ export class ProviderFeed implements RestoreFeed {
         await this.#closeCurrent();
         signal.throwIfAborted();
         if (isOurs(error)) throw error;
-        this.#bytesBefore += last?.bytesOnWire ?? 0;
-        // What is there already counts as done at once, so only what came over the wire is progress.
-        attempts = (last?.bytesOnWire ?? 0) > PROGRESS_BYTES ? 1 : attempts + 1;
-        if (attempts > this.#options.attemptsMax || !(await this.#reconnect(candidate, error as Error, signal))) {
-          this.#drop({ member: candidate.member, why: (error as Error).message, error: error as Error });
-          attempts = 1;
-        }
+        this.#bytesBefore += reached.bytesOnWire;
+        vain = this.#cameFurther(reached) ? 0 : vain + 1;
+        const giveUp = vain >= this.#options.attemptsMax || sessions >= this.#options.sessionsMax;
+        if (giveUp || !(await this.#reconnect(candidate, error as Error, { vain, signal })))
+          this.#drop({ member, why: (error as Error).message, error: error as Error });
       }
     }
+  }
+
+  /**
+   * What is there already counts as done once its hashes are compared, and what is thrown away may be written again and
+   * again: only what was written and was not there before is progress.
+   */
+  #cameFurther({ bytesWritten, bytesDone }: { readonly bytesWritten: number; readonly bytesDone: number }): boolean {
+    const further = bytesWritten > 0 && bytesDone > this.#furthest;
+    this.#furthest = Math.max(this.#furthest, bytesDone);
+    return further;
   }
 
   async close(): Promise<void> {
@@ -159,10 +177,15 @@ export class ProviderFeed implements RestoreFeed {
     }
   }
 
-  async #reconnect(candidate: Candidate, error: Error, signal: AbortSignal): Promise<boolean> {
+  async #reconnect(
+    candidate: Candidate,
+    error: Error,
+    { vain, signal }: { readonly vain: number; readonly signal: AbortSignal },
+  ): Promise<boolean> {
     // Whoever answers `never` would answer so again.
     if (!isNostosError(error) || error.retry === 'never') return false;
     this.#options.onEvent?.({ kind: 'reconnecting', member: candidate.member, error });
+    await sleep(this.#deps.timers ?? systemTimers, Math.min(BACKOFF_MS * 2 ** vain, BACKOFF_MAX_MS), signal);
     const session = await this.#open(candidate, signal);
     if (session !== undefined) this.#current = { candidate, session };
     return true;
@@ -194,8 +217,10 @@ export class ProviderFeed implements RestoreFeed {
   }
 }
 
-/** A session that ends at once costs about so much on the wire without bringing anything. */
-const PROGRESS_BYTES = 64 * 1024;
+const REACHED = ['bytesOnWire', 'bytesWritten', 'bytesDone'] as const;
+/** Before a provider is connected to again; twice as long after each attempt in vain. */
+const BACKOFF_MS = 100;
+const BACKOFF_MAX_MS = 5_000;
 
 /** Our own disk failed, not the provider: what a peer reports of its disk carries no cause. */
 function isOurs(error: unknown): boolean {

@@ -155,6 +155,8 @@ interface Scripted {
   readonly openFails?: ErrorCode;
   /** For each session: how many items it brings before it fails with this; without, all. */
   readonly sessions?: readonly { readonly brings: number; readonly fails?: ErrorCode; readonly local?: boolean }[];
+  /** In each session it sends so much of an item that never gets whole. */
+  readonly again?: number;
   readonly generation?: string;
 }
 
@@ -162,7 +164,13 @@ const ITEMS = ['log/00000001.ndb', 'log/00000002.ndb', 'tenant/1', 'tenant/2', '
 const BYTES = 100 * 1024;
 
 function group(script: Readonly<Record<string, Scripted>>) {
-  const log = { asked: [] as string[], opened: [] as string[], closed: 0, fetched: [] as ItemName[] };
+  const log = {
+    asked: [] as string[],
+    opened: [] as string[],
+    closed: 0,
+    fetched: [] as ItemName[],
+    waited: [] as number[],
+  };
   const have = new Set<ItemName>();
   const counts = new Map<string, number>();
   const session = (address: string, number: number): ProviderSession => ({
@@ -178,16 +186,24 @@ function group(script: Readonly<Record<string, Scripted>>) {
     },
     async fetchAll(_target, options): Promise<FetchReport> {
       const plan = script[address]!.sessions?.[number] ?? { brings: ITEMS.length };
-      let [brought, bytesOnWire] = [0, 1_000];
+      let [brought, bytesOnWire, bytesWritten] = [0, 1_000, 0];
+      const { again } = script[address]!;
       const tell = (): void =>
         options?.onProgress?.({
           phase: 'items',
-          bytesDone: have.size * BYTES,
+          bytesDone: have.size * BYTES + (again ?? 0),
           bytesTotal: ITEMS.length * BYTES,
           itemsDone: have.size,
           itemsTotal: ITEMS.length,
           bytesOnWire,
+          bytesWritten,
         });
+      if (again !== undefined) {
+        bytesOnWire += again;
+        bytesWritten += again;
+        tell();
+        throw new NostosError('TRANSFER_DAMAGED', `${address} fails`);
+      }
       for (const name of ITEMS) {
         options?.signal?.throwIfAborted();
         if (have.has(name)) continue;
@@ -196,6 +212,7 @@ function group(script: Readonly<Record<string, Scripted>>) {
         log.fetched.push(name);
         brought += 1;
         bytesOnWire += BYTES;
+        bytesWritten += BYTES;
         tell();
       }
       if (plan.fails !== undefined)
@@ -207,6 +224,14 @@ function group(script: Readonly<Record<string, Scripted>>) {
     },
   });
   const deps: ProviderDeps = {
+    timers: {
+      monotonicMs: () => 0,
+      after(ms, run) {
+        log.waited.push(ms);
+        queueMicrotask(run);
+        return () => undefined;
+      },
+    },
     async ask({ address }) {
       log.asked.push(address);
       const answer = script[address]!.info;
@@ -227,7 +252,7 @@ function group(script: Readonly<Record<string, Scripted>>) {
 }
 
 const TARGET: FetchTarget = { pathOf: (name) => name, baseOf: () => undefined };
-const RULES = { attemptsMax: 3, lagRecordsMax: 100 };
+const RULES = { attemptsMax: 3, sessionsMax: 5, lagRecordsMax: 100 };
 
 async function fetchFrom(script: Readonly<Record<string, Scripted>>, changes: Partial<ProviderDeps> = {}) {
   const { log, deps, members } = group(script);
@@ -298,6 +323,27 @@ test('a provider that brings nothing is given up after providerAttemptsMax, and 
   assert.equal(ended(result).provider, 'b:1');
   assert.deepEqual(dropped, ['a:1']);
   assert.deepEqual(log.opened, ['a:1', 'a:1', 'a:1', 'b:1']);
+  assert.deepEqual(log.waited, [200, 400], 'longer each time');
+});
+
+test('bytes that are sent again and again are no progress: of hashes, or of an item that never gets whole', async () => {
+  const { log, result, dropped } = await fetchFrom({
+    'a:1': { again: 50_000_000 },
+    'b:1': { info: { sessions: 1 } },
+  });
+  assert.equal(ended(result).provider, 'b:1');
+  assert.deepEqual(dropped, ['a:1']);
+  assert.deepEqual(log.opened, ['a:1', 'a:1', 'a:1', 'a:1', 'b:1'], 'once it came further, three times it did not');
+});
+
+test('who loses each connection is given up after providerSessionsMax, however far it came', async () => {
+  const lost = { brings: 1, fails: 'CHANNEL_CLOSED' } as const;
+  const script = { 'a:1': { sessions: [lost, lost, lost, lost, lost] }, 'b:1': { info: { sessions: 1 } } };
+  const { log, deps, members } = group(script);
+  const feed = await ProviderFeed.open(deps, { members, ...RULES, sessionsMax: 4 });
+  await feed.fetchAll(TARGET);
+  await feed.close();
+  assert.deepEqual(log.opened, ['a:1', 'a:1', 'a:1', 'a:1', 'b:1']);
 });
 
 test('who is full, or of another history than it said, is passed over', async () => {
