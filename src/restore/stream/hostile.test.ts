@@ -62,7 +62,7 @@ const HOSTILE_RECEIVERS: Readonly<
       await channel.send(Buffer.alloc(1024 * 1024));
       return channel;
     },
-    'PROTOCOL_ERROR',
+    'closed',
   ],
   'a channel for a session that does not exist': [
     async ({ dial }) => {
