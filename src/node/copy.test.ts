@@ -17,6 +17,7 @@ import { isNostosError, type ErrorCode } from '../base/errors.ts';
 import { MARKER_FILE, writeMarker } from '../restore/local/marker.ts';
 import { fetchCopy } from './fetch-copy.fixture.ts';
 import type { NostosNode } from './node.ts';
+import { loadNode, writeNode } from './node-file.ts';
 import { openNode } from './open-node.ts';
 import { NodeRestoreSource } from './restore-source.ts';
 import { verifyStaged } from './staged-copy.ts';
@@ -185,8 +186,10 @@ const DAMAGES: readonly { readonly what: string; readonly damage: (dir: string) 
       code: 'LOG_DAMAGED',
     },
     {
-      what: 'the log ends below what a tenant holds',
+      what: 'the log ends below what a tenant holds, of a source that does not say how far it reaches',
       damage: (dir) => {
+        const { copy, ...identity } = loadNode(dir, undefined);
+        writeNode(dir, { ...identity, copy: { source: copy!.source, reaches: null } });
         for (const name of segments(dir).slice(2)) rmSync(join(dir, 'log', name));
       },
       code: 'VERIFY_FAILED',
@@ -224,6 +227,33 @@ for (const { what, damage, code } of DAMAGES)
     await verifyStaged(copyOf(made.fetched), { limits: LIMITS });
     damage(dir);
     await failsWith(verifyStaged(dir, { limits: LIMITS }), code);
+  });
+
+/** Records that no tenant's file holds, acknowledged by the source, are missing from what it sends. */
+const SHORT_TAILS: Readonly<Record<string, (dir: string) => void>> = {
+  'the last record is damaged': (dir) => {
+    const path = join(dir, 'log', segments(dir).at(-1)!);
+    const bytes = readFileSync(path);
+    const end = bytes.findLastIndex((byte) => byte !== 0);
+    bytes[end - 1_000] = bytes[end - 1_000]! ^ 1;
+    writeFileSync(path, bytes);
+  },
+  'the last segment is left out': (dir) => rmSync(join(dir, 'log', segments(dir).at(-1)!)),
+};
+
+for (const [what, damage] of Object.entries(SHORT_TAILS))
+  test(`a copy does not check out where it ends below W of its source: ${what}`, async () => {
+    await using node = await open(copyOf(made.source));
+    const dir = newDir();
+    await fetchCopy(new NodeRestoreSource(node.restoreHost, node.dir), dir, {
+      onTail: async () => {
+        for (let n = 0; n < 6; n += 1)
+          await node.tenant('one').write((tx) => tx.run('insert into rows (body) values (?)', ['z'.repeat(30_000)]));
+      },
+    });
+    assert.equal((await verifyStaged(copyOf(dir), { limits: LIMITS })).lsn, (await node.status()).log.watermark);
+    damage(dir);
+    await failsWith(verifyStaged(dir, { limits: LIMITS }), 'LOG_DAMAGED');
   });
 
 test('a copy whose log lost its end after it was verified does not open', async () => {

@@ -1,7 +1,7 @@
 /** Takes a copy from a source without a network, a piece at a time, so that a test can do something in between. */
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { toNodeId, toStoreId, type ClusterId, type Generation } from '../base/brands.ts';
+import { toLsn, toNodeId, toStoreId, toTerm, type ClusterId, type Generation } from '../base/brands.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { itemPath, type ItemName } from '../restore/item-name.ts';
 import type { RestoreSource, SourceFile, SourceSession } from '../restore/source.ts';
@@ -42,14 +42,19 @@ export async function fetchCopy(
     };
     for (const { name } of session.plan.items) await fetch(name);
     await hooks.onTail?.();
-    for (const { name } of await session.tail()) await fetch(name);
-    const { cluster, generation, store } = session.plan;
+    let { watermark } = session.plan;
+    for (const { name } of await session.tail()) {
+      await fetch(name);
+      watermark = Math.max(watermark, Number(attributes.get(name)!['watermark']));
+    }
+    const { cluster, generation, store, term } = session.plan;
     writeNode(dir, {
       node: toNodeId(randomHex128(systemRandom)),
       store: toStoreId(randomHex128(systemRandom)),
       cluster: cluster as ClusterId,
       generation: generation as Generation,
-      copy: { source: toStoreId(store), reaches: null },
+      // As a restore does: W that the source said with what it sent last.
+      copy: { source: toStoreId(store), reaches: { term: toTerm(term), lsn: toLsn(watermark) } },
     });
   } finally {
     await session.close();

@@ -39,7 +39,10 @@ export interface NodeIdentity {
 export interface CopyOrigin {
   /** The store that was copied, where that is known. */
   readonly source: StoreId | null;
-  /** What was fetched and verified reaches up to here: a log that ends before it has lost something. */
+  /**
+   * The log reaches up to here, or has lost something: W of the source when the copy was cut, the end of the log once it
+   * was verified. Null where the source does not say.
+   */
   readonly reaches: { readonly term: Term; readonly lsn: Lsn } | null;
 }
 
@@ -87,8 +90,7 @@ export function encodeNode(identity: NodeIdentity): Uint8Array {
 /** How a restore reads and writes `node.json` (`IdentityCodec` of `restore/local`). */
 export const nodeFileCodec = {
   parse: (bytes: Uint8Array): NodeIdentity => parseNode(NODE_FILE, bytes),
-  formatCopy: (identity: NodeIdentity, source: StoreId | null = null): Uint8Array =>
-    encodeNode({ ...identity, copy: { source, reaches: null } }),
+  formatCopy: (identity: NodeIdentity, copy: CopyOrigin): Uint8Array => encodeNode({ ...identity, copy }),
 };
 
 function parseNode(path: string, bytes: Uint8Array): NodeIdentity {

@@ -193,6 +193,8 @@ export interface World {
   readonly own: DirectoryIdentity | undefined;
   readonly discard: boolean;
   readonly random: SeededRandom;
+  /** Feeds that were opened and not closed. */
+  openFeeds: number;
 }
 
 const KEPT = 'owner.token';
@@ -217,7 +219,10 @@ export function makeWorld(random: SeededRandom): World {
       cluster: random.chance(0.7) ? cluster : toClusterId(randomHex128(random)),
       generation: random.chance(0.7) ? generation : toGeneration(randomHex128(random)),
     };
-    before.set('node.json', kind === 'damaged' ? Buffer.from('{"node":') : (codec.formatCopy(own, null) as Buffer));
+    before.set(
+      'node.json',
+      kind === 'damaged' ? Buffer.from('{"node":') : (codec.formatCopy(own, { source: null, reaches: null }) as Buffer),
+    );
     if (kind === 'damaged') own = undefined;
     for (const [name, bytes] of items)
       if (random.chance(0.6)) before.set(posix.join(...itemPath(name)), random.chance(0.5) ? bytes : flipped(bytes));
@@ -227,7 +232,17 @@ export function makeWorld(random: SeededRandom): World {
   }
   fill(disk, before);
   for (const path of ['/', ...directories(before.keys())]) if (disk.isDirectory(path)) disk.syncDirectory(path);
-  return { disk: disk.clone(), before, items, cluster, generation, own, discard: random.chance(0.3), random };
+  return {
+    disk: disk.clone(),
+    before,
+    items,
+    cluster,
+    generation,
+    own,
+    discard: random.chance(0.3),
+    random,
+    openFeeds: 0,
+  };
 }
 
 /** The directory as it was, on a disk that has nothing yet. */
@@ -265,7 +280,7 @@ const codec: IdentityCodec = {
       throw new NostosError('UNSUPPORTED_FORMAT', 'no identity', { cause: error });
     }
   },
-  formatCopy: (identity) => Buffer.from(JSON.stringify(identity)),
+  formatCopy: (identity, { reaches }) => Buffer.from(JSON.stringify({ ...identity, reaches })),
 };
 
 /** The faulty one, or a real one that counts what it has open. */
@@ -302,6 +317,11 @@ function verify(world: World, disk: Disk, staging: string): Awaited<ReturnType<R
   const wanted = [...world.items.keys()].map((name) => posix.join(...itemPath(name))).toSorted();
   assert(found.join() === wanted.join(), `staged are ${found.join()} instead of ${wanted.join()}`);
   for (const [name, bytes] of world.items) assertFile(disk, posix.join(staging, ...itemPath(name)), bytes);
+  assert(world.openFeeds === 0, 'the source holds what it has sent while that is verified');
+  const { reaches } = JSON.parse(Buffer.from(readIfExists(disk, posix.join(staging, 'node.json'))!).toString()) as {
+    reaches: unknown;
+  };
+  assert(JSON.stringify(reaches) === '{"term":2,"lsn":7}', `the copy must reach ${JSON.stringify(reaches)}`);
   writeDurably(disk, posix.join(staging, 'lock'), Buffer.from('held'));
   writeDurably(disk, posix.join(staging, 'tenants/tenant_1/data.sqlite-wal'), Buffer.from('being applied'));
   disk.remove(posix.join(staging, 'tenants/tenant_1/data.sqlite-wal'));
@@ -312,6 +332,7 @@ function verify(world: World, disk: Disk, staging: string): Awaited<ReturnType<R
 function memoryFeed(world: World, disk: Disk): RestoreFeed {
   const PAGE = 256;
   const { cluster, generation, items } = world;
+  world.openFeeds += 1;
   return {
     sources: ['memory:1'],
     plan: {
@@ -320,7 +341,7 @@ function memoryFeed(world: World, disk: Disk): RestoreFeed {
       generation,
       store: null,
       node: null,
-      term: 1,
+      term: 2,
       watermark: 1,
       items: [...items].map(([name, bytes]) => ({ name, bytes: bytes.length })),
     },
@@ -349,15 +370,16 @@ function memoryFeed(world: World, disk: Disk): RestoreFeed {
         }
       }
       const report = [...items].map(([name, bytes]) => ({ name, bytes: bytes.length }));
-      return { items: report, bytesOnWire: onWire, bytesReused: reused, elapsedMs: 0 };
+      return { items: report, bytesOnWire: onWire, bytesReused: reused, elapsedMs: 0, watermark: 7 };
     },
-    close: async () => {},
+    close: async () => void (world.openFeeds -= 1),
   };
 }
 
 /** Which of the allowed states the directory is in; throws where it is none of them. */
 export function assertSound(world: World, disk: SimulatedDisk): 'as-it-was' | 'unfinished' | 'restored' {
   assert(disk.openFiles === 0, `${disk.openFiles} files were left open`);
+  assert(world.openFeeds === 0, `${world.openFeeds} feeds were left open`);
   if (!disk.exists(DIR)) {
     assert(world.before.size === 0, 'the directory is gone');
     return 'as-it-was';

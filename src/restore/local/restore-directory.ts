@@ -3,14 +3,14 @@
  * kill -9 and power cuts included. Until the marker says `swapping`, what was there before is untouched.
  */
 import { dirname, join } from 'node:path';
-import { toNodeId, toStoreId, type NodeId, type StoreId } from '../../base/brands.ts';
+import { toLsn, toNodeId, toStoreId, toTerm, type NodeId } from '../../base/brands.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { Disk } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
 import { randomHex128, type Random } from '../../base/random.ts';
 import type { FetchProgress, FetchReport, RestoreFeed } from '../feed.ts';
 import { decide } from './decision.ts';
-import type { DirectoryIdentity, IdentityCodec } from './identity.ts';
+import type { DirectoryIdentity, IdentityCodec, StagedOrigin } from './identity.ts';
 import { MARKER_FILE, readMarker, writeMarker, type Marker } from './marker.ts';
 import { assertMovable, assertReplaceable, assertSpace, historyOf, lookAhead, ownIdentity } from './outlook.ts';
 import { STAGING_DIR, stagingTarget, tidyStaging, writeStagedIdentity } from './staging.ts';
@@ -72,7 +72,7 @@ export interface RestoreReport {
   /** What an earlier attempt had reached when this one began. */
   readonly resumed: 'nothing' | Marker['phase'];
   /** Absent where an earlier attempt had fetched and verified all. */
-  readonly fetched?: Omit<FetchReport, 'items'> & { readonly files: number; readonly bytes: number };
+  readonly fetched?: Omit<FetchReport, 'items' | 'watermark'> & { readonly files: number; readonly bytes: number };
   readonly verified?: VerifiedCopy;
   /** Where the former state lies, relative to the directory; null where there was none, or it was discarded. */
   readonly setAside: string | null;
@@ -125,20 +125,36 @@ export async function abandonRestore(
   return { dir, run: marker!.run, sources: marker!.sources };
 }
 
-interface Staged {
-  readonly marker: Marker & { readonly phase: 'swapping' };
+interface Fetched {
+  readonly marker: Marker;
   readonly fetched: NonNullable<RestoreReport['fetched']>;
+}
+
+interface Staged extends Fetched {
+  readonly marker: Marker & { readonly phase: 'swapping' };
   readonly verified: VerifiedCopy;
 }
 
 /** Up to the point of no return: everything is fetched, verified and durable, and the marker says so. */
 async function stage(deps: RestoreDeps, options: RestoreOptions, found: Marker | undefined): Promise<Staged> {
+  const { marker, fetched } = await fetch(deps, options, found);
+  // The source holds nothing for this copy any more, however long verifying takes.
+  const verified = await verifyStaged(deps, options);
+  options.signal?.throwIfAborted();
+  return { marker: swapFrom(deps.disk, options, marker), fetched, verified };
+}
+
+async function fetch(deps: RestoreDeps, options: RestoreOptions, found: Marker | undefined): Promise<Fetched> {
   const { disk } = deps;
   const { dir, signal } = options;
   const feed = await options.openFeed(found, signal);
   try {
     const marker = begin(deps, options, found, feed);
-    const { items, ...figures } = await feed.fetchAll(stagingTarget(disk, dir), {
+    const {
+      items,
+      watermark = 0,
+      ...figures
+    } = await feed.fetchAll(stagingTarget(disk, dir), {
       ...(signal === undefined ? {} : { signal }),
       onProgress: (progress) => options.onProgress?.(asProgress(progress, feed.plan.tailBytes ?? 0)),
     });
@@ -147,11 +163,12 @@ async function stage(deps: RestoreDeps, options: RestoreOptions, found: Marker |
       dir,
       items.map(({ name }) => name),
     );
-    writeStagedIdentity(disk, dir, deps.identity.formatCopy(marker.identity, sourceStore(feed)));
+    // Of the provider that brought the last of it.
+    const { store, term } = feed.plan;
+    const origin = { source: store === null ? null : toStoreId(store), reaches: reachesOf(term, watermark) };
+    writeStagedIdentity(disk, dir, deps.identity.formatCopy(marker.identity, origin));
     const bytes = items.reduce((sum, item) => sum + item.bytes, 0);
-    const verified = await verifyStaged(deps, options);
-    signal?.throwIfAborted();
-    return { marker: swapFrom(disk, options, marker), fetched: { ...figures, files: items.length, bytes }, verified };
+    return { marker, fetched: { ...figures, files: items.length, bytes } };
   } finally {
     await feed.close();
   }
@@ -263,8 +280,9 @@ function goBack(disk: Disk, dir: string, { swap, ...marker }: Marker & { phase: 
   writeMarker(disk, dir, { ...marker, phase: 'fetching' });
 }
 
-function sourceStore({ plan: { store } }: RestoreFeed): StoreId | null {
-  return store === null ? null : toStoreId(store);
+/** Null where the source does not say, like the reference's service. */
+function reachesOf(term: number, watermark: number): StagedOrigin['reaches'] {
+  return watermark === 0 ? null : { term: toTerm(term), lsn: toLsn(watermark) };
 }
 
 function removeStaging(disk: Disk, dir: string): void {
