@@ -172,10 +172,20 @@ export class TcpServiceDispatcher {
     try {
       await handler.handle(new SocketChannel(stream, { ...this.#options, receiveBytesMax }), { signal: stream.lost });
     } catch (error) {
+      this.#cutOff(stream);
       if (this.#stopped) return;
       this.#handlerErrors += 1;
       tell(() => this.#options.onError?.(error, { service: handler.serviceName, peer: stream.peer }));
     }
+  }
+
+  /** What a handler that failed has sent still leaves, if its peer takes it soon. */
+  #cutOff(stream: ByteStream): void {
+    const { stopTimeoutMs = DEFAULT_LIMITS.stopTimeoutMs } = this.#options;
+    const timer = startTimer(stopTimeoutMs, () =>
+      stream.fail(new NostosError('NETWORK_TIMEOUT', `${stream.peer} did not take what was sent before the end`)),
+    )?.unref();
+    void stream.gone.then(() => clearTimeout(timer));
   }
 
   #refuse(error: NostosError): void {

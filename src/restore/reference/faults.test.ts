@@ -9,6 +9,7 @@ import type { TestContext } from 'node:test';
 import type { ErrorCode } from '../../base/errors.ts';
 import { isNostosError } from '../../base/errors.ts';
 import { TcpServiceDispatcher } from '../../wire/dispatcher.ts';
+import { encodePreamble } from '../../wire/preamble.ts';
 import { encodeCount, encodeFileHeader } from './body.ts';
 import type { Protocol } from './fetch.ts';
 import type { NetworkRestoreOptions } from './network-restore.ts';
@@ -326,6 +327,52 @@ async function whileServed(t: TestContext, change: (dir: string) => void, openFi
   };
   return { port, options, errors, changed: () => changed };
 }
+
+test('dispatcher: a client that takes its frame too slowly is cut off, and the next one is served', async (t) => {
+  const dir = directoryOf(t, { '00000001.ndb': 'b'.repeat(BIG) });
+  const errors: unknown[] = [];
+  const dispatcher = new TcpServiceDispatcher('127.0.0.1:0', {
+    stopTimeoutMs: 50,
+    onError: (error) => errors.push(error),
+  });
+  t.after(() => dispatcher.stop());
+  dispatcher.register(new NetworkRestoreServer(dir, { framesMax: 1, frameTimeoutMs: 300 }));
+  const port = Number((await dispatcher.start()).split(':')[1]);
+  const slow = connect(port, '127.0.0.1');
+  slow.on('error', () => {}).write(Buffer.concat([encodePreamble('RESTORE'), frameOf(MAGIC)]));
+  t.after(() => slow.destroy());
+  // It drips: each of its reads is a sign of life.
+  const timer = setInterval(() => slow.read(64 * 1024), 20);
+  slow.on('readable', () => {});
+  t.after(() => clearInterval(timer));
+  while (errors.length === 0) await pause(20);
+  assert.ok(isNostosError(errors[0], 'NETWORK_TIMEOUT'), String(errors[0]));
+  const restore = new NetworkRestore(configFor(port)).withLocalDir(directoryOf(t));
+  assert.equal((await restore.executeViaDispatcher()).files[0]?.bytes, BIG);
+  while (dispatcher.stats.connections > 0) await pause(20);
+});
+
+for (const protocol of PROTOCOLS)
+  test(`${protocol}: a source without files takes nothing away, unless that is asked for`, async (t) => {
+    const empty = await peerThat(
+      t,
+      (socket) => void socket.end(answerOf(protocol, bodyOf({}))),
+      requestBytes(protocol),
+    );
+    for (const [options, retainLogFiles, left] of [
+      [{}, false, OLD],
+      [{}, true, OLD],
+      [{ allowEmptySource: true }, true, { '00000001.ndb.bak': 'old', '00000009.ndb.bak': 'stale' }],
+      [{ allowEmptySource: true }, false, {}],
+    ] as const) {
+      const dir = directoryOf(t, OLD);
+      const restore = new NetworkRestore(configFor(empty.port, { retainLogFiles }), options).withLocalDir(dir);
+      const report = await (protocol === 'raw' ? restore.execute() : restore.executeViaDispatcher());
+      assert.equal(restore.getState(), 'Completed');
+      assert.deepEqual(contentOf(dir), left);
+      assert.equal(report.removed.length, 'allowEmptySource' in options && !retainLogFiles ? 2 : 0);
+    }
+  });
 
 const harmful: readonly [what: string, change: (dir: string) => void, openFilesMax: number, message: RegExp][] = [
   [

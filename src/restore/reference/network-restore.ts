@@ -39,6 +39,8 @@ export interface NetworkRestoreOptions {
   readonly trailer?: Trailer;
   /** `reference` by default. */
   readonly names?: NameRule;
+  /** A source without files leaves none here either. Without it, nothing is set aside or removed then. */
+  readonly allowEmptySource?: boolean;
   readonly tls?: ClientTls;
   readonly connectTimeoutMs?: number;
   /** How long to wait for another process to release the directory. */
@@ -214,6 +216,8 @@ export class NetworkRestore {
         try {
           const { trailer = 'crc32', names = 'reference' } = this.#options;
           await fetchFiles({ stream, staged, clock }, protocol, { ...limits, trailer, names, signal, onEvent });
+          if (staged.files.length === 0 && this.#options.allowEmptySource !== true)
+            return { dir, files: [], setAside: [], removed: [], finishedEarlierRun };
           onEvent({ kind: 'swapping', files: staged.files.length });
           signal.throwIfAborted();
           return { dir, ...staged.swap(this.#config.retainLogFiles), finishedEarlierRun };

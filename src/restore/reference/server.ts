@@ -8,12 +8,12 @@
  */
 import { crc32 } from 'node:zlib';
 import { NostosError, isNostosError } from '../../base/errors.ts';
-import type { ByteStream } from '../../wire/byte-stream.ts';
+import { startTimer, type ByteStream } from '../../wire/byte-stream.ts';
 import type { Channel, ServiceContext, ServiceHandler } from '../../wire/channel.ts';
 import type { ServerTls } from '../../wire/listener.ts';
 import { Listener, tell } from '../../wire/listener.ts';
 import { COUNT_BYTES, bodyBytes, decodeU32, encodeCount, encodeCrc, encodeFileHeader } from './body.ts';
-import type { ServedFile } from './served-files.ts';
+import type { ServedFile, ServedLog } from './served-files.ts';
 import { ServedFiles, listLogFiles, readWholeFile } from './served-files.ts';
 import type { Trailer } from './types.ts';
 import { RESTORE_LIMITS, RESTORE_MAGIC, RESTORE_SERVICE_NAME } from './types.ts';
@@ -31,7 +31,10 @@ export interface NetworkRestoreServerOptions {
   readonly sessionsMax?: number;
   readonly openFilesMax?: number;
   readonly framesMax?: number;
+  readonly frameTimeoutMs?: number;
   readonly frameBytesMax?: number;
+  /** Of a log that is written to: how much of it may be sent. Without it all that lies in the directory is. */
+  readonly openLog?: () => Promise<ServedLog>;
   /** What a raw session ended with, a client that asked wrongly included. */
   readonly onError?: (error: unknown, where: { readonly peer: string }) => void;
 }
@@ -100,7 +103,7 @@ export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
 
   /** One restore through a dispatcher. Everything must fit into one frame, which is seen before anything is sent. */
   async handle(channel: Channel, { signal }: ServiceContext): Promise<void> {
-    const { requestTimeoutMs, framesMax } = this.#limits;
+    const { requestTimeoutMs, framesMax, frameTimeoutMs } = this.#limits;
     const request = await channel.receive(requestTimeoutMs, { signal });
     if (request === null) throw late(channel.peer, requestTimeoutMs);
     if (request.length < COUNT_BYTES || decodeU32(request) !== RESTORE_MAGIC) throw badMagic(channel.peer, request);
@@ -111,7 +114,8 @@ export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
       );
     this.#frames += 1;
     try {
-      await channel.send(...(await this.#wholeBody(signal)));
+      const body = await this.#wholeBody(signal);
+      await within(frameTimeoutMs, channel, channel.send(...body));
     } finally {
       this.#frames -= 1;
     }
@@ -120,7 +124,8 @@ export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
   async #wholeBody(signal: AbortSignal): Promise<Uint8Array[]> {
     const { trailer = 'crc32' } = this.#options;
     const { frameBytesMax } = this.#limits;
-    const listed = await listLogFiles(this.#dir);
+    await using log = await this.#options.openLog?.();
+    const listed = await listLogFiles(this.#dir, log?.sizeOf);
     const neededBytes = bodyBytes(listed, trailer);
     if (neededBytes > frameBytesMax)
       throw new NostosError(
@@ -132,7 +137,7 @@ export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
     let [files, leftBytes] = [0, frameBytesMax - COUNT_BYTES];
     for (const { name } of listed) {
       signal.throwIfAborted();
-      const bytes = await readWholeFile(this.#dir, name, leftBytes);
+      const bytes = await readWholeFile(this.#dir, name, { bytesMax: leftBytes, upTo: log?.sizeOf(name) });
       if (bytes === undefined) continue;
       pieces.push(encodeFileHeader(name, bytes.length), bytes);
       if (trailer === 'crc32') pieces.push(encodeCrc(crc32(bytes)));
@@ -154,7 +159,8 @@ export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
       const request = await stream.readExactly(COUNT_BYTES, { timeoutMs: requestTimeoutMs, signal });
       if (request === null) throw late(stream.peer, requestTimeoutMs);
       if (decodeU32(request) !== RESTORE_MAGIC) throw badMagic(stream.peer, request);
-      await using files = await ServedFiles.open(this.#dir, openFilesMax);
+      await using log = await this.#options.openLog?.();
+      await using files = await ServedFiles.open(this.#dir, openFilesMax, log?.sizeOf);
       await stream.write([encodeCount(files.count)]);
       for (let file = await files.next(); file !== undefined; file = await files.next())
         await this.#sendFile(stream, file);
@@ -183,6 +189,22 @@ export class NetworkRestoreServer implements ServiceHandler, AsyncDisposable {
     }
     await sent;
     if (trailer === 'crc32') await stream.write([encodeCrc(crc)]);
+  }
+}
+
+/** A client that takes its frame in drips would keep others from theirs for hours: it is cut off, which it sees. */
+async function within(timeoutMs: number, channel: Channel, sending: Promise<void>): Promise<void> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const error = new NostosError(
+    'NETWORK_TIMEOUT',
+    `${channel.peer} did not take its frame within ${timeoutMs} ms; it is cut off, so that others are served`,
+  );
+  const timer = startTimer(timeoutMs, () => reject(error));
+  try {
+    await Promise.race([sending, promise]);
+  } finally {
+    clearTimeout(timer);
+    sending.catch(() => {}); // it fails when the channel closes
   }
 }
 

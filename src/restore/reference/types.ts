@@ -83,6 +83,8 @@ export const RESTORE_LIMITS = {
   openFilesMax: 256,
   /** Server: restores through the dispatcher at a time, each of which holds one frame in memory. */
   framesMax: 2,
+  /** Server: a client must have taken the one frame by then. */
+  frameTimeoutMs: 600_000,
   /** The whole restore through the dispatcher is one frame; the reference takes no larger one. */
   frameBytesMax: 64 * 1024 * 1024,
 } as const;
