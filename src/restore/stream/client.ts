@@ -11,13 +11,11 @@ import type { PlanItem, RestorePlan, SourceInfo } from '../source.ts';
 import type { CompressionMode } from './compression.ts';
 import { fetchItem, type FetchedItem } from './fetch-item.ts';
 import { protocolError } from './frames.ts';
-import { CONNECTIONS, STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import { CONNECTIONS, STREAM_LIMITS, checkItemCount, type StreamLimits } from './limits.ts';
 import { VERSIONS, type Answer } from './messages.ts';
 import { Peer, type PeerDeps } from './peer.ts';
 import { Reach } from './reach.ts';
 import { sleep, systemTimers, type Timers } from './timers.ts';
-
-export type { FetchedItem } from './fetch-item.ts';
 
 export interface RestoreClientOptions {
   /** A new channel to the service, its preamble sent. */
@@ -40,7 +38,8 @@ export interface FetchTarget {
 }
 
 export interface FetchReport {
-  readonly items: readonly FetchedItem[];
+  /** As they arrived. */
+  readonly items: readonly PlanItem[];
   readonly bytesOnWire: number;
   /** Bytes of items that were not sent, since a base had them. */
   readonly bytesReused: number;
@@ -210,7 +209,7 @@ export class RestoreClient {
           { name: item.name, path, base, useBase: attempt === 1 },
           { signal, onProgress: progress },
         );
-        run.finished(fetched, receivedBytes);
+        run.finished(item, fetched, receivedBytes);
         return peer;
       } catch (error) {
         // The source is in the middle of sending it.
@@ -268,7 +267,7 @@ async function begin(peer: Peer, options: RestoreClientOptions, signal: AbortSig
   });
   const { session, plan } = await peer.expect('session', signal);
   const { itemCount, ...identity } = plan;
-  const items = new ItemList(itemCount, plan.kind);
+  const items = new ItemList(itemCount, plan.kind, { ...STREAM_LIMITS, ...options.limits });
   while (!items.isWhole) items.add(await peer.expect('items', signal));
   return { peer, session, plan: { ...identity, items: items.items } };
 }
@@ -280,7 +279,8 @@ class ItemList {
   readonly #count: number;
   readonly #kind: RestorePlan['kind'];
 
-  constructor(count: number, kind: RestorePlan['kind']) {
+  constructor(count: number, kind: RestorePlan['kind'], limits: StreamLimits) {
+    checkItemCount(count, limits);
     this.#count = count;
     this.#kind = kind;
   }
@@ -338,7 +338,7 @@ class Control {
   async tail(kind: RestorePlan['kind'], signal: AbortSignal): Promise<readonly PlanItem[]> {
     const answer = await this.#ask('tail', signal);
     if (answer.kind !== 'tail') throw protocolError(`"${answer.kind}" where "tail" was due`);
-    const list = new ItemList(answer.itemCount, kind);
+    const list = new ItemList(answer.itemCount, kind, this.#deps.limits);
     while (!list.isWhole) {
       const items = await this.#next(signal);
       if (items.kind !== 'items') throw protocolError(`"${items.kind}" where items were due`);
@@ -412,7 +412,7 @@ class Control {
 
 /** What one `fetchAll` has done so far. */
 class Run {
-  readonly items: FetchedItem[] = [];
+  readonly items: PlanItem[] = [];
   readonly reach: Reach;
   bytesReused = 0;
   readonly #wireBytes: () => number;
@@ -451,10 +451,11 @@ class Run {
     };
   }
 
-  finished(item: FetchedItem, receivedBytes: number): void {
-    this.reach.add(item);
-    this.items.push(item);
-    this.bytesReused += item.bytes - receivedBytes;
+  finished(planned: PlanItem, { name, bytes, attributes }: FetchedItem, receivedBytes: number): void {
+    this.reach.add({ name, attributes });
+    // There may be many: what the plan says already takes no memory again.
+    this.items.push(bytes === planned.bytes ? planned : { name, bytes });
+    this.bytesReused += bytes - receivedBytes;
     this.#report();
   }
 

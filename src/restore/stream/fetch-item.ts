@@ -16,8 +16,6 @@ const READ_BYTES = 512 * 1024;
 export interface FetchedItem {
   readonly name: ItemName;
   readonly bytes: number;
-  /** BLAKE3 of the file, in hex. */
-  readonly digest: string;
   readonly attributes: Readonly<Record<string, string | number>>;
 }
 
@@ -55,9 +53,9 @@ export async function fetchItem(
     const digest = await whileHashing(file, Math.min(baseBytes, bytes), deps, options.signal, (signal) =>
       receivePatches(deps, name, { file, patcher, bytes }, { ...options, signal }),
     );
-    const found = patcher.finish(digest);
+    patcher.finish(digest);
     await file.finish(bytes);
-    return { fetched: { name, bytes, digest: found, attributes }, receivedBytes: patcher.receivedBytes };
+    return { fetched: { name, bytes, attributes }, receivedBytes: patcher.receivedBytes };
   } finally {
     await file.close();
   }

@@ -239,7 +239,7 @@ const patch = (
 const BOMB = zstdCompressSync(Buffer.alloc(64 * 1024 * 1024));
 
 const HOSTILE_SOURCES: Readonly<Record<string, readonly [Script, ErrorCode]>> = {
-  'a plan of 2^32 items': [{ itemCount: 2 ** 32 - 1 }, 'PROTOCOL_ERROR'],
+  'a plan of 2^32 items': [{ itemCount: 2 ** 32 - 1 }, 'RESTORE_TOO_LARGE'],
   'more items than it announced': [
     {
       itemCount: 1,
@@ -384,7 +384,7 @@ const HOSTILE_SOURCES: Readonly<Record<string, readonly [Script, ErrorCode]>> = 
   ],
   'a tail of 2^32 items': [
     { fetch: (channel) => empty(channel), tail: { kind: 'tail', itemCount: 2 ** 32 - 1 } },
-    'PROTOCOL_ERROR',
+    'RESTORE_TOO_LARGE',
   ],
   'another answer than the tail': [
     { fetch: (channel) => empty(channel), tail: { kind: 'attached' } },

@@ -1,3 +1,5 @@
+import { NostosError } from '../../base/errors.ts';
+
 /** Limits of the streaming service, each an option of both sides. Units come last in the names. */
 export const STREAM_LIMITS = {
   /** A side that sends nothing, or takes nothing, for this long has stalled. */
@@ -14,11 +16,24 @@ export const STREAM_LIMITS = {
   sessionsMax: 4,
   /** Data channels of one session. */
   sessionChannelsMax: 16,
-  /** Items that a plan may have. */
-  planItemsMax: 1_000_000,
+  /**
+   * Items that a plan or a tail may have. They are in memory on both sides, about 300 bytes each: with so many a process
+   * that does nothing else stays below 128 MiB.
+   */
+  planItemsMax: 25_000,
 } as const;
 
 export type StreamLimits = Readonly<Record<keyof typeof STREAM_LIMITS, number>>;
+
+/** Before the source offers them, and before the receiver takes the first of them. */
+export function checkItemCount(items: number, { planItemsMax }: Pick<StreamLimits, 'planItemsMax'>): void {
+  if (items <= planItemsMax) return;
+  throw new NostosError(
+    'RESTORE_TOO_LARGE',
+    `A restore of ${items} files, of which planItemsMax = ${planItemsMax} fit into 128 MiB of memory on both sides; close the node and copy its directory by other means`,
+    { details: { items, planItemsMax } },
+  );
+}
 
 /** Bytes of the base that the hashes of one frame cover, and the most that a source reads without a word. */
 export const HASHED_BYTES = 4 * 1024 * 1024;

@@ -9,7 +9,7 @@ import { ERROR_CODES, deserializeError, type NostosError, type SerializedError }
 import type { Versions } from '../../wire/negotiate.ts';
 import { parseItemName } from '../item-name.ts';
 import { FrameKind, protocolError } from './frames.ts';
-import { ITEMS_PER_MESSAGE, MESSAGE_BYTES_MAX, STREAM_LIMITS } from './limits.ts';
+import { ITEMS_PER_MESSAGE, MESSAGE_BYTES_MAX } from './limits.ts';
 
 export const STREAM_SERVICE_NAME = 'NOSTOS_RESTORE';
 export const VERSIONS: Versions = { service: STREAM_SERVICE_NAME, least: 1, greatest: 1 };
@@ -71,7 +71,7 @@ const answer = z.discriminatedUnion('kind', [
     plan: z.object({
       ...identity,
       kind: z.enum(['node', 'files']),
-      itemCount: count.max(STREAM_LIMITS.planItemsMax),
+      itemCount: count,
       tailBytes: count.exactOptional(),
     }),
   }),
@@ -79,7 +79,7 @@ const answer = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('attached') }),
   z.object({ kind: z.literal('opened'), bytes: count, attributes }),
   z.object({ kind: z.literal('done'), digest }),
-  z.object({ kind: z.literal('tail'), itemCount: count.max(STREAM_LIMITS.planItemsMax) }),
+  z.object({ kind: z.literal('tail'), itemCount: count }),
   z.object({ kind: z.literal('wait') }),
   z.object({ kind: z.literal('ended') }),
   z.object({

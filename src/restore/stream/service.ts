@@ -13,7 +13,14 @@ import type { PlanItem, RestoreSource, SourceInfo, SourceSession } from '../sour
 import { BufferPool } from './buffer-pool.ts';
 import { Compressor, LinkMeter, type CompressionMode } from './compression.ts';
 import { FrameKind, protocolError } from './frames.ts';
-import { ITEMS_PER_MESSAGE, MESSAGE_BYTES_MAX, PATCH_BYTES, STREAM_LIMITS, type StreamLimits } from './limits.ts';
+import {
+  ITEMS_PER_MESSAGE,
+  MESSAGE_BYTES_MAX,
+  PATCH_BYTES,
+  STREAM_LIMITS,
+  checkItemCount,
+  type StreamLimits,
+} from './limits.ts';
 import { STREAM_SERVICE_NAME, VERSIONS, errorMessage, parseRequest, type Request } from './messages.ts';
 import { Peer } from './peer.ts';
 import { serveItem, type Outgoing } from './serve-item.ts';
@@ -174,6 +181,7 @@ class Session {
     this.#beginning = source.begin(signal);
     const begun = (this.#source = await this.#alive(control, this.#beginning));
     const { items, ...plan } = begun.plan;
+    checkItemCount(items.length, this.#options.limits);
     await control.send({
       kind: 'session',
       session: id,
@@ -191,6 +199,7 @@ class Session {
         case 'tail': {
           if (this.#openItems > 0) throw protocolError(`"tail" while ${this.#openItems} items are being sent`);
           const tail = await this.#alive(control, begun.tail());
+          checkItemCount(tail.length, this.#options.limits);
           await control.send({ kind: 'tail', itemCount: tail.length });
           await this.#offer(tail);
           this.#progressed(0);
