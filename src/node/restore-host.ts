@@ -53,6 +53,9 @@ export interface RestoreHost {
   /** The log from the reserved record on, up to the present watermark. */
   logFiles(session: number): Promise<LogFiles>;
   end(session: number): Promise<void>;
+  /** All of the log up to the present watermark, held until `closeLog`, or until `reservationTimeoutMs` have passed. */
+  openLog(): Promise<LogFiles & { readonly log: number }>;
+  closeLog(log: number): Promise<void>;
   /** For those who choose a provider. */
   info(): Promise<HostInfo>;
 }
@@ -108,6 +111,7 @@ export class NodeRestoreHost implements RestoreHost {
   readonly #identity: NodeIdentity;
   readonly #limits: Limits;
   readonly #sessions = new Map<number, Session>();
+  readonly #logs = new Map<number, LogHold>();
   /** Also those that are only beginning. */
   #count = 0;
   #nextId = 0;
@@ -217,6 +221,27 @@ export class NodeRestoreHost implements RestoreHost {
     if (session !== undefined) await this.#give(session, new NostosError('CLOSED', 'the session has ended'));
   }
 
+  async openLog(): Promise<LogFiles & { readonly log: number }> {
+    if (this.#closed) throw closing();
+    const { engine } = this.#deps;
+    const { firstLsn } = await engine.status();
+    const hold = await engine.reserve(firstLsn);
+    try {
+      const files = await engine.logFiles(firstLsn);
+      const log = (this.#nextId += 1);
+      this.#logs.set(log, hold);
+      return { ...files, log };
+    } catch (error) {
+      hold.release();
+      throw error;
+    }
+  }
+
+  async closeLog(log: number): Promise<void> {
+    this.#logs.get(log)?.release();
+    this.#logs.delete(log);
+  }
+
   async info(): Promise<HostInfo> {
     const { term, watermark, firstLsn } = await this.#deps.engine.status();
     const role = this.#identity.copy === undefined ? 'primary' : 'copy';
@@ -241,6 +266,7 @@ export class NodeRestoreHost implements RestoreHost {
   }
 
   async endAll(reason: NostosError): Promise<void> {
+    for (const log of this.#logs.keys()) await this.closeLog(log);
     await Promise.all([...this.#sessions.values()].map((session) => this.#give(session, reason)));
   }
 

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { deserializeError, serializeError } from '../base/errors.ts';
+import type { ServedLog } from '../restore/reference/served-files.ts';
 import { NetworkRestoreServer } from '../restore/reference/server.ts';
 import { RestoreService } from '../restore/stream/service.ts';
 import { formatAddress } from '../wire/address.ts';
@@ -49,6 +50,8 @@ const host: RestoreHost = {
   release: ask('release'),
   logFiles: ask('logFiles'),
   end: ask('end'),
+  openLog: ask('openLog'),
+  closeLog: ask('closeLog'),
   info: ask('info'),
 };
 
@@ -71,6 +74,13 @@ function yieldToWriters(): void {
   }
 }
 
+/** Of the open segment only what is committed: above the watermark nothing leaves the node. */
+async function openLog(): Promise<ServedLog> {
+  const { log, segments } = await host.openLog();
+  const sizes = new Map(segments.map(({ name, bytes }) => [name, bytes]));
+  return { sizeOf: (name) => sizes.get(name), [Symbol.asyncDispose]: () => host.closeLog(log) };
+}
+
 yieldToWriters();
 const address = formatAddress({ host: listen.host ?? '127.0.0.1', port: listen.port });
 const dispatcher = new TcpServiceDispatcher(address, { ...limits, tls: serverTls() });
@@ -79,8 +89,8 @@ dispatcher.register(
     limits: { sessionsMax: limits.restoreSessionsMax, reservationTimeoutMs: limits.reservationTimeoutMs },
   }),
 );
-// Peers that know the reference's service only get the log as it lies there.
-dispatcher.register(new NetworkRestoreServer(join(dir, 'log'), { frameBytesMax: limits.frameBytesMax }));
+// Peers that know the reference's service only get the log.
+dispatcher.register(new NetworkRestoreServer(join(dir, 'log'), { frameBytesMax: limits.frameBytesMax, openLog }));
 
 port.on('message', (message: ToWire) => {
   if (message.kind === 'stop') {

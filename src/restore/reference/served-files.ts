@@ -25,10 +25,20 @@ export interface ServedFile extends ListedFile {
   read(target: Uint8Array, offset: number): Promise<void>;
 }
 
+/** Of each file, how many bytes are served; undefined: the file is not. */
+export type SizeOf = (name: string) => number | undefined;
+
+/** A log that is written to meanwhile: what may be sent of it, which stays as it is until this is disposed of. */
+export interface ServedLog extends AsyncDisposable {
+  readonly sizeOf: SizeOf;
+}
+
+const whole: SizeOf = () => Infinity;
+
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 /** With the sizes of now. A directory between two states is not served. */
-export async function listLogFiles(dir: string): Promise<ListedFile[]> {
+export async function listLogFiles(dir: string, sizeOf: SizeOf = whole): Promise<ListedFile[]> {
   const plan = join(dir, STAGING, PLAN);
   if ((await ifExists('stat', plan, () => stat(plan))) !== undefined)
     throw new NostosError(
@@ -42,8 +52,10 @@ export async function listLogFiles(dir: string): Promise<ListedFile[]> {
     .filter((name) => name !== undefined && isLogFileName(name) && nameProblem(name, 'reference') === undefined);
   const files: ListedFile[] = [];
   for (const name of names as string[]) {
+    const upTo = sizeOf(name);
+    if (upTo === undefined) continue;
     const found = await ifExists('stat', join(dir, name), () => stat(join(dir, name)));
-    if (found?.isFile() === true) files.push({ name, bytes: found.size });
+    if (found?.isFile() === true) files.push({ name, bytes: Math.min(found.size, upTo) });
   }
   return files;
 }
@@ -51,15 +63,16 @@ export async function listLogFiles(dir: string): Promise<ListedFile[]> {
 export class ServedFiles implements AsyncDisposable {
   readonly #dir: string;
   readonly #open: OpenFile[] = [];
+  readonly #sizeOf: SizeOf;
   #waiting: readonly string[];
   #current: OpenFile | undefined;
 
-  static async open(dir: string, openFilesMax: number): Promise<ServedFiles> {
-    const names = (await listLogFiles(dir)).map((file) => file.name);
-    const served = new ServedFiles(dir, names.slice(openFilesMax));
+  static async open(dir: string, openFilesMax: number, sizeOf: SizeOf = whole): Promise<ServedFiles> {
+    const names = (await listLogFiles(dir, sizeOf)).map((file) => file.name);
+    const served = new ServedFiles(dir, names.slice(openFilesMax), sizeOf);
     try {
       for (const name of names.slice(0, openFilesMax)) {
-        const file = await OpenFile.open(dir, name);
+        const file = await OpenFile.open(dir, name, sizeOf(name));
         if (file !== undefined) served.#open.push(file);
       }
     } catch (error) {
@@ -69,8 +82,9 @@ export class ServedFiles implements AsyncDisposable {
     return served;
   }
 
-  private constructor(dir: string, waiting: readonly string[]) {
+  private constructor(dir: string, waiting: readonly string[], sizeOf: SizeOf) {
     this.#dir = dir;
+    this.#sizeOf = sizeOf;
     this.#waiting = waiting;
   }
 
@@ -85,7 +99,7 @@ export class ServedFiles implements AsyncDisposable {
     this.#current = this.#open.shift();
     const [name, ...rest] = this.#waiting;
     if (name !== undefined) {
-      const file = await OpenFile.open(this.#dir, name);
+      const file = await OpenFile.open(this.#dir, name, this.#sizeOf(name));
       if (file === undefined)
         throw changed(this.#dir, name, 'is gone, and it was counted already; the client is cut off and may ask again');
       this.#open.push(file);
@@ -102,9 +116,13 @@ export class ServedFiles implements AsyncDisposable {
   }
 }
 
-/** The content of a file as it is now; undefined when it is gone. */
-export async function readWholeFile(dir: string, name: string, bytesMax: number): Promise<Uint8Array | undefined> {
-  const file = await OpenFile.open(dir, name);
+/** The content of a file as it is now, as far as it is served; undefined when it is gone. */
+export async function readWholeFile(
+  dir: string,
+  name: string,
+  { bytesMax, upTo }: { readonly bytesMax: number; readonly upTo?: number | undefined },
+): Promise<Uint8Array | undefined> {
+  const file = await OpenFile.open(dir, name, upTo);
   if (file === undefined) return undefined;
   try {
     if (file.bytes > bytesMax) throw changed(dir, name, `has grown to ${file.bytes} bytes and no longer fits`);
@@ -123,14 +141,14 @@ class OpenFile implements ServedFile {
   readonly #handle: FileHandle;
 
   /** Undefined when it is gone, or no longer a file. Never waits for the other end of a pipe. */
-  static async open(dir: string, name: string): Promise<OpenFile | undefined> {
+  static async open(dir: string, name: string, upTo = Infinity): Promise<OpenFile | undefined> {
     const path = join(dir, name);
     // oxlint-disable-next-line no-bitwise -- flags
     const handle = await ifExists('open', path, () => open(path, constants.O_RDONLY | constants.O_NONBLOCK));
     if (handle === undefined) return undefined;
     try {
       const found = await handle.stat();
-      if (found.isFile()) return new OpenFile(dir, name, { handle, bytes: found.size });
+      if (found.isFile()) return new OpenFile(dir, name, { handle, bytes: Math.min(found.size, upTo) });
     } catch (error) {
       await handle.close();
       throw error;
