@@ -22,6 +22,7 @@
  * back what the disk has, as after an fsync of our own.
  */
 import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
 import { HASH_BYTES, NO_LSN, NO_TENANT, type Lsn, type TenantId, type Term } from '../base/brands.ts';
 import { HybridClock, systemClock, type Clock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
@@ -444,6 +445,8 @@ export class Engine {
 
   /** Wins a term and begins it with a record of its own; from then on the whole tail is committed. */
   async #lead(): Promise<void> {
+    // Nothing that a copy does can fail its log, so it never comes here to regain one.
+    assert(this.#options.copy === undefined, 'a copy starts no term');
     const { store, boot, generation } = this.#options;
     const seen = await this.#deps.coordinator.read();
     const previous = this.#log.end;

@@ -5,11 +5,13 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import type { Worker } from 'node:worker_threads';
+import { HASH_BYTES } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { acquireDirectoryLock } from '../base/directory-lock.ts';
@@ -323,7 +325,7 @@ test('a source that is killed leaves nothing behind, and the restore goes on whe
   assert.ok(report.verified!.lsn <= watermark, 'what was copied was committed: the kill took none of it');
 });
 
-test('the service of the reference gives the log', async () => {
+test('the service of the reference gives the log up to W, without what was only preallocated', async () => {
   await using node = await source();
   const [host, port] = node.address!.split(':') as [string, string];
   const dir = newDir();
@@ -338,6 +340,54 @@ test('the service of the reference gives the log', async () => {
   assert.equal(restored.getState(), 'Completed');
   const logs = (path: string): string[] => readdirSync(path).filter((name) => name.endsWith('.ndb'));
   assert.deepEqual(logs(dir), logs(join(node.dir, 'log')));
+  const { segments, log } = await node.restoreHost.openLog();
+  await node.restoreHost.closeLog(log);
+  assert.deepEqual(
+    logs(dir).map((name) => ({ name, bytes: statSync(join(dir, name)).size })),
+    segments,
+  );
+  const last = segments.at(-1)!;
+  assert.ok(statSync(join(node.dir, 'log', last.name)).size > last.bytes, 'there was more in the file');
+  assert.ok(
+    readFileSync(join(dir, last.name))
+      .subarray(-HASH_BYTES)
+      .some((byte) => byte !== 0),
+    'records to the end',
+  );
+});
+
+test('where the thread of the network dies, sessions end, nobody connects any more, and the node goes on', async () => {
+  let wire: Worker | undefined;
+  const onWorker = (worker: Worker): void => {
+    if (worker.threadName === 'nostos-wire') wire = worker;
+  };
+  process.on('worker', onWorker);
+  const node = await source();
+  process.off('worker', onWorker);
+  try {
+    assert.ok(wire !== undefined && node.address !== undefined);
+    const { address } = node;
+    let ended: Promise<number> | undefined;
+    const failed = restore(address, newDir(), {
+      rateBytesPerSecond: 2 * MIB,
+      onProgress: ({ bytesDone }) => {
+        if (bytesDone > MIB / 2) ended ??= wire!.terminate();
+      },
+    });
+    await assert.rejects(failed, (error) => isNostosError(error) && error.retry === 'safe');
+    assert.ok(ended !== undefined, 'it was being copied when the thread died');
+    await ended;
+    await servesNobody(node);
+    assert.equal(node.address, undefined);
+    const again = connectToService(address, STREAM_SERVICE_NAME, {});
+    await fails(again, 'NETWORK_FAILED');
+    // What was held is free again: a tenant is written to, checkpointed and dropped.
+    await insert(node, 'a', 1_000);
+    await node.tenants.drop('b');
+    assert.ok((await node.verify()).ok);
+  } finally {
+    await node.close();
+  }
 });
 
 test('with TLS a node serves those whose certificate names its cluster, or who is on its list', async () => {
