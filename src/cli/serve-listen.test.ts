@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import type { Readable } from 'node:stream';
 import { test } from 'node:test';
 import { writeMarker } from '../restore/local/marker.ts';
 import { systemDisk } from '../base/disk.ts';
@@ -10,19 +11,23 @@ import { toClusterId, toGeneration, toNodeId, toStoreId } from '../base/brands.t
 import { EXIT_CODES } from './exit-codes.ts';
 import { ENTRY, nostos, temporaryDirectory } from './nostos-process.fixture.ts';
 
+async function listeningAt(stdout: Readable): Promise<string> {
+  for await (const line of createInterface({ input: stdout })) {
+    const address = /other nodes +(\S+): /.exec(line)?.[1];
+    if (address !== undefined) return address;
+  }
+  return assert.fail('it does not listen');
+}
+
 test('serve --listen lets another node copy this one; the copy says what it is', async (t) => {
   const cwd = await temporaryDirectory(t);
   const args = [ENTRY, 'serve', '--dir', 'a', '--port', '0', '--listen', '127.0.0.1:0'];
   const child = spawn(process.execPath, args, { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
   t.after(() => child.kill('SIGKILL'));
-  let address: string | undefined;
-  for await (const line of createInterface({ input: child.stdout })) {
-    address = /other nodes +(\S+):? /.exec(line)?.[1]?.replace(/:$/, '');
-    if (address !== undefined) break;
-  }
-  assert.match(address ?? '', /^127\.0\.0\.1:\d+$/);
+  const address = await listeningAt(child.stdout);
+  assert.match(address, /^127\.0\.0\.1:\d+$/);
   assert.match((await nostos(cwd, ['status', '--dir', 'a'])).stdout, new RegExp(`other nodes +${address}; 0 copying`));
-  const restored = await nostos(cwd, ['restore', '--from', address!, '--dir', 'b']);
+  const restored = await nostos(cwd, ['restore', '--from', address, '--dir', 'b']);
   assert.equal(restored.code, 0, restored.stderr);
   child.kill('SIGTERM');
   await once(child, 'exit');
@@ -30,6 +35,41 @@ test('serve --listen lets another node copy this one; the copy says what it is',
   const refused = await nostos(cwd, ['tenant', 'create', 'acme', '--dir', 'b']);
   assert.equal(refused.code, EXIT_CODES.retry[0], refused.stderr);
   assert.match(refused.stderr, /NOT_PRIMARY/);
+});
+
+test('serve --tls-dir refuses certificates that no other node would accept, and lists who may copy', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const run = async (...args: string[]) => nostos(cwd, args);
+  const [other, peer] = ['4'.repeat(32), '5'.repeat(32)];
+  const serve = (...args: string[]) => run('serve', '--dir', 'a', '--port', '0', '--listen', '127.0.0.1:0', ...args);
+  await run('tenant', 'create', 'acme', '--dir', 'a');
+  await run('certs', 'init', '--out', 'ca', '--dir', 'a');
+  await run('certs', 'init', '--out', 'no-cluster');
+  const { node } = JSON.parse((await run('status', '--dir', 'a', '--json')).stdout) as { node: string };
+  await run('certs', 'node', '--ca', 'ca', '--node', other, '--out', 'other-node');
+  await run('certs', 'node', '--ca', 'no-cluster', '--node', node, '--out', 'no-cluster-tls');
+  await run('certs', 'node', '--ca', 'ca', '--dir', 'a', '--host', '127.0.0.1', '--out', 'right');
+  for (const [args, says] of [
+    [['--tls-dir', 'other-node'], /names node 4{32}; this is [0-9a-f]{32}/],
+    [['--tls-dir', 'no-cluster-tls'], /names no cluster/],
+  ] as const) {
+    const refused = await serve(...args);
+    assert.equal(refused.code, EXIT_CODES.usage[0], refused.stderr);
+    assert.match(refused.stderr, says);
+    assert.match(refused.stderr, /nostos certs node --ca \S.* --dir a --host/);
+  }
+  assert.match((await serve('--allow-node', peer)).stderr, /needs --tls-dir/);
+  assert.equal((await serve('--tls-dir', 'right', '--allow-node', 'x')).code, EXIT_CODES.usage[0]);
+
+  await run('certs', 'node', '--ca', 'ca', '--node', peer, '--out', 'peer');
+  const args = [ENTRY, 'serve', '--dir', 'a', '--port', '0', '--listen', '127.0.0.1:0', '--tls-dir', 'right'];
+  const child = spawn(process.execPath, [...args, '--allow-node', peer], { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => child.kill('SIGKILL'));
+  const address = await listeningAt(child.stdout);
+  const restore = (tls: string) => run('restore', '--from', address, '--dir', `copy-${tls}`, '--tls-dir', tls);
+  assert.notEqual((await restore('other-node')).code, 0);
+  const copied = await restore('peer');
+  assert.equal(copied.code, 0, copied.stderr);
 });
 
 test('serve refuses to listen where others could hear, and a verb refuses a directory whose restore is unfinished', async (t) => {

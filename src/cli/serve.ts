@@ -1,15 +1,21 @@
+import { X509Certificate } from 'node:crypto';
 import { join, resolve } from 'node:path';
 import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import { Option, type Command } from 'commander';
+import { toNodeId } from '../base/brands.ts';
+import { systemClock } from '../base/clock.ts';
 import { isServed } from '../node/admin-socket.ts';
 import { addToken, hashToken, ownerToken, readTokenFile, type Grant } from '../node/http/tokens.ts';
+import { loadNode } from '../node/node-file.ts';
 import type { Access } from '../node/operations.ts';
 import type { NodeOptions } from '../node/types.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
+import { parseIdentity } from '../wire/tls-identity.ts';
 import { ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
+import { isDataDirectory } from './node-access.ts';
 import { style } from './render.ts';
 import { answer, verb, wholeNumber, type VerbOptions } from './verb.ts';
 
@@ -21,6 +27,7 @@ interface ServeOptions extends VerbOptions {
   readonly tenants: string;
   readonly listen?: string;
   readonly tlsDir?: string;
+  readonly allowNode: readonly string[];
 }
 
 export const OWNER_TOKEN_FILE = 'owner.token';
@@ -68,13 +75,48 @@ async function announce(
 }
 
 /** Where other nodes connect; `undefined` where none do. */
-async function listenOptions(io: Io, { listen, tlsDir }: ServeOptions): Promise<NodeOptions['listen']> {
+async function listenOptions(io: Io, options: ServeOptions, dir: string): Promise<NodeOptions['listen']> {
+  const { listen, tlsDir, allowNode } = options;
   if (listen === undefined) {
-    if (tlsDir === undefined) return undefined;
-    throw new ExitError('usage', '--tls-dir is for --listen', 'Say where other nodes connect: --listen host:port');
+    if (tlsDir === undefined && allowNode.length === 0) return undefined;
+    const option = tlsDir === undefined ? '--allow-node' : '--tls-dir';
+    throw new ExitError('usage', `${option} is for --listen`, 'Say where other nodes connect: --listen host:port');
   }
   const address = parseAddress(listen);
-  return tlsDir === undefined ? address : { ...address, tls: await readTlsIdentity(resolve(io.cwd, tlsDir)) };
+  if (tlsDir === undefined) {
+    if (allowNode.length === 0) return address;
+    throw new ExitError('usage', '--allow-node needs --tls-dir', 'Without TLS nobody shows which node it is.');
+  }
+  for (const id of allowNode) toNodeId(id);
+  const tls = await readTlsIdentity(resolve(io.cwd, tlsDir));
+  await checkCertificate(options, dir, tls.cert);
+  return { ...address, tls: allowNode.length === 0 ? tls : { ...tls, allowNodes: allowNode } };
+}
+
+/** Nobody would let in, or find, a node whose certificate is of another one. */
+async function checkCertificate({ dir: shown, tlsDir, allowNode }: ServeOptions, dir: string, cert: string) {
+  const remedy = `nostos certs node --ca <dir of the authority> --dir ${shown} --host <name> --out <path> makes the right one.`;
+  const refuse = (why: string): never => {
+    throw new ExitError('usage', `the certificate in ${tlsDir} ${why}`, remedy);
+  };
+  if (!(await isDataDirectory(dir)))
+    refuse(`is of no node, since there is none at ${dir} yet; make it first, as with nostos serve --dir ${shown}`);
+  let certificate: X509Certificate;
+  try {
+    certificate = new X509Certificate(cert);
+  } catch (error) {
+    return refuse(`cannot be read: ${(error as Error).message}`);
+  }
+  const { node, cluster } = loadNode(dir, undefined);
+  const named = parseIdentity(certificate.subjectAltName);
+  if (named?.node !== node) refuse(`names ${named === undefined ? 'no node' : `node ${named.node}`}; this is ${node}`);
+  // The peers have theirs from the same authority.
+  const clusterMatters = named?.cluster !== undefined || allowNode.length === 0;
+  if (clusterMatters && named?.cluster !== cluster)
+    refuse(
+      `names ${named?.cluster === undefined ? 'no cluster' : `cluster ${named.cluster}`}; this node is of ${cluster}`,
+    );
+  if (certificate.validToDate.getTime() <= systemClock.nowMs()) refuse(`ended on ${certificate.validTo}`);
 }
 
 async function serve(io: Io, options: ServeOptions): Promise<void> {
@@ -85,7 +127,7 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
       `a process has ${dir} open already`,
       'End it first; nostos status --dir shows which it is.',
     );
-  const listen = await listenOptions(io, options);
+  const listen = await listenOptions(io, options, dir);
   await mkdir(dir, { recursive: true });
   const access = await readGrants(io, options, dir);
   const { openNode } = await import('../node/open-node.ts');
@@ -93,11 +135,20 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
   await using node = await openNode({ dir, signal: io.signal, ...(listen === undefined ? {} : { listen }) });
   const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
   try {
+    if (listen !== undefined && listen.tls === undefined)
+      await print(
+        io.stderr,
+        'warning: --listen without --tls-dir: every local user of this machine can copy this node.\n',
+      );
     await announce(io, options, { url: server.url, dir, address: node.address, ...access });
     if (!io.signal.aborted) await once(io.signal, 'abort');
   } finally {
     await server.close();
   }
+}
+
+function collect(value: string, before: readonly string[]): string[] {
+  return [...before, value];
 }
 
 export function serveVerb(io: Io): Command {
@@ -107,8 +158,9 @@ export function serveVerb(io: Io): Command {
       'Serves HTTP on loopback only. Requests to /v1 and /metrics need a bearer token: those of --token-file, or without one ' +
       `the owner's, which is kept in <dir>/${OWNER_TOKEN_FILE} with mode 0600. /healthz and /readyz need none. Makes the ` +
       'data directory where there is none. With --listen other nodes may copy this one (nostos restore --from); any address ' +
-      'but loopback needs --tls-dir, and then every node whose certificate names this cluster may. Ends with exit code 0 ' +
-      'on Ctrl-C or SIGTERM.',
+      'but loopback needs --tls-dir, and then every node whose certificate names this cluster may, or those of --allow-node ' +
+      'only. Without --tls-dir nobody is asked who he is: every local user of the machine can copy the node, whatever the ' +
+      'modes of its files are. Ends with exit code 0 on Ctrl-C or SIGTERM.',
     examples: [
       ['nostos serve', 'on http://127.0.0.1:4040, with the owner’s token'],
       [
@@ -124,6 +176,7 @@ export function serveVerb(io: Io): Command {
     .option('--port <number>', '0: any free one', wholeNumber('--port'), 4040)
     .option('--listen <host:port>', 'serve other nodes there; port 0: any free one')
     .option('--tls-dir <dir>', 'ca.crt, node.crt and node.key, made by nostos certs node')
+    .option('--allow-node <id>', 'only this node may copy; may be repeated', collect, [])
     .option('--token-file <file>', 'JSON file of hashed tokens')
     .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
     .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')

@@ -16,6 +16,7 @@ import { randomHex128, systemRandom } from '../base/random.ts';
 import { unfinished } from '../restore/local/decision.ts';
 import { readMarker } from '../restore/local/marker.ts';
 import { Catalog } from '../store/catalog.ts';
+import { formatAddress, parseAddress } from '../wire/address.ts';
 import { serveAdmin } from './admin-socket.ts';
 import { CatalogLog } from './catalog-log.ts';
 import { EngineClient } from './engine-client.ts';
@@ -160,6 +161,7 @@ function checkListen({ host, port }: NonNullable<NodeOptions['listen']>): void {
     throw new NostosError('INVALID_ARGUMENT', `listen.host must be an address or a name, got ${JSON.stringify(host)}`);
   if (!Number.isInteger(port) || port < 0 || port > 65_535)
     throw new NostosError('INVALID_ARGUMENT', `listen.port must be 0 to 65535, got ${String(port)}`);
+  parseAddress(formatAddress({ host: host ?? '127.0.0.1', port }));
 }
 
 function checkDir(dir: unknown): string {
