@@ -10,6 +10,7 @@ import { PAGE_BYTES, hashPages, pagesOf } from './pages.ts';
 import { Patcher } from './patcher.ts';
 import type { Peer, PeerDeps } from './peer.ts';
 import { StagedFile } from './staged-file.ts';
+import { beating } from './timers.ts';
 
 const READ_BYTES = 512 * 1024;
 
@@ -43,7 +44,7 @@ export async function fetchItem(
   options: ItemOptions,
 ): Promise<{ readonly fetched: FetchedItem; readonly receivedBytes: number }> {
   const { peer } = deps;
-  const file = await StagedFile.open(path, useBase ? base : undefined);
+  const file = await StagedFile.open(path, useBase ? base : undefined, (copied, at) => whileCopying(deps, copied, at));
   try {
     const baseBytes = useBase ? file.bytes : 0;
     await peer.send({ kind: 'fetch', name, base: baseBytes });
@@ -59,6 +60,22 @@ export async function fetchItem(
   } finally {
     await file.close();
   }
+}
+
+/** A copy that is no clone may take longer than the source waits: it hears of it as long as it grows. */
+export function whileCopying(
+  { peer, timers, limits }: PeerDeps & { readonly peer: Pick<Peer, 'send'> },
+  copied: Promise<void>,
+  copiedBytes: () => number,
+): Promise<void> {
+  let told = 0;
+  return beating(timers, copied, limits.heartbeatMs, async () => {
+    const bytes = copiedBytes();
+    if (bytes <= told) return;
+    told = bytes;
+    // Whether the channel is lost shows when the item is asked for: the copy is not left alone meanwhile.
+    await peer.send({ kind: 'copying', bytes }).catch(() => undefined);
+  });
 }
 
 /** Sends the hashes of the base while `receive` runs; the one that fails ends the other. */

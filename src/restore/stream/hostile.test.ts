@@ -114,6 +114,15 @@ const HOSTILE_RECEIVERS: Readonly<
     },
     'PROTOCOL_ERROR',
   ],
+  'a copy of its base that does not grow': [
+    async ({ attached }) => {
+      const channel = await attached();
+      await send(channel, { kind: 'copying', bytes: 4096 });
+      await send(channel, { kind: 'copying', bytes: 4096 });
+      return channel;
+    },
+    'PROTOCOL_ERROR',
+  ],
   'half a hash': [
     async ({ attached }) => {
       const channel = await attached();

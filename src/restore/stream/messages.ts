@@ -45,6 +45,7 @@ const request = z.discriminatedUnion('kind', [
     compression: z.enum(['auto', 'on', 'off']),
   }),
   z.object({ kind: z.literal('attach'), session: hex128 }),
+  z.object({ kind: z.literal('copying'), bytes: count }),
   z.object({ kind: z.literal('fetch'), name, base: count }),
   z.object({ kind: z.literal('tail') }),
   z.object({ kind: z.literal('ping') }),

@@ -243,13 +243,21 @@ class Session {
   async #serve(peer: Peer, signal: AbortSignal): Promise<void> {
     await peer.send({ kind: 'attached' });
     const compressor = new Compressor(this.#options.compression, this.#link, this.#options.timers);
+    let copied = 0;
     for (;;) {
       // A receiver may leave this channel idle while others work; the control channel says whether it lives.
       const frame = await peer.receive(signal, { timeoutMs: TIMER_MAX_MS });
       // Left over from an item that failed meanwhile.
       if (frame[0] === FrameKind.hashes) continue;
       const request = parseRequest(frame);
+      if (request.kind === 'copying') {
+        if (request.bytes <= copied) throw protocolError(`${request.bytes} bytes of a base copied, after ${copied}`);
+        copied = request.bytes;
+        this.#progressed(0);
+        continue;
+      }
       if (request.kind !== 'fetch') throw protocolError(`"${request.kind}" on a data channel`);
+      copied = 0;
       try {
         const digest = await this.#item(peer, request, compressor, signal);
         await peer.send({ kind: 'done', digest });

@@ -26,6 +26,8 @@ const SYNC_EVERY_BYTES = 64 * 1024 * 1024;
 /** Below this a write takes less than handing it to another thread. */
 const WRITE_HERE_BYTES = 64 * 1024;
 
+export type Copying = (copied: Promise<void>, bytes: () => number) => Promise<void>;
+
 export class StagedFile {
   readonly path: string;
   readonly #fd: number;
@@ -37,12 +39,21 @@ export class StagedFile {
     this.#fd = fd;
   }
 
-  /** What is at `path`; else a copy of `base`, as a clone where the file system can; else an empty file. */
-  static async open(path: string, base: string | undefined): Promise<StagedFile> {
+  /**
+   * What is at `path`; else a copy of `base`, as a clone where the file system can; else an empty file. `copying` waits for
+   * the copy, and may ask how many bytes of it are there.
+   */
+  static async open(
+    path: string,
+    base: string | undefined,
+    copying: Copying = (copied) => copied,
+  ): Promise<StagedFile> {
     if (base !== undefined && statSync(path, { throwIfNoEntry: false }) === undefined)
-      await copy(base, path).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT') throw diskError(`copy ${base} to`, path, error);
-      });
+      await copying(copy(base, path), () => statSync(path, { throwIfNoEntry: false })?.size ?? 0).catch(
+        (error: NodeJS.ErrnoException) => {
+          if (error.code !== 'ENOENT') throw diskError(`copy ${base} to`, path, error);
+        },
+      );
     const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW;
     return new StagedFile(
       path,
