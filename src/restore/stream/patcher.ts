@@ -76,9 +76,10 @@ export class Patcher {
     if (from === to) return;
     if (to > this.#baseBytes)
       throw protocolError(`${this.#name}: nothing for ${from} to ${to}, where the base ends at ${this.#baseBytes}`);
-    this.#buffer ??= Buffer.allocUnsafeSlow(READ_BYTES);
+    // Of small items there may be many, and the collector finds buffers late.
+    this.#buffer ??= Buffer.allocUnsafeSlow(Math.min(READ_BYTES, this.#bytes));
     for (let at = from; at < to;) {
-      const part = this.#buffer.subarray(0, Math.min(READ_BYTES, to - at));
+      const part = this.#buffer.subarray(0, Math.min(this.#buffer.length, to - at));
       this.#file.read(part, at);
       this.#hasher.update(part);
       at += part.length;
