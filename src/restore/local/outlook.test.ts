@@ -12,6 +12,7 @@ import type { DirectoryIdentity } from './identity.ts';
 import { readMarker } from './marker.ts';
 import { assertReplaceable, historyOf, lookAhead } from './outlook.ts';
 import { abandonRestore, restoreDirectory } from './restore-directory.ts';
+import { ownedByNode } from './swap.ts';
 
 const id = (digit: string): string => digit.repeat(32);
 const plan: RestorePlan = {
@@ -94,6 +95,24 @@ test('a mount point that would be renamed is refused before anything is changed;
   world.disk.mounts = ['/data/node/lost+found', '/data/node'];
   await restoreInto(world, world.disk);
   assert.equal(assertSound(world, world.disk), 'restored');
+});
+
+test('what the system will not rename, seen too late: the error says how to go back, and that works', async () => {
+  const worlds = [1, 2, 3, 4, 5, 6, 7, 8].map((seed) => makeWorld(seededRandom(seed)));
+  const world = worlds.find(({ before }) => before.has('node.json') && before.has('log/terms'))!;
+  const { disk } = world;
+  const last = disk.list('/data/node').findLast(ownedByNode)!;
+  disk.mounts = [`/data/node/${last}`];
+  disk.mountsIn = () => [];
+  await assert.rejects(
+    restoreInto(world, disk),
+    (error: unknown) => isNostosError(error, 'IO_FAILED') && /EBUSY.*--abandon/s.test(error.message),
+  );
+  const marker = readMarker(disk, '/data/node')!;
+  assert.ok(marker.phase === 'swapping' && !disk.exists('/data/node/log'), 'some of it was set aside');
+  assert.equal(assertSound(world, disk), 'unfinished');
+  await abandonRestore(depsOf(world, disk), { dir: '/data/node' });
+  assert.equal(assertSound(world, disk), 'as-it-was');
 });
 
 test('what is mounted while a restore runs is seen before the swap, and giving up returns to what was there', async () => {

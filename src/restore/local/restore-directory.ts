@@ -252,8 +252,21 @@ function carryOut(disk: Disk, dir: string, swap: Swap): void {
     const step = nextSwapStep(swap, lookDurably(disk, dir, swap));
     if (step.kind === 'done') return;
     for (const name of step.names)
-      if (step.kind === 'set-aside') disk.rename(join(dir, name), join(aside, name));
+      if (step.kind === 'set-aside') setAside(disk, join(dir, name), join(aside, name));
       else disk.rename(join(staging, name), join(dir, name));
+  }
+}
+
+function setAside(disk: Disk, from: string, to: string): void {
+  try {
+    disk.rename(from, to);
+  } catch (error) {
+    if (!isNostosError(error)) throw error;
+    throw new NostosError(
+      error.code,
+      `${error.message}. Nothing new is in place yet: mend that and run nostos restore once more, or return to what was there with --abandon`,
+      { cause: error, details: error.details },
+    );
   }
 }
 
