@@ -15,7 +15,10 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
       status.address === null
         ? 'none are served'
         : `${status.address}; ${count(status.serving.length)} copying this one` +
-          status.serving.map((copy) => `, ${bytes(copy.bytesSent)} sent`).join(''),
+          status.serving.map((copy) => `, ${bytes(copy.bytesSent)} sent`).join('') +
+          Object.entries(status.refusedPeers)
+            .map(([reason, times]) => `; ${count(times)} refused: ${reason}`)
+            .join(''),
     ],
     ['process', `${bytes(status.residentBytes)} resident, ${count(status.openFiles)} open files`],
   ];

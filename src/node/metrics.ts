@@ -30,6 +30,12 @@ const METRICS: readonly Metric[] = [
     value: (s) => s.serving.length,
   },
   {
+    name: 'nostos_peers_refused_total',
+    help: 'Connections of other nodes that were not let in or failed; the status has the reasons.',
+    kind: 'counter',
+    value: (s) => Object.values(s.refusedPeers).reduce((sum, count) => sum + count, 0),
+  },
+  {
     name: 'nostos_writes_committed_total',
     help: 'Transactions committed since the node was opened.',
     kind: 'counter',

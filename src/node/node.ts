@@ -75,6 +75,7 @@ export class NostosNode implements Node {
   readonly #stopping = new AbortController();
   #state: 'open' | 'closing' | 'closed' = 'open';
   #address: string | undefined;
+  #refusedPeers: Readonly<Record<string, number>> = {};
   #closeAll: (() => Promise<void>) | undefined;
   #closing: Promise<void> | undefined;
 
@@ -141,6 +142,10 @@ export class NostosNode implements Node {
     return this.#address;
   }
 
+  refused(peers: Readonly<Record<string, number>>): void {
+    this.#refusedPeers = peers;
+  }
+
   /** Other nodes are served there now. */
   listening(address: string | undefined): void {
     this.#address = address;
@@ -198,6 +203,7 @@ export class NostosNode implements Node {
       scrub: this.#scrubber.status(),
       address: this.#address ?? null,
       serving: this.restoreHost.status(),
+      refusedPeers: this.#refusedPeers,
       openFiles: countOpenFiles(),
       residentBytes: process.memoryUsage.rss(),
     };

@@ -59,7 +59,7 @@ export async function openNode(options: NodeOptions): Promise<Node> {
       const { identity } = node;
       const onLost = (): void => node.listening(undefined);
       const wire = await WireServer.start(
-        { host: node.restoreHost, onLost },
+        { host: node.restoreHost, onLost, onRefused: (refused) => node.refused(refused) },
         { dir, listen: options.listen, limits, identity },
       );
       opened.push(() => wire.stop());

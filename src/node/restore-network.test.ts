@@ -23,7 +23,9 @@ import { NetworkRestore } from '../restore/reference/network-restore.ts';
 import { RestoreClient, requestInfo } from '../restore/stream/client.ts';
 import { STREAM_SERVICE_NAME } from '../restore/stream/messages.ts';
 import { NODE_A, NODE_B, tlsIdentity } from '../testing/wire.fixture.ts';
+import { createAuthority } from '../wire/certificates.ts';
 import { connectToService, type ServiceConnectOptions } from '../wire/connect.ts';
+import { renderMetrics } from './metrics.ts';
 import { nodeFileCodec } from './node-file.ts';
 import type { NostosNode } from './node.ts';
 import { openNode } from './open-node.ts';
@@ -402,11 +404,23 @@ test('with TLS a node serves those whose certificate names its cluster, or who i
   // The certificates are of another cluster than this node's.
   await using strict = await source({ listen: { port: 0, tls: tls.node } });
   await assert.rejects(restore(strict.address!, newDir(), { connect: { tls: tls.peer } }), 'of another cluster');
+  const stranger = await tlsIdentity(NODE_B, createAuthority(undefined, { nowMs: Date.now(), days: 1 }));
+  await assert.rejects(restore(strict.address!, newDir(), { connect: { tls: { ...stranger, ca: tls.peer.ca } } }));
+  let refused: Readonly<Record<string, number>> = {};
+  for (const untilMs = performance.now() + 5_000; Object.keys(refused).length < 2 && performance.now() < untilMs;) {
+    await new Promise((resolve) => void setTimeout(resolve, 20));
+    refused = (await strict.status()).refusedPeers;
+  }
+  const { OTHER_CLUSTER: others, ...rest } = refused;
+  assert.ok(others! >= 1, 'who is of another cluster is counted');
+  assert.equal(Object.keys(rest).length, 1, `a certificate of another authority is counted: ${Object.keys(rest)}`);
+  assert.match(await renderMetrics(await strict.status()), /nostos_peers_refused_total [2-9]/);
 });
 
 test('a node that cannot listen does not open, and leaves its directory free', async () => {
   const dir = newDir();
-  await fails(open(dir, { listen: { host: '0.0.0.0', port: 0 } }), 'INVALID_ARGUMENT');
+  for (const host of ['0.0.0.0', 'a b', 'a/b'])
+    await fails(open(dir, { listen: { host, port: 0 } }), 'INVALID_ARGUMENT');
   for (const listen of [{ port: -1 }, { port: 1.5 }, { host: '', port: 0 }] as const)
     await fails(open(dir, { listen }), 'INVALID_ARGUMENT');
   await using node = await open(dir);

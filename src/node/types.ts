@@ -241,6 +241,8 @@ export interface NodeStatus {
   /** Where other nodes are served. */
   readonly address: string | null;
   readonly serving: readonly ServedCopy[];
+  /** Connections that were not let in, reached no service or failed in it, by reason, since the node was opened. */
+  readonly refusedPeers: Readonly<Record<string, number>>;
   readonly openFiles: number;
   readonly residentBytes: number;
 }

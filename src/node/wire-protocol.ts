@@ -18,6 +18,8 @@ export type HostMethod = keyof RestoreHost;
 export type FromWire =
   | { readonly kind: 'started'; readonly address: string }
   | { readonly kind: 'failed'; readonly error: SerializedError }
+  /** Connections that reached no service or whose service failed, by reason, since the start. */
+  | { readonly kind: 'refused'; readonly refused: Readonly<Record<string, number>> }
   | { readonly kind: 'ask'; readonly id: number; readonly method: HostMethod; readonly input: readonly unknown[] };
 
 export type ToWire =

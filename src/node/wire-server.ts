@@ -9,6 +9,8 @@ export interface WireServerDeps {
   readonly host: NodeRestoreHost;
   /** The thread has ended by itself, which it never should: nobody is served any more. */
   readonly onLost?: (error: NostosError) => void;
+  /** How many peers were refused or failed since the start, by reason. */
+  readonly onRefused?: (refused: Readonly<Record<string, number>>) => void;
 }
 
 /** The dispatcher in the thread waits for its handlers first. */
@@ -45,6 +47,7 @@ export class WireServer {
     worker.once('error', reject);
     worker.on('message', (message: FromWire) => {
       if (message.kind === 'ask') void answer(worker, deps.host, message);
+      else if (message.kind === 'refused') deps.onRefused?.(message.refused);
       else if (message.kind === 'started') resolve(message.address);
       else reject(deserializeError(message.error));
     });

@@ -7,7 +7,7 @@ import { constants as osConstants, setPriority } from 'node:os';
 import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
-import { deserializeError, serializeError } from '../base/errors.ts';
+import { deserializeError, isNostosError, serializeError } from '../base/errors.ts';
 import type { ServedLog } from '../restore/reference/served-files.ts';
 import { NetworkRestoreServer } from '../restore/reference/server.ts';
 import { RestoreService } from '../restore/stream/service.ts';
@@ -21,6 +21,8 @@ import type { FromWire, HostMethod, ToWire, WireOptions } from './wire-protocol.
 assert(parentPort !== null, 'the network is served in a worker thread');
 const port = parentPort;
 const { dir, listen, limits, identity } = workerData as WireOptions;
+
+const REFUSED_EVERY_MS = 100;
 
 interface Waiting {
   resolve(output: unknown): void;
@@ -83,7 +85,25 @@ async function openLog(): Promise<ServedLog> {
 
 yieldToWriters();
 const address = formatAddress({ host: listen.host ?? '127.0.0.1', port: listen.port });
-const dispatcher = new TcpServiceDispatcher(address, { ...limits, tls: serverTls() });
+/** Reasons are ours or those of TLS: few. Strangers who come often are told of once in a while. */
+const refused: Record<string, number> = {};
+let telling: NodeJS.Timeout | undefined;
+
+function count(reason: string): void {
+  refused[reason] = (refused[reason] ?? 0) + 1;
+  telling ??= setTimeout(() => {
+    telling = undefined;
+    tell({ kind: 'refused', refused });
+  }, REFUSED_EVERY_MS);
+  telling.unref();
+}
+
+const dispatcher = new TcpServiceDispatcher(address, {
+  ...limits,
+  tls: serverTls(),
+  onRefused: ({ code, details }) => count(String(details['reason'] ?? code)),
+  onError: (error) => count(isNostosError(error) ? error.code : 'INTERNAL'),
+});
 dispatcher.register(
   new RestoreService(new NodeRestoreSource(host, dir), {
     limits: { sessionsMax: limits.restoreSessionsMax, reservationTimeoutMs: limits.reservationTimeoutMs },
