@@ -428,7 +428,15 @@ export function connectionError(error: Error, peer: string): NostosError {
   }
   // Where a name has several addresses, each of them failed.
   const each = error instanceof AggregateError ? error.errors.map((one: Error) => one.message) : [error.message];
-  return new NostosError(code === 'ETIMEDOUT' ? 'NETWORK_TIMEOUT' : 'NETWORK_FAILED', `${peer}: ${each.join('; ')}`, {
-    cause: error,
-  });
+  const next =
+    code === 'ECONNREFUSED'
+      ? '; nobody listens there: start the node with nostos serve --listen, or check the address'
+      : '';
+  return new NostosError(
+    code === 'ETIMEDOUT' ? 'NETWORK_TIMEOUT' : 'NETWORK_FAILED',
+    `${peer}: ${each.join('; ')}${next}`,
+    {
+      cause: error,
+    },
+  );
 }

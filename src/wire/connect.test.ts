@@ -71,6 +71,13 @@ test('a host that nobody has and a port that nobody listens on', async (t) => {
   await Promise.resolve(t);
 });
 
+test('a port that nobody listens on: the message says what to do next', async () => {
+  const listener = new Listener('127.0.0.1:0', {}, (stream) => stream.close());
+  const address = await listener.start();
+  listener.close();
+  await assert.rejects(connectToService(address, 'X'), /ECONNREFUSED.*nostos serve --listen/);
+});
+
 test('connecting ends at its timeout and at a signal, TLS handshake included', async (t) => {
   // Takes the connection and never answers the handshake.
   const address = await rawServer(t, () => {});

@@ -374,6 +374,16 @@ for (const protocol of PROTOCOLS)
     }
   });
 
+test('raw: at a dispatcher the error says which call is for it', async (t) => {
+  const dispatcher = new TcpServiceDispatcher('127.0.0.1:0');
+  t.after(() => dispatcher.stop());
+  dispatcher.register(new NetworkRestoreServer(directoryOf(t, FILES)));
+  const port = Number((await dispatcher.start()).split(':')[1]);
+  const error = await failingRestore(t, 'raw', port);
+  assert.ok(isNostosError(error, 'NETWORK_FAILED'), String(error));
+  assert.match(error.message, /executeViaDispatcher/);
+});
+
 const harmful: readonly [what: string, change: (dir: string) => void, openFilesMax: number, message: RegExp][] = [
   [
     'shrinks',

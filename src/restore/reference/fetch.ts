@@ -36,7 +36,15 @@ export async function fetchFiles(deps: FetchDeps, protocol: Protocol, options: F
   const { stream } = deps;
   if (protocol === 'raw') {
     await stream.write([encodeMagic()]);
-    return receiveBody(deps, options, undefined);
+    const before = options.onEvent;
+    let answered = false;
+    const onEvent = (event: RestoreEvent): void => {
+      answered = true;
+      before(event);
+    };
+    return receiveBody(deps, { ...options, onEvent }, undefined).catch((error: unknown) => {
+      throw answered || !isNostosError(error, 'NETWORK_FAILED') ? error : noRawAnswer(stream.peer, error);
+    });
   }
   await stream.write([encodePreamble(RESTORE_SERVICE_NAME), encodeFrameHeader(COUNT_BYTES), encodeMagic()]);
   return receiveBody(deps, options, await receiveFrameHeader(stream, options));
@@ -146,6 +154,14 @@ class PatientReceiver {
     if (this.#bytes >= progressBytesMin) this.#bytes = this.#waitedMs = 0;
     return chunk;
   }
+}
+
+function noRawAnswer(peer: string, cause: NostosError): NostosError {
+  return new NostosError(
+    'NETWORK_FAILED',
+    `${cause.message}. Where ${peer} is a dispatcher, as that of nostos serve --listen, use executeViaDispatcher()`,
+    { cause, details: cause.details },
+  );
 }
 
 function closedWithoutAnswer(peer: string, cause: unknown): NostosError {
