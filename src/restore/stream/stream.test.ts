@@ -84,6 +84,22 @@ test('a run that was cut off at any point goes on with what it has', async () =>
   }
 });
 
+test('what was written is told apart from what was there and from what was hashed', async () => {
+  await using world = await startWorld({ files: randomFiles(5, [3_000_000, 100_000]) });
+  const writtenBytes = async (): Promise<number | undefined> => {
+    let last: number | undefined;
+    const { bytesOnWire } = await world.fetch({}, { onProgress: ({ bytesWritten }) => (last = bytesWritten) });
+    assert.ok(bytesOnWire > 3_000, 'hashes at least');
+    return last;
+  };
+  assert.equal(await writtenBytes(), 3_100_000);
+  assert.equal(await writtenBytes(), 0);
+  const content = readFileSync(join(world.sourceDir, 'part-0'));
+  content[70_000]! ^= 1;
+  writeFileSync(join(world.sourceDir, 'part-0'), content);
+  assert.equal(await writtenBytes(), 4096);
+});
+
 test('the tail is asked for once all items are there, and fetched after them', async () => {
   const calls: string[] = [];
   const tail: PlanItem[] = [{ name: 'file/part-1' as ItemName, bytes: 10 }];
