@@ -1,7 +1,8 @@
-import { mkdir, open, readFile, rm } from 'node:fs/promises';
+import { open, readFile, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
 import { systemClock } from '../base/clock.ts';
+import { makeDirectories } from '../base/make-directory.ts';
 import { isDataDirectory } from './node-access.ts';
 import { ExitError } from './exit-codes.ts';
 import type { Io } from './io.ts';
@@ -21,7 +22,7 @@ interface FileToWrite {
 
 /** Writes all or none; a file that is there is never replaced. */
 async function writeNew(dir: string, files: readonly FileToWrite[]): Promise<void> {
-  await mkdir(dir, { recursive: true, mode: 0o700 });
+  makeDirectories(dir, 0o700);
   const written: string[] = [];
   try {
     for (const { name, text, private: isPrivate } of files) {

@@ -1,10 +1,10 @@
 import { X509Certificate } from 'node:crypto';
 import { join, resolve } from 'node:path';
 import { once } from 'node:events';
-import { mkdir } from 'node:fs/promises';
 import { Option, type Command } from 'commander';
 import { toNodeId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
+import { makeDirectories } from '../base/make-directory.ts';
 import { isServed } from '../node/admin-socket.ts';
 import { addToken, hashToken, ownerToken, readTokenFile, type Grant } from '../node/http/tokens.ts';
 import { loadNode } from '../node/node-file.ts';
@@ -94,29 +94,34 @@ async function listenOptions(io: Io, options: ServeOptions, dir: string): Promis
 }
 
 /** Nobody would let in, or find, a node whose certificate is of another one. */
-async function checkCertificate({ dir: shown, tlsDir, allowNode }: ServeOptions, dir: string, cert: string) {
+async function checkCertificate(
+  { dir: shown, tlsDir, allowNode }: ServeOptions,
+  dir: string,
+  cert: string,
+): Promise<void> {
   const remedy = `nostos certs node --ca <dir of the authority> --dir ${shown} --host <name> --out <path> makes the right one.`;
-  const refuse = (why: string): never => {
-    throw new ExitError('usage', `the certificate in ${tlsDir} ${why}`, remedy);
-  };
+  const refusal = (why: string): ExitError => new ExitError('usage', `the certificate in ${tlsDir} ${why}`, remedy);
   if (!(await isDataDirectory(dir)))
-    refuse(`is of no node, since there is none at ${dir} yet; make it first, as with nostos serve --dir ${shown}`);
+    throw refusal(
+      `is of no node, since there is none at ${dir} yet; make it first, as with nostos serve --dir ${shown}`,
+    );
   let certificate: X509Certificate;
   try {
     certificate = new X509Certificate(cert);
   } catch (error) {
-    return refuse(`cannot be read: ${(error as Error).message}`);
+    throw refusal(`cannot be read: ${(error as Error).message}`);
   }
   const { node, cluster } = loadNode(dir, undefined);
   const named = parseIdentity(certificate.subjectAltName);
-  if (named?.node !== node) refuse(`names ${named === undefined ? 'no node' : `node ${named.node}`}; this is ${node}`);
+  if (named?.node !== node)
+    throw refusal(`names ${named === undefined ? 'no node' : `node ${named.node}`}; this is ${node}`);
   // The peers have theirs from the same authority.
   const clusterMatters = named?.cluster !== undefined || allowNode.length === 0;
   if (clusterMatters && named?.cluster !== cluster)
-    refuse(
+    throw refusal(
       `names ${named?.cluster === undefined ? 'no cluster' : `cluster ${named.cluster}`}; this node is of ${cluster}`,
     );
-  if (certificate.validToDate.getTime() <= systemClock.nowMs()) refuse(`ended on ${certificate.validTo}`);
+  if (certificate.validToDate.getTime() <= systemClock.nowMs()) throw refusal(`ended on ${certificate.validTo}`);
 }
 
 async function serve(io: Io, options: ServeOptions): Promise<void> {
@@ -128,7 +133,7 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
       'End it first; nostos status --dir shows which it is.',
     );
   const listen = await listenOptions(io, options, dir);
-  await mkdir(dir, { recursive: true });
+  makeDirectories(dir);
   const access = await readGrants(io, options, dir);
   const { openNode } = await import('../node/open-node.ts');
   const { serveHttp } = await import('../node/http/server.ts');

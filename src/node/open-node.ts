@@ -4,7 +4,7 @@
  * Order of opening: lock, identity, engine (log and term), catalog, admin socket, network. Closing goes the other way, and
  * a failure while opening closes what was opened. A directory with an unfinished restore is not opened.
  */
-import { mkdirSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { NO_LSN, toBootId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
@@ -12,6 +12,7 @@ import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock
 import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS, LIMIT_NAMES, type Limits } from '../base/limits.ts';
+import { makeDirectories } from '../base/make-directory.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { unfinished } from '../restore/local/decision.ts';
 import { readMarker } from '../restore/local/marker.ts';
@@ -44,7 +45,7 @@ export async function openNode(options: NodeOptions): Promise<Node> {
   const dir = checkDir(options.dir);
   const limits = checkLimits(options.limits);
   if (options.listen !== undefined) checkListen(options.listen);
-  makeDirectory(dir);
+  makeDirectories(dir);
   return closingOnFailure(async (opened) => {
     const lock: DirectoryLock = await acquireDirectoryLock(
       { dir, timeoutMs: limits.lockTimeoutMs, holder: { command: process.argv.slice(1).join(' '), version: VERSION } },
@@ -143,17 +144,6 @@ async function closeInTurn(opened: readonly (() => unknown)[]): Promise<void> {
     }
   }
   if (failures.length > 0) throw failures[0];
-}
-
-function makeDirectory(dir: string): void {
-  try {
-    mkdirSync(dir, { recursive: true });
-  } catch (error) {
-    throw new NostosError('IO_FAILED', `cannot make the data directory ${dir}: ${(error as Error).message}`, {
-      cause: error,
-      details: { dir },
-    });
-  }
 }
 
 function checkListen({ host, port }: NonNullable<NodeOptions['listen']>): void {

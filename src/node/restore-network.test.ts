@@ -413,7 +413,11 @@ test('with TLS a node serves those whose certificate names its cluster, or who i
   }
   const { OTHER_CLUSTER: others, ...rest } = refused;
   assert.ok(others! >= 1, 'who is of another cluster is counted');
-  assert.equal(Object.keys(rest).length, 1, `a certificate of another authority is counted: ${Object.keys(rest)}`);
+  assert.equal(
+    Object.keys(rest).length,
+    1,
+    `a certificate of another authority is counted: ${Object.keys(rest).join()}`,
+  );
   assert.match(await renderMetrics(await strict.status()), /nostos_peers_refused_total [2-9]/);
 });
 

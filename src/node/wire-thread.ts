@@ -101,7 +101,7 @@ function count(reason: string): void {
 const dispatcher = new TcpServiceDispatcher(address, {
   ...limits,
   tls: serverTls(),
-  onRefused: ({ code, details }) => count(String(details['reason'] ?? code)),
+  onRefused: ({ code, details }) => count(typeof details['reason'] === 'string' ? details['reason'] : code),
   onError: (error) => count(isNostosError(error) ? error.code : 'INTERNAL'),
 });
 dispatcher.register(
