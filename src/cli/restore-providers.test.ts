@@ -1,40 +1,52 @@
 import assert from 'node:assert/strict';
-import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { ZERO_HASH, type Generation, type Lsn, type Term } from '../base/brands.ts';
-import { isNostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { encodeSegmentHeader } from '../log/segment-header.ts';
 import { openNode } from '../node/open-node.ts';
 import type { Node } from '../node/types.ts';
-import { restoreDirectory, type RestoreReport } from '../restore/local/restore-directory.ts';
 import { NetworkRestoreServer } from '../restore/reference/server.ts';
 import { TcpServiceDispatcher } from '../wire/dispatcher.ts';
 import { nostos, temporaryDirectory } from './nostos-process.fixture.ts';
-import { openProviders, restoreDeps } from './restore-run.ts';
-import type { ProviderEvent } from '../restore/provider-feed.ts';
+import { restoreDeps, restoreFromProviders, type RestoreRunEvent, type RunReport } from './restore-run.ts';
 
 const LISTEN = { host: '127.0.0.1', port: 0 };
+
+interface Options {
+  readonly rate?: number;
+  readonly onBytes?: (done: number, total: number) => void;
+  readonly verify?: typeof restoreDeps.verify;
+}
 
 async function restoreFrom(
   dir: string,
   from: readonly string[],
-  options: { readonly rate?: number; readonly onBytes?: (done: number, total: number) => void } = {},
-): Promise<{ report: RestoreReport; events: ProviderEvent[] }> {
-  const events: ProviderEvent[] = [];
-  const { rate, onBytes } = options;
-  const report = await restoreDirectory(restoreDeps, {
-    dir,
-    reserveBytes: 1,
-    openFeed: (marker, signal = new AbortController().signal) =>
-      openProviders(
-        dir,
-        { from, onEvent: (event) => events.push(event), ...(rate === undefined ? {} : { rateBytesPerSecond: rate }) },
-        { marker, signal },
-      ),
-    onProgress: ({ unit, done, total = 0 }) => unit === 'bytes' && onBytes?.(done, total),
-  });
-  return { report, events };
+  { rate, onBytes, verify = restoreDeps.verify }: Options = {},
+): Promise<{ report: RunReport; events: RestoreRunEvent[]; dropped: string[] }> {
+  const events: RestoreRunEvent[] = [];
+  const report = await restoreFromProviders(
+    async () => ({ from, rateBytesPerSecond: rate, onEvent: (event) => events.push(event) }),
+    {
+      dir,
+      reserveBytes: 1,
+      onProgress: ({ unit, done, total = 0 }) => unit === 'bytes' && onBytes?.(done, total),
+    },
+    { ...restoreDeps, verify },
+  );
+  const dropped = events.flatMap((event) =>
+    event.kind === 'dropped' ? [`${event.dropped.member.address}: ${event.dropped.why}`] : [],
+  );
+  return { report, events, dropped };
+}
+
+async function nodeWithTenant(t: TestContext, dir: string): Promise<{ node: Node; address: string }> {
+  const node = await openNode({ dir, listen: LISTEN, scrubIntervalMs: false });
+  t.after(() => node.close());
+  const tenant = await node.tenants.create('a');
+  await tenant.migrate(['create table item (id integer primary key not null, body text)']);
+  return { node, address: node.address! };
 }
 
 test('the primary stops in the middle; a copy that is as far goes on, and nothing is fetched twice', async (t) => {
@@ -79,32 +91,67 @@ test('the primary stops in the middle; a copy that is as far goes on, and nothin
 
 test('an old copy is not taken while the primary answers: nothing acknowledged is lost', async (t) => {
   const cwd = await temporaryDirectory(t);
-  const primary = await openNode({ dir: join(cwd, 'primary'), listen: LISTEN, scrubIntervalMs: false });
-  t.after(() => primary.close());
-  const tenant = await primary.tenants.create('a');
-  await tenant.migrate(['create table item (id integer primary key not null, body text)']);
-  await restoreFrom(join(cwd, 'copy'), [primary.address!]);
+  const primary = await nodeWithTenant(t, join(cwd, 'primary'));
+  await restoreFrom(join(cwd, 'copy'), [primary.address]);
   const copy = await openNode({ dir: join(cwd, 'copy'), listen: LISTEN, scrubIntervalMs: false });
   t.after(() => copy.close());
-  for (let i = 0; i < 20; i++) await tenant.write((tx) => tx.run("insert into item (body) values ('acknowledged')"));
+  for (let i = 0; i < 20; i++)
+    await primary.node.tenant('a').write((tx) => tx.run("insert into item (body) values ('acknowledged')"));
 
-  const { report, events } = await restoreFrom(join(cwd, 'third'), [copy.address!, primary.address!]);
-  assert.equal(report.verified?.lsn, (await primary.status()).log.watermark);
-  const dropped = events.flatMap((event) => (event.kind === 'dropped' ? [event.dropped] : []));
-  assert.deepEqual(
-    dropped.map(({ member }) => member.address),
-    [copy.address],
-  );
-  assert.match(dropped[0]!.why, /records behind another one, and a copy does not catch up/);
+  const { report, dropped } = await restoreFrom(join(cwd, 'third'), [copy.address!, primary.address]);
+  const { watermark } = (await primary.node.status()).log;
+  assert.equal(report.verified?.lsn, watermark);
+  assert.deepEqual(report.provider, {
+    address: primary.address,
+    role: 'primary',
+    watermark,
+    bestWatermark: watermark,
+  });
+  assert.equal(dropped.length, 1);
+  assert.ok(dropped[0]!.startsWith(`${copy.address}: it is 20 records behind another one, and a copy`), String(dropped));
 
-  const other = await openNode({ dir: join(cwd, 'other'), listen: LISTEN, scrubIntervalMs: false });
-  t.after(() => other.close());
-  const both = [other.address!, primary.address!];
+  const other = await nodeWithTenant(t, join(cwd, 'other'));
+  const both = [other.address, primary.address];
   await assert.rejects(restoreFrom(join(cwd, 'fourth'), both), (error: unknown) =>
     isNostosError(error, 'DIRECTORY_FOREIGN'),
   );
   const again = await restoreFrom(join(cwd, 'third'), both);
   assert.equal(again.report.identity.cluster, report.identity.cluster, 'the directory says whose history is wanted');
+});
+
+test('what one member sent does not check out: the next one goes on in the same run, with what is there', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const primary = await nodeWithTenant(t, join(cwd, 'primary'));
+  await primary.node.tenant('a').write((tx) => tx.run('insert into item (body) values (hex(randomblob(500000)))'));
+  await restoreFrom(join(cwd, 'copy'), [primary.address]);
+  const copy = await openNode({ dir: join(cwd, 'copy'), listen: LISTEN, scrubIntervalMs: false });
+  t.after(() => copy.close());
+  const members = [primary.address, copy.address!];
+  const failing = (times: number): { verify: typeof restoreDeps.verify; count: () => number } => {
+    let count = 0;
+    return {
+      count: () => count,
+      verify: async (dir, options) => {
+        count += 1;
+        if (count <= times) throw new NostosError('VERIFY_FAILED', `bad row ${count}`);
+        return restoreDeps.verify(dir, options);
+      },
+    };
+  };
+
+  const once = failing(1);
+  const { report, dropped } = await restoreFrom(join(cwd, 'third'), members, once);
+  assert.equal(once.count(), 2);
+  assert.deepEqual(dropped, [`${primary.address}: bad row 1`]);
+  assert.equal(report.provider?.address, copy.address);
+  assert.ok(report.fetched!.bytesReused > 500_000, JSON.stringify(report.fetched));
+
+  const always = failing(99);
+  await assert.rejects(
+    restoreFrom(join(cwd, 'fourth'), members, always),
+    (error: unknown) => isNostosError(error, 'VERIFY_FAILED') && error.message === 'bad row 2',
+  );
+  assert.equal(always.count(), 2, 'each member once');
 });
 
 /** A peer that knows nothing but the reference's service, on the log of a node that is closed. */
@@ -126,8 +173,20 @@ test('a peer with the reference’s service only: its whole log becomes a node',
   await node.close();
   const address = await referencePeer(t, join(cwd, 'node', 'log'));
 
-  const { report } = await restoreFrom(join(cwd, 'copy'), [address]);
+  await assert.rejects(
+    restoreFrom(join(cwd, 'copy'), [address]),
+    (error: unknown) =>
+      isNostosError(error, 'CHANNEL_CLOSED') && error.message.endsWith(`say --from reference:${address}`),
+    'only where it is asked for',
+  );
+  const { report, events } = await restoreFrom(join(cwd, 'copy'), [`reference:${address}`]);
   assert.equal(report.verified?.tenants, 1);
+  const used = { address, service: 'RESTORE', cluster: report.identity.cluster, minted: true };
+  assert.deepEqual(report.provider, used, 'it is said that the cluster id is new');
+  assert.deepEqual(events, [{ kind: 'reference', used }]);
+  const again = (await restoreFrom(join(cwd, 'copy'), [`reference:${address}`])).report;
+  assert.deepEqual(again.provider, { ...used, minted: false }, 'a directory keeps its own');
+  rmSync(join(cwd, 'copy', 'set-aside.1'), { recursive: true });
   const copy = await openNode({ dir: join(cwd, 'copy'), scrubIntervalMs: false });
   t.after(() => copy.close());
   assert.equal((await copy.status()).role, 'copy');
@@ -160,19 +219,37 @@ for (const { name, files, says } of NOT_WHOLE)
     for (const [file, bytes] of Object.entries(files)) writeFileSync(join(cwd, 'log', file), bytes);
     const address = await referencePeer(t, join(cwd, 'log'));
     await assert.rejects(
-      restoreFrom(join(cwd, 'copy'), [address]),
+      restoreFrom(join(cwd, 'copy'), [`reference:${address}`]),
       (error: unknown) =>
         isNostosError(error, 'NO_PROVIDER') && says.test(error.message) && /nostos serve/.test(error.message),
     );
     assert.deepEqual(readdirSync(join(cwd, 'copy')), ['lock']);
   });
 
-test('a peer with neither service is not taken for one that has the other', async (t) => {
+test('a peer with neither service is not taken for one that has either', async (t) => {
   const cwd = await temporaryDirectory(t);
   const dispatcher = new TcpServiceDispatcher('127.0.0.1:0');
   const address = await dispatcher.start();
   t.after(() => dispatcher.stop());
-  await assert.rejects(restoreFrom(join(cwd, 'copy'), [address]), (error: unknown) =>
-    isNostosError(error, 'CHANNEL_CLOSED'),
+  for (const from of [address, `reference:${address}`])
+    await assert.rejects(restoreFrom(join(cwd, 'copy'), [from]), (error: unknown) =>
+      isNostosError(error, 'CHANNEL_CLOSED'),
+    );
+  await assert.rejects(
+    restoreFrom(join(cwd, 'copy'), [`reference:${address}`, address]),
+    (error: unknown) => isNostosError(error, 'INVALID_ARGUMENT') && /name it alone/.test(error.message),
+  );
+});
+
+test('a copy that is half fetched is not gone on with through the reference’s service', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const primary = await nodeWithTenant(t, join(cwd, 'primary'));
+  const verify = async (): Promise<never> => {
+    throw new NostosError('VERIFY_FAILED', 'cut off');
+  };
+  await assert.rejects(restoreFrom(join(cwd, 'copy'), [primary.address], { verify }), /cut off/);
+  await assert.rejects(
+    restoreFrom(join(cwd, 'copy'), [`reference:${primary.address}`]),
+    (error: unknown) => isNostosError(error, 'RESTORE_UNFINISHED') && /--abandon/.test(error.message),
   );
 });

@@ -17,14 +17,9 @@ import {
   type Amount,
   type RestoreOutlook,
 } from '../restore/local/outlook.ts';
-import {
-  abandonRestore,
-  restoreDirectory,
-  type LocalProgress,
-  type RestoreReport,
-} from '../restore/local/restore-directory.ts';
+import { abandonRestore, type LocalProgress } from '../restore/local/restore-directory.ts';
 import { decide } from '../restore/local/decision.ts';
-import type { ProviderEvent } from '../restore/provider-feed.ts';
+import { REFERENCE_PREFIX } from '../restore/reference-feed.ts';
 import type { RestorePlan } from '../restore/source.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
@@ -33,7 +28,14 @@ import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
 import { bytes, count, duration, fields, style } from './render.ts';
-import { openProviders, restoreDeps, type Providers } from './restore-run.ts';
+import {
+  openProviders,
+  restoreDeps,
+  restoreFromProviders,
+  type Providers,
+  type RestoreRunEvent,
+  type RunReport,
+} from './restore-run.ts';
 import { answer, verb, wholeNumber, type VerbOptions } from './verb.ts';
 
 interface RestoreVerbOptions extends VerbOptions {
@@ -60,7 +62,7 @@ function checkSource(from: string): string {
       `${from}: restoring from a backup is not there yet`,
       'Restore from a node that runs: --from host:port (nostos serve --listen shows where).',
     );
-  parseAddress(from);
+  parseAddress(from.startsWith(REFERENCE_PREFIX) ? from.slice(REFERENCE_PREFIX.length) : from);
   return from;
 }
 
@@ -103,17 +105,35 @@ async function providersOf(run: Run, marker: Marker | undefined, onEvent: Provid
 }
 
 /** On stderr, as it happens; a program has it in the answer. */
-function tellEvents({ io, options }: Run): (event: ProviderEvent) => void {
+function tellEvents({ io, options }: Run): (event: RestoreRunEvent) => void {
   return (event) => {
-    if (options.json) return;
-    const line =
-      event.kind === 'chosen'
-        ? `copying from ${event.candidate.member.address}`
-        : event.kind === 'dropped'
-          ? `not from ${event.dropped.member.address}: ${event.dropped.why}`
-          : `connecting to ${event.member.address} again: ${event.error.message}`;
-    io.stderr.write(`${style(io, 'dim', line)}\n`);
+    if (!options.json) io.stderr.write(`${style(io, 'dim', describeEvent(event))}\n`);
   };
+}
+
+function describeEvent(event: RestoreRunEvent): string {
+  switch (event.kind) {
+    case 'chosen': {
+      const { member, info, bestWatermark } = event.candidate;
+      return `copying from ${describeSource({ ...info, address: member.address, bestWatermark })}`;
+    }
+    case 'dropped':
+      return `not from ${event.dropped.member.address}: ${event.dropped.why}`;
+    case 'reconnecting':
+      return `connecting to ${event.member.address} again: ${event.error.message}`;
+    case 'reference':
+      return `copying the log of ${describeSource(event.used)}`;
+  }
+}
+
+function describeSource(used: NonNullable<RunReport['provider']>): string {
+  if ('service' in used)
+    return `${used.address}, service ${used.service}, which does not say whose log it is: ${
+      used.minted ? `a new cluster id was minted, ${used.cluster}` : `taken as that of cluster ${used.cluster}`
+    }`;
+  const { address, role, watermark, bestWatermark } = used;
+  const behind = bestWatermark > watermark ? `, ${count(bestWatermark - watermark)} behind the best one` : '';
+  return `${address} (${role ?? 'no role'}), at record ${count(watermark)}${behind}`;
 }
 
 const PHASES: Readonly<Record<string, string>> = { items: 'fetching tenants', tail: 'fetching the log' };
@@ -187,12 +207,13 @@ async function dryRun(run: Run): Promise<void> {
   }
 }
 
-function describeReport(io: Io, report: RestoreReport): string {
-  const { fetched, verified, setAside, identity } = report;
+function describeReport(io: Io, report: RunReport): string {
+  const { fetched, verified, setAside, identity, provider } = report;
   const lines: [string, unknown][] = [
     ['directory', report.dir],
     ['node', `${identity.node}, a copy: it reads, and starts no term`],
   ];
+  if (provider !== undefined) lines.push(['source', describeSource(provider)]);
   if (fetched !== undefined)
     lines.push([
       'fetched',
@@ -218,10 +239,8 @@ async function restore(run: Run): Promise<void> {
     io.stderr.write(`${style(io, 'dim', `going on with the restore begun ${found.startedAt}`)}\n`);
   const node = await certifiedNode(run);
   const report = await callWithDisplay(io, (show) =>
-    restoreDirectory(restoreDeps, {
+    restoreFromProviders((marker) => providersOf(run, marker, tellEvents(run)), {
       dir,
-      openFeed: async (marker, signal = io.signal) =>
-        openProviders(dir, await providersOf(run, marker, tellEvents(run)), { marker, signal }),
       node,
       replace: options.replace === true,
       discard: options.discard === true,
@@ -265,7 +284,9 @@ export function restoreVerb(io: Io): Command {
       'What is cut off, by Ctrl-C, kill -9 or a power cut, goes on when the same command is run again, and what is there ' +
       'already is not sent again: of equal files nothing but hashes, of others the pages that differ. Until all is fetched ' +
       'and verified the former state is untouched and --abandon returns to it; meanwhile nobody else can open the directory.\n\n' +
-      'A source that has only the service RESTORE of the reference will do if its log goes back to the first record.\n\n' +
+      'A source that has only the service RESTORE of the reference will do if its log goes back to the first record: ' +
+      `--from ${REFERENCE_PREFIX}host:port. That service does not say whose log it is: a directory without an identity gets a ` +
+      'new cluster id.\n\n' +
       `Exit code ${EXIT_CODES.ok[0]}: restored and verified; ${EXIT_CODES.failed[0]}: refused or damaged, see the message; ` +
       `${EXIT_CODES.usage[0]}: wrong command line; ${EXIT_CODES.io[0]}: no room, or the disk failed; ` +
       `${EXIT_CODES.retry[0]}: no source could be reached or went on, run it again; ${EXIT_CODES.interrupted[0]}: Ctrl-C.`,
@@ -282,7 +303,7 @@ export function restoreVerb(io: Io): Command {
   })
     .option(
       '--from <host:port>',
-      'node to copy from; several: the best one',
+      'node to copy from; several: the best one of one cluster',
       (from: string, all: string[] | undefined) => [...(all ?? []), checkSource(from)],
     )
     .option('--dry-run', 'print the plan and change nothing')

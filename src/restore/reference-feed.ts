@@ -8,7 +8,7 @@
  */
 import type { ClusterId, Generation } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
-import { NostosError, isNostosError } from '../base/errors.ts';
+import { NostosError } from '../base/errors.ts';
 import { decodeRecord } from '../log/record.ts';
 import { SEGMENT_HEADER_BYTES, decodeSegmentHeader, segmentName } from '../log/segment-header.ts';
 import type { Channel } from '../wire/channel.ts';
@@ -33,14 +33,15 @@ interface Segment {
   readonly bytes: Uint8Array;
 }
 
-/** Undefined where the peer does not have that service either. */
+/** How a source says that it is to be asked for this service; nobody is asked for it unsaid. */
+export const REFERENCE_PREFIX = 'reference:';
+
 export async function openReferenceFeed(
   deps: ReferenceFeedDeps,
   { address, cluster }: { readonly address: string; readonly cluster: ClusterId },
   signal: AbortSignal,
-): Promise<RestoreFeed | undefined> {
+): Promise<RestoreFeed> {
   const body = await requestBody(await deps.connect(address, signal), signal);
-  if (body === undefined) return undefined;
   const segments = segmentsOf(body);
   const plan: RestorePlan = {
     kind: 'node',
@@ -53,7 +54,7 @@ export async function openReferenceFeed(
     items: segments.map(({ name, bytes }) => ({ name: parseItemName(`log/${name}`), bytes: bytes.length })),
   };
   return {
-    sources: [address],
+    sources: [`${REFERENCE_PREFIX}${address}`],
     plan,
     fetchAll: async (target, options) => {
       const startedMs = deps.monotonicMs();
@@ -65,15 +66,12 @@ export async function openReferenceFeed(
   };
 }
 
-async function requestBody(channel: Channel, signal: AbortSignal): Promise<Uint8Array | undefined> {
+async function requestBody(channel: Channel, signal: AbortSignal): Promise<Uint8Array> {
   try {
     await channel.send(encodeMagic());
     const body = await channel.receive(ANSWER_TIMEOUT_MS, { signal });
     if (body !== null) return body;
     throw new NostosError('NETWORK_TIMEOUT', `${channel.peer} sent nothing in ${ANSWER_TIMEOUT_MS} ms`);
-  } catch (error) {
-    if (isNostosError(error, 'CHANNEL_CLOSED')) return undefined;
-    throw error;
   } finally {
     channel.close();
   }
