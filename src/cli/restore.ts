@@ -112,18 +112,11 @@ function tellEvents({ io, options }: Run): (event: RestoreRunEvent) => void {
 }
 
 function describeEvent(event: RestoreRunEvent): string {
-  switch (event.kind) {
-    case 'chosen': {
-      const { member, info, bestWatermark } = event.candidate;
-      return `copying from ${describeSource({ ...info, address: member.address, bestWatermark })}`;
-    }
-    case 'dropped':
-      return `not from ${event.dropped.member.address}: ${event.dropped.why}`;
-    case 'reconnecting':
-      return `connecting to ${event.member.address} again: ${event.error.message}`;
-    case 'reference':
-      return `copying the log of ${describeSource(event.used)}`;
-  }
+  if (event.kind === 'dropped') return `not from ${event.dropped.member.address}: ${event.dropped.why}`;
+  if (event.kind === 'reconnecting') return `connecting to ${event.member.address} again: ${event.error.message}`;
+  if (event.kind === 'reference') return `copying the log of ${describeSource(event.used)}`;
+  const { member, info, bestWatermark } = event.candidate;
+  return `copying from ${describeSource({ ...info, address: member.address, bestWatermark })}`;
 }
 
 function describeSource(used: NonNullable<RunReport['provider']>): string {
