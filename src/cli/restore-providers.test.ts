@@ -108,7 +108,10 @@ test('an old copy is not taken while the primary answers: nothing acknowledged i
     bestWatermark: watermark,
   });
   assert.equal(dropped.length, 1);
-  assert.ok(dropped[0]!.startsWith(`${copy.address}: it is 20 records behind another one, and a copy`), String(dropped));
+  assert.ok(
+    dropped[0]!.startsWith(`${copy.address}: it is 20 records behind another one, and a copy`),
+    String(dropped),
+  );
 
   const other = await nodeWithTenant(t, join(cwd, 'other'));
   const both = [other.address, primary.address];

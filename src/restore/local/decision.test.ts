@@ -14,7 +14,7 @@ const base = {
   history,
   identity: { node: toNodeId(id('d')), store: toStoreId(id('e')), ...history },
 };
-const swap = { setAside: 'set-aside.1', discard: false, entries: [] };
+const swap = { setAside: 'set-aside.1', entries: [] };
 
 const MARKERS: Readonly<Record<DirectoryState, Marker | undefined>> = {
   'as-it-was': undefined,

@@ -14,7 +14,7 @@ const marker: Marker = {
   history,
   identity: { node: toNodeId(id('d')), store: toStoreId(id('e')), ...history },
   phase: 'swapping',
-  swap: { setAside: 'set-aside.3', discard: true, entries: [{ name: 'log', old: true, staged: true }] },
+  swap: { setAside: 'set-aside.3', entries: [{ name: 'log', old: true, staged: true }] },
 };
 
 test('a marker reads back as it was written, in each phase', () => {

@@ -96,7 +96,7 @@ function parseSwap(value: unknown): Swap {
     if (typeof name !== 'string' || !ownedByNode(name)) throw new Error(`it swaps ${String(name)}`);
     return { name, old: old === true, staged: staged === true };
   });
-  return { setAside, discard: swap['discard'] === true, entries };
+  return { setAside, entries };
 }
 
 function asObject(value: unknown): Record<string, unknown> {

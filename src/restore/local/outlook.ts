@@ -54,7 +54,7 @@ export function lookAhead(
   const freeBytes = disk.freeBytes(nearestDirectory(disk, dir));
   return {
     ...sums,
-    setAside: { as: planSwap({ here, staged: [] }, false).setAside, names: here.filter(ownedByNode) },
+    setAside: { as: planSwap({ here, staged: [] }).setAside, names: here.filter(ownedByNode) },
     space: { neededBytes, reserveBytes, freeBytes, enough: freeBytes >= neededBytes + reserveBytes },
   };
 }

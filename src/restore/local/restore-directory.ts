@@ -91,14 +91,15 @@ export async function restoreDirectory(deps: RestoreDeps, options: RestoreOption
   const before = decide(marker, { kind: 'go-on' });
   const staged = before === 'finish' ? undefined : await stage(deps, options, marker);
   const swapping = staged?.marker ?? (marker as Marker & { swap: Swap });
-  finishSwap(deps, dir, swapping);
+  const discard = options.discard === true;
+  finishSwap(deps, { dir, discard }, swapping);
   return {
     dir,
     identity: swapping.identity,
     sources: swapping.sources,
     resumed: marker?.phase ?? 'nothing',
     ...(staged === undefined ? {} : { fetched: staged.fetched, verified: staged.verified }),
-    setAside: swapping.swap.discard || !swapping.swap.entries.some(({ old }) => old) ? null : swapping.swap.setAside,
+    setAside: discard || !swapping.swap.entries.some(({ old }) => old) ? null : swapping.swap.setAside,
     elapsedMs: Math.round(deps.clock.monotonicMs() - startedMs),
   };
 }
@@ -221,24 +222,31 @@ async function verifyStaged(deps: RestoreDeps, options: RestoreOptions): Promise
   return verified;
 }
 
-function swapFrom(disk: Disk, { dir, discard = false }: RestoreOptions, marker: Marker): Staged['marker'] {
+function swapFrom(disk: Disk, { dir }: RestoreOptions, marker: Marker): Staged['marker'] {
   assertMovable(disk, dir); // much time has passed
-  const swap = planSwap({ here: disk.list(dir), staged: disk.list(join(dir, STAGING_DIR)) }, discard);
+  const swap = planSwap({ here: disk.list(dir), staged: disk.list(join(dir, STAGING_DIR)) });
   const { run, startedAt, sources, history, identity } = marker;
   const swapping = { run, startedAt, sources, history, identity, phase: 'swapping', swap } as const;
   writeMarker(disk, dir, swapping);
   return swapping;
 }
 
-/** From `swapping` or `disposing` to the end. Nothing cancels it: there is no way back, and it is short. */
-function finishSwap({ disk }: RestoreDeps, dir: string, marker: Marker & { readonly swap: Swap }): void {
+/**
+ * From `swapping` or `disposing` to the end. Nothing cancels it: there is no way back, and it is short. What the caller of
+ * this run says about the former state counts, not what one said who was cut off.
+ */
+function finishSwap(
+  { disk }: RestoreDeps,
+  { dir, discard }: { readonly dir: string; readonly discard: boolean },
+  marker: Marker & { readonly swap: Swap },
+): void {
   const { swap } = marker;
   if (marker.phase === 'swapping') {
     carryOut(disk, dir, swap);
     writeMarker(disk, dir, { ...marker, phase: 'disposing' });
   }
   removeStaging(disk, dir);
-  if (swap.discard) {
+  if (discard) {
     removeTree(disk, join(dir, swap.setAside));
     disk.syncDirectory(dir);
   }

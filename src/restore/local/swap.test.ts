@@ -35,7 +35,7 @@ for (const [plan, row] of Object.entries(TABLE))
       const entry = ENTRIES[plan]!;
       const has = (at: number): Set<string> => new Set(where[at] === '1' ? ['log'] : []);
       const seen = { here: has(0), staged: has(1), aside: has(2) };
-      const run = (): SwapStep => nextSwapStep({ setAside: 'set-aside.1', discard: false, entries: [entry] }, seen);
+      const run = (): SwapStep => nextSwapStep({ setAside: 'set-aside.1', entries: [entry] }, seen);
       const expected = row[where] ?? 'refused';
       if (expected === 'refused')
         assert.throws(
@@ -58,8 +58,7 @@ for (const [plan, row] of Object.entries(WAY_BACK))
     test(`giving up, ${plan}, found at ${where}: ${String(row[where] ?? 'refused')}`, () => {
       const has = (at: number): Set<string> => new Set(where[at] === '1' ? ['log'] : []);
       const seen = { here: has(0), staged: has(1), aside: has(2) };
-      const run = (): readonly string[] =>
-        planWayBack({ setAside: 'set-aside.1', discard: false, entries: [ENTRIES[plan]!] }, seen);
+      const run = (): readonly string[] => planWayBack({ setAside: 'set-aside.1', entries: [ENTRIES[plan]!] }, seen);
       const expected = row[where];
       if (typeof expected === 'object') return assert.deepEqual(run(), expected);
       const why = expected === 'too late' ? /log of the new state is in place/ : /somebody else moved it/;
@@ -67,25 +66,25 @@ for (const [plan, row] of Object.entries(WAY_BACK))
     });
 
 test('one entry that is moved in is enough: there is no way back', () => {
-  const swap = planSwap({ here: ['log', 'tenants'], staged: ['log', 'tenants'] }, false);
+  const swap = planSwap({ here: ['log', 'tenants'], staged: ['log', 'tenants'] });
   const seen = { here: new Set(['log']), staged: new Set(['tenants']), aside: new Set(['log', 'tenants']) };
   assert.throws(() => planWayBack(swap, seen), /log of the new state/);
 });
 
 test('no number is left for what is set aside: refused, and a marker takes the last one', () => {
   assert.throws(
-    () => planSwap({ here: ['log', 'set-aside.999999999'], staged: [] }, false),
+    () => planSwap({ here: ['log', 'set-aside.999999999'], staged: [] }),
     (error: unknown) => isNostosError(error, 'FILE_EXISTS') && /move it away/.test(error.message),
   );
-  const { setAside } = planSwap({ here: ['log', 'set-aside.999999998'], staged: [] }, false);
+  const { setAside } = planSwap({ here: ['log', 'set-aside.999999998'], staged: [] });
   assert.ok(isSetAsideName(setAside), setAside);
 });
 
 test('nothing new comes in before everything old is out', () => {
-  const swap = planSwap(
-    { here: ['log', 'node.json', 'tenants'], staged: ['log', 'node.json', 'catalog.sqlite'] },
-    false,
-  );
+  const swap = planSwap({
+    here: ['log', 'node.json', 'tenants'],
+    staged: ['log', 'node.json', 'catalog.sqlite'],
+  });
   const staged = new Set(['log', 'node.json', 'catalog.sqlite']);
   const step = nextSwapStep(swap, { here: new Set(['tenants']), staged, aside: new Set(['log', 'node.json']) });
   assert.deepEqual(step, { kind: 'set-aside', names: ['tenants'] });
@@ -104,9 +103,8 @@ test('only what belongs to a node is exchanged, and set aside under the next num
     'log',
     'rollback',
   ];
-  assert.deepEqual(planSwap({ here, staged: ['lock', 'log', 'node.json', 'stray'] }, true), {
+  assert.deepEqual(planSwap({ here, staged: ['lock', 'log', 'node.json', 'stray'] }), {
     setAside: 'set-aside.11',
-    discard: true,
     entries: [
       { name: 'log', old: true, staged: true },
       { name: 'node.json', old: false, staged: true },

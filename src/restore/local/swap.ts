@@ -33,15 +33,16 @@ export interface SwapEntry {
 export interface Swap {
   /** Where old entries go: `set-aside.<n>`. */
   readonly setAside: string;
-  /** The set-aside directory goes once the swap is done. */
-  readonly discard: boolean;
   readonly entries: readonly SwapEntry[];
 }
 
-export function planSwap(
-  { here, staged }: { readonly here: readonly string[]; readonly staged: readonly string[] },
-  discard: boolean,
-): Swap {
+export function planSwap({
+  here,
+  staged,
+}: {
+  readonly here: readonly string[];
+  readonly staged: readonly string[];
+}): Swap {
   const names = [...new Set([...here, ...staged])].filter(ownedByNode).toSorted();
   const last = here.reduce((most, name) => Math.max(most, Number(SET_ASIDE.exec(name)?.[1] ?? 0)), 0);
   if (last >= SET_ASIDE_MAX)
@@ -52,7 +53,6 @@ export function planSwap(
     );
   return {
     setAside: `set-aside.${last + 1}`,
-    discard,
     entries: names.map((name) => ({ name, old: here.includes(name), staged: staged.includes(name) })),
   };
 }

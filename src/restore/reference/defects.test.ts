@@ -178,7 +178,14 @@ test('#24, NA-2, NA-8: the client speaks TLS with certificates, and without one 
 test('LOG-4: names that lead elsewhere write nothing anywhere', async (t) => {
   const home = directoryOf(t);
   mkdirSync(join(home, 'env'));
-  for (const name of ['../outside', join(home, 'outside'), '..\\outside', 'x/../../outside', '.nostos-restore', '.hidden']) {
+  for (const name of [
+    '../outside',
+    join(home, 'outside'),
+    '..\\outside',
+    'x/../../outside',
+    '.nostos-restore',
+    '.hidden',
+  ]) {
     const peer = await peerThat(t, (socket) => void socket.end(bodyOf({ [name]: 'x' })));
     const error = await failure(new NetworkRestore(configFor(peer.port)).withLocalDir(join(home, 'env')).execute());
     assert.ok(isNostosError(error, 'PROTOCOL_ERROR') && /unsafe filename/.test(error.message), String(error));
