@@ -9,7 +9,8 @@ import { join } from 'node:path';
 /** Where a gate ends and where we would like to be. */
 export interface Bound {
   readonly kind: 'atLeast' | 'atMost';
-  readonly gate: number;
+  /** Absent where there is only a goal. */
+  readonly gate?: number;
   readonly goal?: number;
 }
 
@@ -49,6 +50,7 @@ export interface Bench {
 }
 
 export function holds({ value, bound }: Pick<Figure, 'value' | 'bound'>): boolean {
+  if (bound.gate === undefined) return true;
   return bound.kind === 'atLeast' ? value >= bound.gate : value <= bound.gate;
 }
 

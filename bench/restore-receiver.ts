@@ -2,7 +2,7 @@
 import { closeSync, fsyncSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { itemPath } from '../src/restore/item-name.ts';
-import { RestoreClient, type FetchReport } from '../src/restore/stream/client.ts';
+import { RestoreClient, type StreamReport } from '../src/restore/stream/client.ts';
 import { RECEIVE_BUFFER_BYTES } from '../src/restore/stream/limits.ts';
 import { STREAM_SERVICE_NAME } from '../src/restore/stream/messages.ts';
 import { connectToService } from '../src/wire/connect.ts';
@@ -18,7 +18,7 @@ export interface Fetch {
 }
 
 export interface Fetched {
-  readonly report: FetchReport;
+  readonly report: StreamReport;
   /** From the first connection to the sync of the directory. */
   readonly elapsedMs: number;
   readonly peakBytes: number;

@@ -70,11 +70,12 @@ function line(figure: Figure): string {
   const { ours, peer, value, bound } = figure;
   const side = ({ value, unit }: Figure['ours']): string => `${formatNumber(value)} ${unit}`;
   const sign = bound.kind === 'atLeast' ? '>=' : '<=';
+  const gate = bound.gate === undefined ? '' : ` gate ${sign} ${bound.gate}`;
   const goal = bound.goal === undefined ? '' : ` [goal ${bound.goal}]`;
-  const verdict = holds(figure) ? 'holds' : 'FAILS';
+  const verdict = bound.gate === undefined ? '' : holds(figure) ? ' holds' : ' FAILS';
   return (
     `${figure.name.padEnd(22)} ours ${side(ours).padEnd(18)} peer ${side(peer).padEnd(18)} ` +
-    `ratio ${formatNumber(value).padEnd(7)} gate ${sign} ${bound.gate}${goal} ${verdict}`
+    `ratio ${formatNumber(value).padEnd(7)}${gate}${goal}${verdict}`
   );
 }
 

@@ -693,7 +693,6 @@ export class TenantStore {
     }
   }
 
-  /** `wholeFile`: there was no WAL, so that everything in the file is there durably. */
   /** Where there is no file, or an empty one, makes a new one; true if it did. */
   async #makeFile(): Promise<boolean> {
     if ((statSync(this.path, { throwIfNoEntry: false })?.size ?? 0) > 0) return false;
@@ -702,6 +701,7 @@ export class TenantStore {
     return true;
   }
 
+  /** `wholeFile`: there was no WAL, so that everything in the file is there durably. */
   async #catchUp(opened: Connection, { wholeFile, made }: { wholeFile: boolean; made: boolean }): Promise<void> {
     const { log } = this.#deps;
     const { identity, createdAt } = this.#options;

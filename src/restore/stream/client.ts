@@ -6,8 +6,10 @@
 import { NostosError, isNostosError } from '../../base/errors.ts';
 import type { Channel } from '../../wire/channel.ts';
 import { negotiateClient } from '../../wire/negotiate.ts';
+import type { FetchOptions, FetchProgress, FetchReport, FetchTarget } from '../feed.ts';
 import type { ItemName } from '../item-name.ts';
-import type { PlanItem, RestorePlan, SourceInfo } from '../source.ts';
+import type { ProviderInfo } from '../provider.ts';
+import type { PlanItem, RestorePlan } from '../source.ts';
 import type { CompressionMode } from './compression.ts';
 import { fetchItem, type FetchedItem } from './fetch-item.ts';
 import { protocolError } from './frames.ts';
@@ -30,46 +32,8 @@ export interface RestoreClientOptions {
   readonly timers?: Timers;
 }
 
-export interface FetchTarget {
-  /** Absolute path where an item is staged; its directory exists. */
-  pathOf(name: ItemName): string;
-  /** A file to start from (cloned) where nothing is staged yet. */
-  baseOf(name: ItemName): string | undefined;
-}
-
-export interface FetchReport {
-  /** As they arrived. */
-  readonly items: readonly PlanItem[];
-  readonly bytesOnWire: number;
-  /** Bytes of items that were not sent, since a base had them. */
-  readonly bytesReused: number;
-  readonly elapsedMs: number;
-  /** W that the copy must reach: the greatest that the plan, the tail and the positions of tenants say; 0 of plain files. */
-  readonly watermark: number;
-}
-
-export interface FetchProgress {
-  /** `items`, then `tail`. */
-  readonly phase: string;
-  readonly bytesDone: number;
-  readonly bytesTotal: number;
-  readonly itemsDone: number;
-  readonly itemsTotal: number;
-  readonly bytesOnWire: number;
-  /** Bytes of items that were received, verified and written in this session. */
-  readonly bytesWritten: number;
-}
-
-export interface FetchOptions {
-  readonly signal?: AbortSignal;
-  readonly onProgress?: (progress: FetchProgress) => void;
-}
-
-/** What a member says of itself before it is chosen as provider. */
-export interface ProviderInfo extends SourceInfo {
-  /** Restores that it is serving now. */
-  readonly sessions: number;
-}
+/** What the stream tells in any case. */
+export type StreamReport = FetchReport & { readonly watermark: number };
 
 /** Asks one member, over a channel of its own. */
 export async function requestInfo(
@@ -137,7 +101,7 @@ export class RestoreClient {
   }
 
   /** All items of the plan, then the tail; each verified by its BLAKE3 and fsynced. */
-  async fetchAll(target: FetchTarget, options: FetchOptions = {}): Promise<FetchReport> {
+  async fetchAll(target: FetchTarget, options: FetchOptions = {}): Promise<StreamReport> {
     if (this.#started) throw new NostosError('INVALID_ARGUMENT', 'fetchAll is called once; open a new client for more');
     this.#started = true;
     const signals = [this.#over.signal, ...(options.signal === undefined ? [] : [options.signal])];

@@ -10,7 +10,8 @@ import { TcpServiceDispatcher } from '../../wire/dispatcher.ts';
 import { DirectorySource } from '../directory-source.ts';
 import { itemPath } from '../item-name.ts';
 import type { RestoreSource } from '../source.ts';
-import { RestoreClient, type FetchOptions, type FetchReport, type RestoreClientOptions } from './client.ts';
+import { RestoreClient, type StreamReport, type RestoreClientOptions } from './client.ts';
+import type { FetchOptions } from '../feed.ts';
 import { STREAM_SERVICE_NAME } from './messages.ts';
 import { RestoreService, type RestoreServiceOptions } from './service.ts';
 
@@ -23,7 +24,7 @@ export interface World extends AsyncDisposable {
   connect(signal?: AbortSignal): Promise<Channel>;
   open(options?: Partial<RestoreClientOptions>): Promise<RestoreClient>;
   /** Opens, fetches all, closes. */
-  fetch(options?: Partial<RestoreClientOptions>, fetching?: FetchOptions): Promise<FetchReport>;
+  fetch(options?: Partial<RestoreClientOptions>, fetching?: FetchOptions): Promise<StreamReport>;
 }
 
 export interface WorldOptions extends RestoreServiceOptions {
