@@ -7,8 +7,9 @@ import { join } from 'node:path';
 import { openNode, type Node, type Tenant } from '../src/index.ts';
 import { inChild } from './child.ts';
 import { interleave, median, percentile, type Bench, type BenchContext, type Figure } from './harness.ts';
-import { BODY, INSERT_ROW, ROWS_SCHEMA } from './plain.ts';
+import { ROWS_SCHEMA } from './plain.ts';
 import type { SinkInput, Sunk } from './serving-sink.ts';
+import { writeOurs } from './writers.ts';
 
 const MIB = 1024 * 1024;
 const SINK = import.meta.resolve('./serving-sink.ts');
@@ -50,7 +51,7 @@ async function measure(
   { node, busy, writers }: { readonly node: Node; readonly busy: Tenant; readonly writers: number },
 ): Promise<Figure> {
   const roundMs = quick ? 500 : 1_500;
-  await write(busy, writers, roundMs / 2);
+  await writeOurs(busy, writers, roundMs / 2);
   const rounds = await interleave(quick ? 1 : 13, {
     ours: async (round) => {
       progress(`${writers} writers, round ${round + 1}`);
@@ -58,10 +59,10 @@ async function measure(
       const input: SinkInput = { address: node.address!, durationMs: roundMs + MARGIN_MS, rateBytesPerSecond: null };
       const sunk = inChild<Sunk>(SINK, 'sink', input, { onNote: () => began.resolve() });
       await Promise.race([began.promise, sunk]);
-      const latencies = await write(busy, writers, roundMs);
+      const { latencies } = await writeOurs(busy, writers, roundMs);
       return { latencies, sunk: await sunk };
     },
-    peer: () => write(busy, writers, roundMs),
+    peer: async () => (await writeOurs(busy, writers, roundMs)).latencies,
   });
   const ratios = rounds.map(({ ours, peer }) => percentile(ours.latencies, 0.99) / percentile(peer, 0.99));
   return {
@@ -81,20 +82,4 @@ async function measure(
       copies: rounds.reduce((sum, { ours }) => sum + ours.sunk.copies, 0),
     },
   };
-}
-
-/** Milliseconds of each write. */
-async function write(tenant: Tenant, writers: number, durationMs: number): Promise<number[]> {
-  const latencies: number[] = [];
-  const untilMs = performance.now() + durationMs;
-  const writer = async (): Promise<void> => {
-    for (let nowMs = performance.now(); nowMs < untilMs;) {
-      await tenant.write((tx) => tx.run(INSERT_ROW, [BODY]));
-      const doneMs = performance.now();
-      latencies.push(doneMs - nowMs);
-      nowMs = doneMs;
-    }
-  };
-  await Promise.all(Array.from({ length: writers }, writer));
-  return latencies;
 }

@@ -47,7 +47,7 @@ export async function measureWriters(context: BenchContext, options: WriterOptio
   return measured.map(({ ours, peer }) => ({ ours, ...peer }));
 }
 
-async function writeOurs(tenant: Tenant, writers: number, durationMs: number): Promise<Writes> {
+export async function writeOurs(tenant: Tenant, writers: number, durationMs: number): Promise<Writes> {
   const latencies: number[] = [];
   const startedMs = performance.now();
   const untilMs = startedMs + durationMs;
