@@ -7,12 +7,19 @@ import { NetworkRestore } from './network-restore.ts';
 import { configFor } from './peers.fixture.ts';
 
 const [port, dir, killAt] = process.argv.slice(2);
-const CHANGES = ['rename', 'remove', 'removeDirectory', 'makeDirectory', 'syncDirectory', 'write', 'sync', 'truncate'];
+const CHANGES = ['rename', 'remove', 'removeDirectory', 'makeDirectory', 'syncDirectory', 'sync', 'truncate'];
+const WRITE_STEP_BYTES = 16_384;
 let steps = 0;
 
 function step(): void {
   if (steps === Number(killAt)) process.kill(process.pid, 'SIGKILL');
   steps += 1;
+}
+
+/** The bytes of a socket arrive in any pieces, so writes are counted by where they reach, the same in every run. */
+function stepsOfWrite(bytes: Uint8Array, position: number): number {
+  const reached = (at: number): number => Math.floor(at / WRITE_STEP_BYTES);
+  return (position === 0 ? 1 : 0) + reached(position + bytes.length) - reached(position);
 }
 
 function counted<T extends Disk | DiskFile>(target: T): T {
@@ -22,6 +29,8 @@ function counted<T extends Disk | DiskFile>(target: T): T {
       if (typeof method !== 'function') return method;
       return (...args: unknown[]): unknown => {
         if (CHANGES.includes(String(name)) || (name === 'open' && args[1] === 'create')) step();
+        if (name === 'write')
+          for (let left = stepsOfWrite(...(args as [Uint8Array, number])); left > 0; left--) step();
         const result: unknown = Reflect.apply(method, target, args);
         return name === 'open' ? counted(result as DiskFile) : result;
       };
