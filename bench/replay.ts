@@ -2,8 +2,8 @@
  * What a lost tenant file costs. A process writes mixed work and is killed; then the tenant's file is put back as it was
  * before, without its WAL, so that the next open has to apply the whole of it from the log. Ours is timed from
  * `openNode` to the first answer from that tenant: threads, lock, the check of the log's tail, replay. The peer is the
- * least that any replay could do: `applyChangeset` of the same records, already in memory, concatenated in batches, each
- * with BEGIN and COMMIT, on a copy of the same file.
+ * least that any replay could do: `applyChangeset` of the same records, already in memory, concatenated in batches of the
+ * same size, each with BEGIN and COMMIT, on a copy of the same file.
  */
 import { cpSync, existsSync, globSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -28,7 +28,8 @@ const SCHEMA = [
 ];
 const ACCOUNTS = 20_000;
 const WRITERS = 4;
-const BATCH_RECORDS = 512;
+/** As in `src/store/replay.ts`. */
+const BATCH = { records: 4096, bytes: 1024 * 1024 };
 /** No checkpoint may bring the file up to date meanwhile. */
 const LIMITS = { checkpointBytes: 2 ** 40, checkpointHoldBytes: 2 ** 40 };
 
@@ -178,9 +179,11 @@ function applyBare(
   const startedMs = performance.now();
   using database = new DatabaseSync(path, { enableForeignKeyConstraints: false });
   database.exec('pragma journal_mode = wal; pragma synchronous = normal; pragma wal_autocheckpoint = 0');
-  for (let at = 0; at < changesets.length; at += BATCH_RECORDS) {
+  for (let from = 0, to = 0; from < changesets.length; from = to) {
+    for (let bytes = 0; to < changesets.length && to - from < BATCH.records && bytes < BATCH.bytes; to += 1)
+      bytes += changesets[to]!.length;
     database.exec('begin');
-    const batch = concatChangesets(changesets.slice(at, at + BATCH_RECORDS));
+    const batch = concatChangesets(changesets.slice(from, to));
     if (!database.applyChangeset(batch, { onConflict: () => constants.SQLITE_CHANGESET_ABORT }))
       throw new Error('the changesets do not apply');
     database.exec('commit');

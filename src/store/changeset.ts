@@ -162,38 +162,60 @@ export function invertAll(changesets: readonly Uint8Array[]): Uint8Array {
   return result;
 }
 
-/** The changeset without the tables that `strip` names; the very same bytes where there is nothing to strip. */
-export function stripTables(bytes: Uint8Array, strip: (table: string) => boolean): Uint8Array {
-  const kept: Uint8Array[] = [];
+interface TableSpan {
+  readonly table: string;
+  /** From its header to the next one. */
+  readonly bytes: Uint8Array;
+  readonly headerBytes: number;
+}
+
+/** The parts of a changeset, each with its header and the changes of one table. */
+function tableSpans(bytes: Uint8Array): TableSpan[] {
+  const spans: TableSpan[] = [];
   const cursor = new ChangesetCursor(bytes);
-  let ordinal = 0;
-  let stripping = false;
-  let keptFrom = 0;
-  while (cursor.next()) {
+  let open: { table: string; start: number; headerBytes: number } | undefined;
+  const close = (end: number): void => {
+    if (open === undefined) return;
+    const { table, start, headerBytes } = open;
+    spans.push({ table, bytes: bytes.subarray(start, end), headerBytes });
+  };
+  for (let ordinal = 0; cursor.next();) {
     if (cursor.tableOrdinal === ordinal) continue;
     ordinal = cursor.tableOrdinal;
-    const stripThis = strip(cursor.table);
-    if (stripThis === stripping) continue;
-    if (stripThis) kept.push(bytes.subarray(keptFrom, cursor.tableStart));
-    else keptFrom = cursor.tableStart;
-    stripping = stripThis;
+    close(cursor.tableStart);
+    open = { table: cursor.table, start: cursor.tableStart, headerBytes: cursor.start - cursor.tableStart };
   }
-  if (kept.length === 0 && !stripping) return bytes;
-  if (!stripping) kept.push(bytes.subarray(keptFrom));
-  return concatChangesets(kept);
+  close(bytes.length);
+  return spans;
+}
+
+/**
+ * All changes in one changeset with one header for each table. For each header SQLite prepares statements anew, which
+ * costs it more than the few changes behind it. Changes of one table keep their order, and rows of different tables do
+ * not depend on each other where foreign keys are not enforced.
+ */
+export function concatByTable(list: readonly Uint8Array[]): Uint8Array {
+  if (list.length === 1) return list[0]!;
+  const parts = new Map<string, Uint8Array[]>();
+  for (const changeset of list)
+    for (const { table, bytes, headerBytes } of tableSpans(changeset)) {
+      const known = parts.get(table);
+      if (known === undefined) parts.set(table, [bytes]);
+      else known.push(bytes.subarray(headerBytes));
+    }
+  return concatChangesets([...parts.values()].flat());
+}
+
+/** The changeset without the tables that `strip` names; the very same bytes where there is nothing to strip. */
+export function stripTables(bytes: Uint8Array, strip: (table: string) => boolean): Uint8Array {
+  const spans = tableSpans(bytes);
+  const kept = spans.filter(({ table }) => !strip(table));
+  return kept.length === spans.length ? bytes : concatChangesets(kept.map((span) => span.bytes));
 }
 
 /** Names of the tables that change, each once, in the order of their first change. */
 export function touchedTables(bytes: Uint8Array): string[] {
-  const tables = new Set<string>();
-  const cursor = new ChangesetCursor(bytes);
-  let ordinal = 0;
-  while (cursor.next()) {
-    if (cursor.tableOrdinal === ordinal) continue;
-    ordinal = cursor.tableOrdinal;
-    tables.add(cursor.table);
-  }
-  return [...tables];
+  return [...new Set(tableSpans(bytes).map(({ table }) => table))];
 }
 
 export function countChanges(bytes: Uint8Array): number {

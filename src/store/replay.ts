@@ -7,7 +7,8 @@
  *   and the next replay goes on from there.
  * - `applyChangeset` answers true for tables that are missing or narrower, and most flipped bits apply. So what the
  *   batch really changed is captured and must lead to the fingerprint that the record carries.
- * - A batch of several records may conflict with itself where each alone does not; then they go one by one.
+ * - A batch of several records may conflict with itself where each alone does not, more often where it is joined by
+ *   table; then it is joined in order, and then its records go one by one.
  */
 import { constants } from 'node:sqlite';
 import { toHash, type Lsn } from '../base/brands.ts';
@@ -15,7 +16,7 @@ import { NostosError, isNostosError } from '../base/errors.ts';
 import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
 import { readCommitted } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
-import { concatChangesets } from './changeset.ts';
+import { concatByTable, concatChangesets } from './changeset.ts';
 import type { Connection } from './connection.ts';
 import type { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { advanceFingerprint, applySchemaCounters, replaySteps } from './migration.ts';
@@ -24,7 +25,7 @@ import { parseShape, readSchemaShape, serializeShape, type SchemaShape } from '.
 import { fromSqlite } from './sqlite-errors.ts';
 import { writeApplied, writeFingerprint, writeSchemaVersion, writeSequences, type TenantMeta } from './tenant-file.ts';
 
-const BATCH_RECORDS_MAX = 512;
+const BATCH_RECORDS_MAX = 4096;
 const BATCH_BYTES_MAX = 1024 * 1024;
 
 interface PendingRecord {
@@ -39,19 +40,11 @@ export interface ReplayState {
   readonly expected: ExpectedFingerprint;
 }
 
-export interface ReplayReport {
-  readonly records: number;
-  /** Batches that conflicted with themselves and were applied one by one. */
-  readonly singleSteps: number;
-}
-
 export class Replay {
   readonly #connection: Connection;
   readonly #state: ReplayState;
   #batch: PendingRecord[] = [];
   #batchBytes = 0;
-  #records = 0;
-  #singleSteps = 0;
 
   constructor(connection: Connection, state: ReplayState) {
     this.#connection = connection;
@@ -63,11 +56,10 @@ export class Replay {
     from: Lsn,
     to: Lsn,
     options: { tenant: CommittedRecord['tenant']; signal?: AbortSignal },
-  ): Promise<ReplayReport> {
+  ): Promise<void> {
     for await (const page of readCommitted(log, { from, to, ...options }))
       for (const record of page) this.#take(record);
     this.#flush();
-    return { records: this.#records, singleSteps: this.#singleSteps };
   }
 
   #take(record: CommittedRecord): void {
@@ -106,21 +98,20 @@ export class Replay {
     this.#batch = [];
     this.#batchBytes = 0;
     if (batch.length === 0) return;
-    if (this.#apply(batch)) return;
-    if (batch.length === 1) throw this.#diverged(batch[0]!.record);
-    this.#singleSteps += 1;
-    for (const one of batch) if (!this.#apply([one])) throw this.#diverged(one.record);
+    if (this.#apply(batch, concatByTable)) return;
+    if (batch.length > 1 && this.#apply(batch, concatChangesets)) return;
+    for (const one of batch) if (!this.#apply([one], concatChangesets)) throw this.#diverged(one.record);
   }
 
   /** One batch in one SQLite transaction; false, with nothing changed, where rows and changes do not fit. */
-  #apply(batch: readonly PendingRecord[]): boolean {
+  #apply(batch: readonly PendingRecord[], join: (changesets: readonly Uint8Array[]) => Uint8Array): boolean {
     const { database } = this.#connection;
     const { expected } = this.#state;
     const last = batch[batch.length - 1]!;
     const before = expected.snapshot();
     try {
       this.#connection.internal('begin immediate').run();
-      const captured = this.#applyCaptured(concatChangesets(batch.map(({ payload }) => payload.changeset)));
+      const captured = this.#applyCaptured(join(batch.map(({ payload }) => payload.changeset)));
       if (captured === undefined) {
         database.exec('rollback');
         return false;
@@ -135,7 +126,6 @@ export class Replay {
         if (payload.sequences.length > 0) writeSequences(this.#connection, payload.sequences);
       this.#moveTo(last.record, last.payload.fingerprint, this.#state.applied.schemaVersion);
       this.#connection.internal('commit').run();
-      this.#records += batch.length;
       return true;
     } catch (error) {
       if (database.isTransaction) database.exec('rollback');
@@ -172,7 +162,6 @@ export class Replay {
       this.#moveTo(record, payload.fingerprint, payload.schemaVersion);
       this.#connection.internal('commit').run();
       this.#state.shapes.set(payload.schemaVersion, shape);
-      this.#records += 1;
     } catch (error) {
       if (database.isTransaction) database.exec('rollback');
       expected.restore(before);

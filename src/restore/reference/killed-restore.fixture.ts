@@ -29,8 +29,7 @@ function counted<T extends Disk | DiskFile>(target: T): T {
       if (typeof method !== 'function') return method;
       return (...args: unknown[]): unknown => {
         if (CHANGES.includes(String(name)) || (name === 'open' && args[1] === 'create')) step();
-        if (name === 'write')
-          for (let left = stepsOfWrite(...(args as [Uint8Array, number])); left > 0; left--) step();
+        if (name === 'write') for (let left = stepsOfWrite(...(args as [Uint8Array, number])); left > 0; left--) step();
         const result: unknown = Reflect.apply(method, target, args);
         return name === 'open' ? counted(result as DiskFile) : result;
       };
