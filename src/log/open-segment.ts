@@ -101,7 +101,10 @@ export class OpenSegment {
 
   /** Takes in records that another thread has written behind the end; throws where they are not what it says. */
   adopt(end: ChainPoint, tail: TailPoint, onRecord?: (record: LogRecord) => void): void {
-    const cursor = new SegmentCursor(this.#file, this.#endOffset, tail.endOffset, ADOPT_CHUNK_BYTES);
+    const cursor = new SegmentCursor(this.#file, this.#endOffset, tail.endOffset, {
+      chunkBytes: ADOPT_CHUNK_BYTES,
+      reuse: true,
+    });
     const { last, endOffset, fault } = scanChain(cursor, end, (record, _hash, offset) => {
       this.#hasher?.update(record.bytes);
       this.index.add(record.lsn, offset);

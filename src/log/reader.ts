@@ -111,12 +111,9 @@ class SegmentWalk {
     if (previous !== undefined && !sameBytes(previous.hash, segment.anchor.hash))
       throw this.#damage(from, 'its anchor is not the record before it');
     const start = segment.index.floor(from);
-    this.#cursor = new SegmentCursor(
-      file,
-      start?.offset ?? SEGMENT_HEADER_BYTES,
-      segment.endOffset,
-      Math.min(BATCH_BYTES, Math.max(64 * 1024, bytesMax)),
-    );
+    this.#cursor = new SegmentCursor(file, start?.offset ?? SEGMENT_HEADER_BYTES, segment.endOffset, {
+      chunkBytes: Math.min(BATCH_BYTES, Math.max(64 * 1024, bytesMax)),
+    });
     if (from === segment.anchor.lsn + 1) this.previous = segment.anchor;
     else this.#skipTo(from, start?.lsn ?? ((segment.anchor.lsn + 1) as Lsn));
   }

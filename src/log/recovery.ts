@@ -48,7 +48,7 @@ export interface RecoveryOptions {
   readonly highestApplied?: () => Lsn;
   /** Records from here on are read and checked, besides those of the last segment. */
   readonly scanFrom?: Lsn;
-  /** Called with each record that is read, in order: from `scanFrom` on all of them, below it some. */
+  /** Called with each record that is read, valid during the call: from `scanFrom` on all of them, below it some. */
   readonly onRecord?: (record: LogRecord) => void;
   /** Records above this one are rewritten even where a watermark covers them: the last fsync that is known to hold. */
   readonly rewriteAbove?: Lsn;
@@ -228,7 +228,7 @@ class RecoveryPlan {
         if (!readWhole) return row;
       }
       const scan = scanChain(
-        new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes),
+        new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes, { reuse: true }),
         anchor,
         this.#collect(name, terms),
       );
@@ -278,7 +278,7 @@ class RecoveryPlan {
     try {
       const sizeBytes = file.size();
       const scan = scanChain(
-        new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes),
+        new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes, { reuse: true }),
         header.anchor,
         (record, hash, offset, previous) => {
           index.add(record.lsn, offset);

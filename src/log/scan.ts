@@ -20,6 +20,7 @@ export interface ScanResult {
   readonly records: number;
 }
 
+/** A record is valid during the call where the cursor reuses its buffer. */
 export type OnRecord = (record: LogRecord, hash: Hash, offset: number, previous: ChainPoint) => void;
 
 export function scanChain(cursor: SegmentCursor, from: ChainPoint, onRecord?: OnRecord): ScanResult {

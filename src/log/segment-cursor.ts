@@ -1,8 +1,10 @@
 /**
  * Walks the records of one segment file in bounded chunks. Each chunk is a buffer of its own, so the records that were
  * handed out stay valid as long as somebody holds them, and memory is one chunk, or one record where that is larger.
+ * With `reuse` a record is valid until the next one is asked for: a whole log passes through one buffer.
  */
 import type { DiskFile } from '../base/disk.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type { LogRecord, RecordFault } from './record.ts';
 import { RECORD_HEADER_BYTES, RecordDecoder, recordBytesAt } from './record.ts';
 
@@ -13,18 +15,27 @@ export class SegmentCursor {
   readonly #file: DiskFile;
   readonly #end: number;
   readonly #chunkBytes: number;
+  readonly #reuse: boolean;
   readonly #decoder = new RecordDecoder();
+  #buffer: Buffer = EMPTY;
+  /** What of the buffer was read. */
   #chunk: Buffer = EMPTY;
-  #view = new DataView(EMPTY.buffer, EMPTY.byteOffset, 0);
+  #view: DataView = new DataView(EMPTY.buffer, EMPTY.byteOffset, 0);
   #chunkStart: number;
   #at = 0;
 
   /** Reads from `offset` up to `end`, which is the end of the records or of the file. */
-  constructor(file: DiskFile, offset: number, end: number, chunkBytes = SCAN_CHUNK_BYTES) {
+  constructor(
+    file: DiskFile,
+    offset: number,
+    end: number,
+    { chunkBytes = SCAN_CHUNK_BYTES, reuse = false }: { readonly chunkBytes?: number; readonly reuse?: boolean } = {},
+  ) {
     this.#file = file;
     this.#chunkStart = offset;
     this.#end = end;
     this.#chunkBytes = chunkBytes;
+    this.#reuse = reuse;
   }
 
   /** Where in the file the next record begins. */
@@ -62,10 +73,14 @@ export class SegmentCursor {
     if (left >= available) return false;
     if (fault === 'blank' && left >= 2) return false;
     const wanted = left >= RECORD_HEADER_BYTES ? recordBytesAt(this.#view, this.#at) : 0;
-    const chunk = Buffer.allocUnsafeSlow(Math.min(available, Math.max(this.#chunkBytes, wanted)));
-    const filled = this.#file.read(chunk, offset);
-    this.#chunk = chunk.subarray(0, filled);
-    this.#view = new DataView(chunk.buffer, chunk.byteOffset, filled);
+    const size = Math.min(available, Math.max(this.#chunkBytes, wanted));
+    if (!this.#reuse || this.#buffer.length < size) {
+      if (this.#reuse) releaseBuffer(this.#buffer);
+      this.#buffer = Buffer.allocUnsafeSlow(size);
+    }
+    const filled = this.#file.read(this.#buffer.subarray(0, size), offset);
+    this.#chunk = this.#buffer.subarray(0, filled);
+    this.#view = new DataView(this.#buffer.buffer, this.#buffer.byteOffset, filled);
     this.#chunkStart = offset;
     this.#at = 0;
     return filled > left;

@@ -154,7 +154,7 @@ class Verifier {
     if (from === undefined) return;
     this.#firstLsn ??= (from.lsn + 1) as Lsn;
     const scan = scanChain(
-      new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes),
+      new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes, { reuse: true }),
       from,
       (record, _hash, _at, previous) => {
         if (record.kind !== RecordKind.termStart) return;

@@ -10,6 +10,7 @@
  * All batches see one snapshot: that of the caller's transaction, or of one that is opened here.
  */
 import type { DatabaseSync, SQLInputValue } from 'node:sqlite';
+import { releaseBuffer } from '../../base/release.ts';
 import { ChangesetCursor } from '../changeset-cursor.ts';
 import { concatChangesets } from '../changeset.ts';
 import { catalogRows, quoteName } from '../schema-catalog.ts';
@@ -36,8 +37,8 @@ export interface FingerprintRowsOptions extends RowScanOptions {
   readonly signal?: AbortSignal;
 }
 
-const BATCH_ROWS = 2_000;
-const BATCH_BYTES_MAX = 4 * 1024 * 1024;
+const BATCH_ROWS = 500;
+const BATCH_BYTES_MAX = 1024 * 1024;
 const SCRATCH = 'temp.nostos_scan';
 const LAST_KEY = 'temp.nostos_scan_last';
 
@@ -92,8 +93,10 @@ function* scanTable(
       for (; bytes > batchBytesMax && rowsMax > 1; bytes = steps.measure(rowsMax)) rowsMax = Math.ceil(rowsMax / 4);
       const { rows, changeset } = steps.copy(rowsMax);
       if (rows === 0) return;
+      const changesetBytes = changeset.length;
       consume(changeset);
-      yield { table: table.name, rows, bytes: changeset.length };
+      releaseBuffer(changeset);
+      yield { table: table.name, rows, bytes: changesetBytes };
       if (bytes * 2 < batchBytesMax) rowsMax = Math.min(rowsMax * 2, options.batchRows ?? BATCH_ROWS);
     }
   } finally {
@@ -164,6 +167,7 @@ class TableSteps {
     this.#db.exec(`DELETE FROM ${SCRATCH}`);
     const cursor = new ChangesetCursor(captured);
     const changeset = concatChangesets([this.#header, captured.subarray(cursor.readTable(0))]);
+    releaseBuffer(captured);
     return { rows: this.#copied, changeset };
   }
 
