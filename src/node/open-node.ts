@@ -53,7 +53,7 @@ export async function openNode(options: NodeOptions): Promise<Node> {
     );
     opened.push(() => lock.release());
     assertNoRestore(dir);
-    const node = await openParts({ ...options, dir }, limits, opened);
+    const node = await openParts({ ...options, dir }, { limits, writers: true }, opened);
     const admin = await serveAdmin({ node, path: join(dir, 'admin.sock'), limits });
     opened.push(() => admin.close());
     if (options.listen !== undefined) {
@@ -76,14 +76,19 @@ export async function openStaged(options: Pick<NodeOptions, 'dir' | 'limits'>): 
   assertRuntime();
   const dir = checkDir(options.dir);
   return closingOnFailure(async (opened) => {
-    const node = await openParts({ dir, scrubIntervalMs: false }, checkLimits(options.limits), opened);
+    const limits = checkLimits(options.limits);
+    const node = await openParts({ dir, scrubIntervalMs: false }, { limits, writers: false }, opened);
     node.start(() => closeInTurn(opened));
     return node;
   });
 }
 
 /** Everything between the lock and those who are served. What is to be closed is added to `opened`. */
-async function openParts(options: NodeOptions, limits: Limits, opened: (() => unknown)[]): Promise<NostosNode> {
+async function openParts(
+  options: NodeOptions,
+  { limits, writers }: { readonly limits: Limits; readonly writers: boolean },
+  opened: (() => unknown)[],
+): Promise<NostosNode> {
   const { dir } = options;
   const startedAtMs = systemClock.nowMs();
   const identity = loadNode(dir, options.cluster);
@@ -97,7 +102,7 @@ async function openParts(options: NodeOptions, limits: Limits, opened: (() => un
   opened.push(() => catalog.close());
   const catalogLog = new CatalogLog({ engine, catalog }, dir);
   await catalogLog.open();
-  const maintenance = new ThreadMaintenance();
+  const maintenance = new ThreadMaintenance({ writers });
   opened.push(() => maintenance.close());
   const queries = new QueryProcesses(limits);
   opened.push(() => queries.close());
