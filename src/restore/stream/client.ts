@@ -11,7 +11,7 @@ import type { ItemName } from '../item-name.ts';
 import type { ProviderInfo } from '../provider.ts';
 import type { PlanItem, RestorePlan } from '../source.ts';
 import type { CompressionMode } from './compression.ts';
-import { fetchItem, type FetchedItem } from './fetch-item.ts';
+import { fetchItem, type ArrivedItem, type FetchedItem } from './fetch-item.ts';
 import { protocolError } from './frames.ts';
 import { CONNECTIONS, STREAM_LIMITS, checkItemCount, type StreamLimits } from './limits.ts';
 import { VERSIONS, type Answer } from './messages.ts';
@@ -31,6 +31,9 @@ export interface RestoreClientOptions {
   readonly limits?: Partial<StreamLimits>;
   readonly timers?: Timers;
 }
+
+/** At once: each holds one of the four threads with which Node also writes. */
+const FSYNCS_MAX = 2;
 
 /** What the stream tells in any case. */
 export type StreamReport = FetchReport & { readonly watermark: number };
@@ -142,16 +145,27 @@ export class RestoreClient {
     // The largest first, so that no channel is left alone with one at the end.
     const queue = items.toSorted((a, b) => a.bytes - b.bytes);
     const connections = Math.min(this.#options.connections ?? CONNECTIONS, queue.length);
-    const workers = Array.from({ length: connections }, async () => {
+    const lanes = Array.from({ length: FSYNCS_MAX }, () => Promise.resolve());
+    const workers = Array.from({ length: connections }, async (_, channel) => {
       let peer: Peer | undefined;
+      let finishing: Promise<void> | undefined;
       try {
-        for (let item = queue.pop(); item !== undefined; item = queue.pop())
-          peer = await this.#fetchOne(item, peer, work);
+        for (let item = queue.pop(); item !== undefined; item = queue.pop()) {
+          const arrived = await this.#fetchOne(item, peer, work);
+          peer = arrived.peer;
+          const before = finishing;
+          // While the next one arrives; of each channel two at most.
+          const lane = channel % lanes.length;
+          finishing = lanes[lane]!.then(() => finish(item, arrived, work));
+          lanes[lane] = finishing.catch(() => undefined);
+          await before;
+        }
       } catch (error) {
         work.fail(error as Error);
         throw error;
       } finally {
         if (peer !== undefined) this.#drop(peer);
+        await finishing;
       }
     });
     const settled = await Promise.allSettled(workers);
@@ -159,8 +173,8 @@ export class RestoreClient {
     if (rejected !== undefined) throw rejected.reason;
   }
 
-  /** Returns the channel to go on with. What arrives damaged is fetched once more, without a base, over a new one. */
-  async #fetchOne(item: PlanItem, open: Peer | undefined, { target, run, signal }: Work): Promise<Peer> {
+  /** With the channel to go on with. What arrives damaged is fetched once more, without a base, over a new one. */
+  async #fetchOne(item: PlanItem, open: Peer | undefined, { target, run, signal }: Work): Promise<Arrived> {
     const path = target.pathOf(item.name);
     const base = target.baseOf(item.name);
     for (let [peer, attempt] = [open, 1]; ; attempt += 1) {
@@ -168,13 +182,12 @@ export class RestoreClient {
       const progress = run.started(item);
       const deps = { peer, timers: this.#deps.timers, limits: this.#deps.limits };
       try {
-        const { fetched, receivedBytes } = await fetchItem(
+        const arrived = await fetchItem(
           deps,
           { name: item.name, path, base, useBase: attempt === 1 },
           { signal, onProgress: progress },
         );
-        run.finished(item, fetched, receivedBytes);
-        return peer;
+        return { ...arrived, peer };
       } catch (error) {
         // The source is in the middle of sending it.
         this.#drop(peer);
@@ -208,6 +221,15 @@ export class RestoreClient {
     for (const peer of this.#peers) bytes += peer.bytesSent + peer.bytesReceived;
     return bytes;
   }
+}
+
+type Arrived = ArrivedItem & { readonly peer: Peer };
+
+/** Its failure shows when it is awaited, and calls off the rest at once. */
+function finish(item: PlanItem, arrived: ArrivedItem, { run, fail }: Work): Promise<void> {
+  const finished = arrived.finish().then(() => run.finished(item, arrived.fetched, arrived.receivedBytes));
+  finished.catch(fail);
+  return finished;
 }
 
 interface Work {

@@ -1,4 +1,7 @@
-/** The receiver's side of one item on one data channel: from the base to a file that is verified and fsynced. */
+/**
+ * The receiver's side of one item on one data channel: from the base to a file that is verified. Making it durable does not
+ * need the channel, so the next item may be asked for meanwhile.
+ */
 import { NostosError } from '../../base/errors.ts';
 import { yieldToEventLoop } from '../../base/event-loop.ts';
 import type { ItemName } from '../item-name.ts';
@@ -18,6 +21,13 @@ export interface FetchedItem {
   readonly name: ItemName;
   readonly bytes: number;
   readonly attributes: Readonly<Record<string, string | number>>;
+}
+
+export interface ArrivedItem {
+  readonly fetched: FetchedItem;
+  readonly receivedBytes: number;
+  /** Fsyncs and closes the file. To be called, whatever else happens. */
+  readonly finish: () => Promise<void>;
 }
 
 export interface ItemRequest {
@@ -42,7 +52,7 @@ export async function fetchItem(
   deps: ItemDeps,
   { name, path, base, useBase }: ItemRequest,
   options: ItemOptions,
-): Promise<{ readonly fetched: FetchedItem; readonly receivedBytes: number }> {
+): Promise<ArrivedItem> {
   const { peer } = deps;
   const file = await StagedFile.open(path, useBase ? base : undefined, (copied, at) => whileCopying(deps, copied, at));
   try {
@@ -55,10 +65,11 @@ export async function fetchItem(
       receivePatches(deps, name, { file, patcher, bytes }, { ...options, signal }),
     );
     patcher.finish(digest);
-    await file.finish(bytes);
-    return { fetched: { name, bytes, attributes }, receivedBytes: patcher.receivedBytes };
-  } finally {
+    const finish = (): Promise<void> => file.finish(bytes).finally(() => file.close());
+    return { fetched: { name, bytes, attributes }, receivedBytes: patcher.receivedBytes, finish };
+  } catch (error) {
     await file.close();
+    throw error;
   }
 }
 
