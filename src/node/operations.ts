@@ -5,9 +5,11 @@
  * An operation whose input names a tenant needs a right on that tenant, any other a right on all of them.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { z } from 'zod';
+import * as v from 'valibot';
 import { formatPosition, parsePosition, toLsn, type Position } from '../base/brands.ts';
 import { NostosError, serializeError } from '../base/errors.ts';
+import { finiteNumber, plainRecord, readInput, wholeNumber } from '../base/input-schema.ts';
+import type { SqlParameters } from '../store/values.ts';
 import { renderMetrics } from './metrics.ts';
 import { executeScript, queryScript, readsOnly } from './sql-script.ts';
 import type { Change, LongCallOptions, Node, Progress, RecordSummary } from './types.ts';
@@ -21,7 +23,7 @@ export interface OperationContext {
   readonly emit: (item: unknown) => Promise<void>;
 }
 
-interface Operation<Schema extends z.ZodType, Result> {
+interface Operation<Schema extends v.GenericSchema, Result> {
   readonly summary: string;
   readonly access: Access;
   /** Takes paths of this machine, so it is offered to the user of this machine only, never over HTTP. */
@@ -29,24 +31,40 @@ interface Operation<Schema extends z.ZodType, Result> {
   /** Answers with items before its result. */
   readonly streams?: true;
   readonly input: Schema;
-  run(node: Node, input: z.output<Schema>, context: OperationContext): Promise<Result>;
+  run(node: Node, input: v.InferOutput<Schema>, context: OperationContext): Promise<Result>;
 }
 
-function operation<Schema extends z.ZodType, Result>(definition: Operation<Schema, Result>): Operation<Schema, Result> {
+function operation<Schema extends v.GenericSchema, Result>(
+  definition: Operation<Schema, Result>,
+): Operation<Schema, Result> {
   return definition;
 }
 
-const tenant = z.string().min(1).max(200);
-const lsn = z.int().nonnegative().transform(toLsn);
-const sqlInput = z.union([
-  z.null(),
-  z.number(),
-  z.bigint(),
-  z.string(),
-  z.boolean(),
-  z.custom<Uint8Array>((value) => value instanceof Uint8Array),
-]);
-const parameters = z.union([z.array(sqlInput).readonly(), z.record(z.string(), sqlInput).readonly()]).optional();
+const name = v.pipe(v.string(), v.minLength(1), v.maxLength(200));
+const tenant = name;
+const lsn = v.pipe(
+  wholeNumber(),
+  v.transform((value: number) => toLsn(value)),
+);
+const file = v.pipe(v.string(), v.minLength(1));
+const flag = v.optional(v.boolean(), false);
+const migrations = v.pipe(v.array(v.string()), v.minLength(1));
+const sqlInput = v.union(
+  [
+    v.null(),
+    finiteNumber,
+    v.bigint(),
+    v.string(),
+    v.boolean(),
+    v.custom<Uint8Array>((value) => value instanceof Uint8Array),
+  ],
+  'expected null, a number, text, a boolean or bytes',
+);
+const positional = v.array(sqlInput);
+const named = plainRecord(sqlInput);
+const parameters = v.optional(
+  v.lazy((input): v.GenericSchema<SqlParameters> => (Array.isArray(input) ? positional : named)),
+);
 
 const FOLLOW_POLL_MS = 250;
 
@@ -75,13 +93,13 @@ export const OPERATIONS = {
   status: operation({
     summary: 'What the node is and how it does.',
     access: 'read',
-    input: z.strictObject({}),
+    input: v.strictObject({}),
     run: async (node) => node.status(),
   }),
   'tenant.create': operation({
     summary: 'Creates a tenant.',
     access: 'admin',
-    input: z.strictObject({ tenant, ifNotExists: z.boolean().default(false) }),
+    input: v.strictObject({ tenant, ifNotExists: flag }),
     run: async (node, input) => {
       await node.tenants.create(input.tenant, { ifNotExists: input.ifNotExists });
       return node.tenants.get(input.tenant);
@@ -90,7 +108,10 @@ export const OPERATIONS = {
   'tenant.list': operation({
     summary: 'Tenants in order of name.',
     access: 'read',
-    input: z.strictObject({ after: z.string().optional(), limit: z.int().min(1).max(10_000).default(1_000) }),
+    input: v.strictObject({
+      after: v.optional(v.string()),
+      limit: v.optional(v.pipe(wholeNumber(1), v.maxValue(10_000)), 1_000),
+    }),
     run: async (node, input) => ({
       total: await node.tenants.count(),
       tenants: await node.tenants.list(given({ after: input.after, limit: input.limit })),
@@ -99,7 +120,7 @@ export const OPERATIONS = {
   'tenant.drop': operation({
     summary: 'Drops a tenant and its data.',
     access: 'admin',
-    input: z.strictObject({ tenant }),
+    input: v.strictObject({ tenant }),
     run: async (node, input) => {
       await node.tenants.drop(input.tenant);
       return { dropped: input.tenant };
@@ -108,19 +129,19 @@ export const OPERATIONS = {
   'tenant.status': operation({
     summary: 'Size, tables and position of a tenant.',
     access: 'read',
-    input: z.strictObject({ tenant }),
+    input: v.strictObject({ tenant }),
     run: async (node, input) => node.tenant(input.tenant).status(),
   }),
   import: operation({
     summary: 'Fills a tenant from a SQLite file of this machine; makes the tenant where there is none.',
     access: 'admin',
     localOnly: true,
-    input: z.strictObject({
+    input: v.strictObject({
       tenant,
-      file: z.string().min(1),
-      addKey: z.boolean().default(false),
-      keepViolations: z.boolean().default(false),
-      dryRun: z.boolean().default(false),
+      file,
+      addKey: flag,
+      keepViolations: flag,
+      dryRun: flag,
     }),
     run: async (node, { tenant: name, file, ...options }, context) =>
       node.tenant(name).importFile(file, { ...options, ...longCall(context) }),
@@ -129,7 +150,7 @@ export const OPERATIONS = {
     summary: 'Writes a tenant to a plain SQLite file of this machine.',
     access: 'read',
     localOnly: true,
-    input: z.strictObject({ tenant, file: z.string().min(1), overwrite: z.boolean().default(false) }),
+    input: v.strictObject({ tenant, file, overwrite: flag }),
     run: async (node, { tenant: name, file, overwrite }, context) => {
       const report = await node.tenant(name).exportFile(file, { overwrite, ...longCall(context) });
       return { ...report, position: formatPosition(report.position) };
@@ -138,13 +159,13 @@ export const OPERATIONS = {
   'sql.query': operation({
     summary: 'Runs statements that read.',
     access: 'read',
-    input: z.strictObject({ tenant, sql: z.string(), parameters, timeoutMs: z.int().positive().optional() }),
+    input: v.strictObject({ tenant, sql: v.string(), parameters, timeoutMs: v.optional(wholeNumber(1)) }),
     run: async (node, input, { signal }) => queryScript(node.tenant(input.tenant), input, signal),
   }),
   'sql.execute': operation({
     summary: 'Runs statements in one transaction.',
     access: 'write',
-    input: z.strictObject({ tenant, sql: z.string(), parameters, id: z.string().min(1).max(200).optional() }),
+    input: v.strictObject({ tenant, sql: v.string(), parameters, id: v.optional(name) }),
     // What only reads runs where it can be ended; what writes runs in the thread of the node, so a token that may write
     // is trusted with its time.
     run: async (node, input, { signal }) =>
@@ -155,13 +176,13 @@ export const OPERATIONS = {
   migrate: operation({
     summary: 'Brings the schema of a tenant to the last of these migrations.',
     access: 'admin',
-    input: z.strictObject({ tenant, migrations: z.array(z.string()).min(1) }),
+    input: v.strictObject({ tenant, migrations }),
     run: async (node, input, context) => node.tenant(input.tenant).migrate(input.migrations, longCall(context)),
   }),
   'migrate.all': operation({
     summary: 'Brings the schema of every tenant to the last of these migrations.',
     access: 'admin',
-    input: z.strictObject({ migrations: z.array(z.string()).min(1) }),
+    input: v.strictObject({ migrations }),
     run: async (node, input, context) => {
       const { migrated, failed } = await node.migrateAll({ migrations: input.migrations, ...longCall(context) });
       return { migrated, failed: failed.map((one) => ({ tenant: one.tenant, error: serializeError(one.error) })) };
@@ -171,12 +192,12 @@ export const OPERATIONS = {
     summary: 'Summaries of the records of the log, oldest first.',
     access: 'read',
     streams: true,
-    input: z.strictObject({
-      from: lsn.optional(),
-      to: lsn.optional(),
-      tenant: tenant.optional(),
-      limit: z.int().positive().optional(),
-      follow: z.boolean().default(false),
+    input: v.strictObject({
+      from: v.optional(lsn),
+      to: v.optional(lsn),
+      tenant: v.optional(tenant),
+      limit: v.optional(wholeNumber(1)),
+      follow: flag,
     }),
     run: async (node, input, { signal, emit }) => {
       let count = 0;
@@ -197,7 +218,7 @@ export const OPERATIONS = {
     summary: 'Committed row changes of a tenant, oldest first.',
     access: 'read',
     streams: true,
-    input: z.strictObject({ tenant, from: z.string().optional(), follow: z.boolean().default(false) }),
+    input: v.strictObject({ tenant, from: v.optional(v.string()), follow: flag }),
     run: async (node, input, { signal, emit }) => {
       const from = input.from === undefined ? undefined : parseFrom(input.from);
       let count = 0;
@@ -212,19 +233,19 @@ export const OPERATIONS = {
   verify: operation({
     summary: 'Checks log, database files and fingerprints, of one tenant or of all.',
     access: 'read',
-    input: z.strictObject({ tenant: tenant.optional() }),
+    input: v.strictObject({ tenant: v.optional(tenant) }),
     run: async (node, input, context) => node.verify({ ...given({ tenant: input.tenant }), ...longCall(context) }),
   }),
   metrics: operation({
     summary: 'Metrics in the text format of Prometheus.',
     access: 'read',
-    input: z.strictObject({}),
+    input: v.strictObject({}),
     run: async (node) => renderMetrics(await node.status()),
   }),
 } as const;
 
 export type OperationName = keyof typeof OPERATIONS;
-export type OperationInput<Name extends OperationName> = z.input<(typeof OPERATIONS)[Name]['input']>;
+export type OperationInput<Name extends OperationName> = v.InferInput<(typeof OPERATIONS)[Name]['input']>;
 export type OperationResult<Name extends OperationName> = Awaited<ReturnType<(typeof OPERATIONS)[Name]['run']>>;
 
 export function isOperationName(name: string): name is OperationName {
@@ -237,10 +258,12 @@ export async function runOperation<Name extends OperationName>(
   call: { readonly name: Name; readonly input: unknown },
   context: OperationContext,
 ): Promise<OperationResult<Name>> {
-  const definition = OPERATIONS[call.name] as unknown as Operation<z.ZodType, OperationResult<Name>>;
-  const parsed = definition.input.safeParse(call.input);
-  if (!parsed.success)
-    throw new NostosError('INVALID_ARGUMENT', `${call.name}: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`);
+  const definition = OPERATIONS[call.name] as unknown as Operation<v.GenericSchema, OperationResult<Name>>;
+  const refusal = (problem: string): NostosError => new NostosError('INVALID_ARGUMENT', `${call.name}: ${problem}`);
+  // An empty array would pass for an object without fields.
+  if (Array.isArray(call.input)) throw refusal('expected an object, got an array');
+  const input = readInput(definition.input, call.input);
+  if (!input.ok) throw refusal(input.problem);
   context.signal.throwIfAborted();
-  return definition.run(node, parsed.data, context);
+  return definition.run(node, input.value, context);
 }

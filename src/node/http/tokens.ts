@@ -5,20 +5,21 @@
  */
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { z } from 'zod';
+import * as v from 'valibot';
 import { NostosError, isNostosError } from '../../base/errors.ts';
+import { readInput } from '../../base/input-schema.ts';
 import { replaceFile } from '../private-file.ts';
 import type { Access } from '../operations.ts';
 
-const grantSchema = z.strictObject({
-  name: z.string().optional(),
-  hash: z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in lowercase hex'),
+const grantSchema = v.strictObject({
+  name: v.optional(v.string()),
+  hash: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in lowercase hex')),
   /** Names, or `*` for all tenants and the node itself. */
-  tenants: z.array(z.string().min(1)).min(1),
-  access: z.enum(['read', 'write', 'admin']),
+  tenants: v.pipe(v.array(v.pipe(v.string(), v.minLength(1))), v.minLength(1)),
+  access: v.picklist(['read', 'write', 'admin']),
 });
 
-export type Grant = z.output<typeof grantSchema>;
+export type Grant = v.InferOutput<typeof grantSchema>;
 
 const RANK: Readonly<Record<Access, number>> = { read: 0, write: 1, admin: 2 };
 const TOKEN_BYTES = 32;
@@ -40,10 +41,9 @@ export async function readTokenFile(file: string): Promise<Grant[]> {
       cause: error,
     });
   }
-  const parsed = z.array(grantSchema).safeParse(parse(file, text));
-  if (!parsed.success)
-    throw new NostosError('INVALID_ARGUMENT', `the token file ${file} is wrong: ${z.prettifyError(parsed.error)}`);
-  return parsed.data;
+  const grants = readInput(v.array(grantSchema), parse(file, text));
+  if (grants.ok) return grants.value;
+  throw new NostosError('INVALID_ARGUMENT', `the token file ${file} is wrong: ${grants.problem}`);
 }
 
 function parse(file: string, text: string): unknown {

@@ -13,10 +13,11 @@
  */
 import { Blake3Hasher } from '@napi-rs/blake-hash';
 import { dirname, join } from 'node:path';
-import * as z from 'zod';
+import * as v from 'valibot';
 import type { Disk, DiskFile } from '../../base/disk.ts';
 import { readIfExists, writeDurably } from '../../base/durable-file.ts';
 import { NostosError } from '../../base/errors.ts';
+import { readInput, wholeNumber } from '../../base/input-schema.ts';
 import { NAME_BYTES_MAX, isLogFileName, nameProblem } from './file-name.ts';
 import type { RestoredFile } from './types.ts';
 
@@ -24,21 +25,24 @@ export const STAGING = '.nostos-restore';
 export const PLAN = 'plan.json';
 const READ_BYTES = 256 * 1024;
 
-const fileName = z.string().refine((name) => nameProblem(name, 'reference') === undefined);
-const Plan = z.strictObject({
-  format: z.literal(1),
-  files: z.array(
-    z.strictObject({
+const fileName = v.pipe(
+  v.string(),
+  v.check((name) => nameProblem(name, 'reference') === undefined, 'no file may have this name'),
+);
+const Plan = v.strictObject({
+  format: v.literal(1),
+  files: v.array(
+    v.strictObject({
       name: fileName,
-      staged: z.string().regex(/^\d+\.tmp$/),
-      bytes: z.int().nonnegative(),
-      blake3: z.string().regex(/^[0-9a-f]{64}$/),
+      staged: v.pipe(v.string(), v.regex(/^\d+\.tmp$/)),
+      bytes: wholeNumber(),
+      blake3: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)),
     }),
   ),
-  setAside: z.array(z.strictObject({ from: fileName, to: fileName })),
-  remove: z.array(fileName),
+  setAside: v.array(v.strictObject({ from: fileName, to: fileName })),
+  remove: v.array(fileName),
 });
-type Plan = z.infer<typeof Plan>;
+type Plan = v.InferOutput<typeof Plan>;
 
 export interface SwapReport {
   readonly files: readonly RestoredFile[];
@@ -225,7 +229,9 @@ function sweep(disk: Disk, staging: string): void {
 
 function parsePlan(path: string, bytes: Uint8Array): Plan {
   try {
-    return Plan.parse(JSON.parse(Buffer.from(bytes).toString('utf8')));
+    const plan = readInput(Plan, JSON.parse(Buffer.from(bytes).toString('utf8')));
+    if (plan.ok) return plan.value;
+    throw new Error(plan.problem);
   } catch (cause) {
     throw new NostosError(
       'UNSUPPORTED_FORMAT',

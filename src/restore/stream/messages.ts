@@ -3,9 +3,10 @@
  * `parseRequest` or `parseAnswer` has seen it; every count, size and name is checked there.
  */
 import { decode, encode } from '@msgpack/msgpack';
-import { z } from 'zod';
+import * as v from 'valibot';
 import { HASH_BYTES } from '../../base/brands.ts';
 import { ERROR_CODES, deserializeError, type NostosError, type SerializedError } from '../../base/errors.ts';
+import { finiteNumber, plainRecord, readInput, wholeNumber } from '../../base/input-schema.ts';
 import type { Versions } from '../../wire/negotiate.ts';
 import { parseItemName } from '../item-name.ts';
 import { FrameKind, protocolError } from './frames.ts';
@@ -14,88 +15,97 @@ import { ITEMS_PER_MESSAGE, MESSAGE_BYTES_MAX } from './limits.ts';
 export const STREAM_SERVICE_NAME = 'NOSTOS_RESTORE';
 export const VERSIONS: Versions = { service: STREAM_SERVICE_NAME, least: 1, greatest: 1 };
 
-const count = z.int().nonnegative();
-const hex128 = z.string().regex(/^[0-9a-f]{32}$/);
-const name = z
-  .string()
-  .max(300)
-  .transform((text, context) => {
+const count = wholeNumber();
+const hex128 = v.pipe(v.string(), v.regex(/^[0-9a-f]{32}$/));
+const name = v.pipe(
+  v.string(),
+  v.maxLength(300),
+  v.rawTransform(({ dataset, addIssue, NEVER }) => {
     try {
-      return parseItemName(text);
+      return parseItemName(dataset.value);
     } catch (error) {
-      context.addIssue((error as Error).message);
-      return z.NEVER;
+      addIssue({ message: (error as Error).message });
+      return NEVER;
     }
-  });
-const label = z.string().max(256);
-const attributes = z
-  .record(z.string().max(64), z.union([z.string().max(1024), z.number()]))
-  .refine((record) => Object.keys(record).length <= 32, 'too many attributes');
+  }),
+);
+const label = v.pipe(v.string(), v.maxLength(256));
+const attributes = plainRecord(v.union([v.pipe(v.string(), v.maxLength(1024)), finiteNumber]), {
+  nameCharsMax: 64,
+  entriesMax: 32,
+});
 /** A copy, since a frame may be in memory that is used again. */
-const digest = z
-  .custom<Uint8Array>((value) => value instanceof Uint8Array && value.length === HASH_BYTES)
-  .transform((value) => value.slice());
+const digest = v.pipe(
+  v.custom<Uint8Array>(
+    (value) => value instanceof Uint8Array && value.length === HASH_BYTES,
+    `expected ${HASH_BYTES} bytes`,
+  ),
+  v.transform((value) => value.slice()),
+);
 
 /** What a receiver asks. `info`, `begin` and `attach` are the first message of a channel. */
-const request = z.discriminatedUnion('kind', [
-  z.object({ kind: z.literal('info') }),
-  z.object({
-    kind: z.literal('begin'),
-    rateBytesPerSecond: z.number().positive().nullable(),
-    compression: z.enum(['auto', 'on', 'off']),
+const request = v.variant('kind', [
+  v.object({ kind: v.literal('info') }),
+  v.object({
+    kind: v.literal('begin'),
+    rateBytesPerSecond: v.nullable(v.pipe(finiteNumber, v.gtValue(0))),
+    compression: v.picklist(['auto', 'on', 'off']),
   }),
-  z.object({ kind: z.literal('attach'), session: hex128 }),
-  z.object({ kind: z.literal('copying'), bytes: count }),
-  z.object({ kind: z.literal('fetch'), name, base: count }),
-  z.object({ kind: z.literal('tail') }),
-  z.object({ kind: z.literal('ping') }),
-  z.object({ kind: z.literal('end') }),
+  v.object({ kind: v.literal('attach'), session: hex128 }),
+  v.object({ kind: v.literal('copying'), bytes: count }),
+  v.object({ kind: v.literal('fetch'), name, base: count }),
+  v.object({ kind: v.literal('tail') }),
+  v.object({ kind: v.literal('ping') }),
+  v.object({ kind: v.literal('end') }),
 ]);
 
 const identity = {
-  cluster: hex128.nullable(),
-  generation: hex128.nullable(),
-  store: hex128.nullable(),
-  node: label.nullable(),
+  cluster: v.nullable(hex128),
+  generation: v.nullable(hex128),
+  store: v.nullable(hex128),
+  node: v.nullable(label),
   term: count,
   watermark: count,
 };
 
-const answer = z.discriminatedUnion('kind', [
-  z.object({
-    kind: z.literal('info'),
-    info: z.object({ ...identity, role: label.nullable(), firstLsn: count, sessions: count }),
+const answer = v.variant('kind', [
+  v.object({
+    kind: v.literal('info'),
+    info: v.object({ ...identity, role: v.nullable(label), firstLsn: count, sessions: count }),
   }),
-  z.object({
-    kind: z.literal('session'),
+  v.object({
+    kind: v.literal('session'),
     session: hex128,
-    plan: z.object({
+    plan: v.object({
       ...identity,
-      kind: z.enum(['node', 'files']),
+      kind: v.picklist(['node', 'files']),
       itemCount: count,
-      tailBytes: count.exactOptional(),
+      tailBytes: v.exactOptional(count),
     }),
   }),
-  z.object({ kind: z.literal('items'), items: z.array(z.tuple([name, count])).max(ITEMS_PER_MESSAGE) }),
-  z.object({ kind: z.literal('attached') }),
-  z.object({ kind: z.literal('opened'), bytes: count, attributes }),
-  z.object({ kind: z.literal('done'), digest }),
-  z.object({ kind: z.literal('tail'), itemCount: count }),
-  z.object({ kind: z.literal('wait') }),
-  z.object({ kind: z.literal('ended') }),
-  z.object({
-    kind: z.literal('error'),
-    error: z.object({
-      code: z.string().max(64),
-      message: z.string().max(4096),
-      details: z.record(z.string().max(64), z.unknown()),
+  v.object({
+    kind: v.literal('items'),
+    items: v.pipe(v.array(v.strictTuple([name, count])), v.maxLength(ITEMS_PER_MESSAGE)),
+  }),
+  v.object({ kind: v.literal('attached') }),
+  v.object({ kind: v.literal('opened'), bytes: count, attributes }),
+  v.object({ kind: v.literal('done'), digest }),
+  v.object({ kind: v.literal('tail'), itemCount: count }),
+  v.object({ kind: v.literal('wait') }),
+  v.object({ kind: v.literal('ended') }),
+  v.object({
+    kind: v.literal('error'),
+    error: v.object({
+      code: v.pipe(v.string(), v.maxLength(64)),
+      message: v.pipe(v.string(), v.maxLength(4096)),
+      details: plainRecord(v.unknown(), { nameCharsMax: 64 }),
     }),
   }),
 ]);
 
-export type Request = z.output<typeof request>;
-export type Answer = z.output<typeof answer>;
-export type Message = z.input<typeof request> | z.input<typeof answer>;
+export type Request = v.InferOutput<typeof request>;
+export type Answer = v.InferOutput<typeof answer>;
+export type Message = v.InferInput<typeof request> | v.InferInput<typeof answer>;
 export type AnswerOf<Kind extends Answer['kind']> = Extract<Answer, { kind: Kind }>;
 
 const KIND = new Uint8Array([FrameKind.message]);
@@ -114,7 +124,7 @@ export function encodeMessage(message: Message): readonly [Uint8Array, Uint8Arra
 export const parseRequest = (frame: Uint8Array): Request => parse(request, frame, 'request');
 export const parseAnswer = (frame: Uint8Array): Answer => parse(answer, frame, 'answer');
 
-function parse<T>(schema: z.ZodType<T>, frame: Uint8Array, what: string): T {
+function parse<T>(schema: v.GenericSchema<unknown, T>, frame: Uint8Array, what: string): T {
   if (frame[0] !== FrameKind.message || frame.length > MESSAGE_BYTES_MAX)
     throw protocolError(`a frame of kind ${frame[0]} and ${frame.length} bytes where ${what} was due`);
   let value: unknown;
@@ -123,10 +133,9 @@ function parse<T>(schema: z.ZodType<T>, frame: Uint8Array, what: string): T {
   } catch (error) {
     throw protocolError(`${what} that is no MessagePack (${(error as Error).message})`);
   }
-  const parsed = schema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0]!;
-  throw protocolError(`${what} whose ${path.join('.') || 'content'} is wrong (${message})`);
+  const message = readInput(schema, value);
+  if (message.ok) return message.value;
+  throw protocolError(`${what} that is wrong (${message.problem})`);
 }
 
 const MESSAGE_CHARS_MAX = 4096;
