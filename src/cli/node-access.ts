@@ -6,7 +6,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isNostosError } from '../base/errors.ts';
 import { callAdmin, isServed, type CallOptions } from '../node/admin-socket.ts';
-import { runOperation, type OperationInput, type OperationName, type OperationResult } from '../node/operations.ts';
+import type { OperationInput, OperationName, OperationResult } from '../node/operations.ts';
 import { MARKER_FILE } from '../restore/local/marker.ts';
 import { ExitError } from './exit-codes.ts';
 
@@ -37,6 +37,7 @@ function runningNode({ dir, signal }: AccessOptions): NodeAccess {
 
 async function openedNode({ dir, signal }: AccessOptions): Promise<NodeAccess> {
   const { openNode } = await import('../node/open-node.ts');
+  const { runOperation } = await import('../node/operations.ts');
   const node = await openNode({ dir, scrubIntervalMs: false, signal });
   return {
     via: 'opened',

@@ -7,7 +7,7 @@
  * the data directory. Where the path would pass what a socket address can hold, the socket stays in a private temporary
  * directory and `admin.sock` is a symbolic link to it.
  */
-import { createServer, request, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { once } from 'node:events';
 import { chmod, mkdtemp, readlink, realpath, rename, rm, symlink } from 'node:fs/promises';
@@ -24,14 +24,7 @@ import {
   respondWithStream,
   type StreamHandlers,
 } from './operation-stream.ts';
-import {
-  OPERATIONS,
-  isOperationName,
-  runOperation,
-  type OperationInput,
-  type OperationName,
-  type OperationResult,
-} from './operations.ts';
+import type { OperationInput, OperationName, OperationResult } from './operations.ts';
 import type { Node } from './types.ts';
 
 export const ADMIN_SOCKET = 'admin.sock';
@@ -71,6 +64,8 @@ async function respond(
   const name = /^\/operations\/([\w.]+)$/.exec(incoming.url ?? '')?.[1] ?? '';
   const signal = disconnectSignal(response, exchange.signal);
   await respondWithStream(response, signal, async (context) => {
+    // Loaded when something is asked: most nodes of an application never are.
+    const { OPERATIONS, isOperationName, runOperation } = await import('./operations.ts');
     if (incoming.method !== 'POST' || !isOperationName(name))
       throw new NostosError(
         'INVALID_ARGUMENT',
@@ -88,6 +83,8 @@ export async function serveAdmin(options: AdminSocketOptions): Promise<AdminSock
   const running = new Set<Promise<void>>();
   let connections = 0;
 
+  // Takes 5 MiB, and what only verifies a copy that was fetched serves nothing.
+  const { createServer } = await import('node:http');
   const server = createServer({ headersTimeout: HEADERS_TIMEOUT_MS, keepAlive: false }, (incoming, response) => {
     if (connections > limits.adminConnectionsMax) {
       const error = new NostosError(
@@ -188,6 +185,7 @@ export async function callAdmin<Name extends OperationName>(
 ): Promise<OperationResult<Name>> {
   const { signal } = options;
   const socketPath = await socketOf(dir);
+  const { request } = await import('node:http');
   const outgoing = request({
     socketPath,
     path: `/operations/${call.name}`,
@@ -211,6 +209,7 @@ export async function callAdmin<Name extends OperationName>(
     outgoing.destroy();
   }
   signal?.throwIfAborted();
+  const { OPERATIONS } = await import('./operations.ts');
   const changed = OPERATIONS[call.name].access !== 'read';
   throw new NostosError(
     changed ? 'OUTCOME_UNKNOWN' : 'IO_FAILED',

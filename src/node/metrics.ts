@@ -1,5 +1,4 @@
 /** The metrics of a node, from one status: names that end in their unit, and none per tenant, which would not be bounded. */
-import { Counter, Gauge, Registry } from 'prom-client';
 import type { NodeStatus } from './types.ts';
 
 interface Metric {
@@ -64,6 +63,8 @@ const METRICS: readonly Metric[] = [
 
 /** Text in the format of Prometheus, from a registry of its own: the caller's default registry is not touched. */
 export async function renderMetrics(status: NodeStatus): Promise<string> {
+  // Takes 5 MiB, and most nodes are never asked.
+  const { Counter, Gauge, Registry } = await import('prom-client');
   const registry = new Registry();
   for (const { name, help, kind, value } of METRICS) {
     if (kind === 'counter') new Counter({ name, help, registers: [registry] }).inc(value(status));
