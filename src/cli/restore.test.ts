@@ -253,6 +253,7 @@ const REFUSED: readonly {
   { args: ['--from', 'nowhere'], exit: 'usage', says: /nowhere/ },
   { args: ['--from', '127.0.0.1:1'], exit: 'retry', says: /127\.0\.0\.1:1/ },
   { args: ['--from', '127.0.0.1:1', '--rate', 'fast'], exit: 'usage', says: /500K or 20M/ },
+  { args: ['--from', '127.0.0.1:1', '--rate', '1K'], exit: 'usage', says: /16K at least/ },
   { args: ['--from', '127.0.0.1:1', '--connections', '0'], exit: 'usage', says: /1 to 16/ },
   { args: ['--abandon'], exit: 'usage', says: /no unfinished restore/ },
   { args: ['--abandon', '--discard'], exit: 'usage', says: /say it alone/ },

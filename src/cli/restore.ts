@@ -36,7 +36,7 @@ import {
   type RestoreRunEvent,
   type RunReport,
 } from './restore-run.ts';
-import { answer, verb, wholeNumber, type VerbOptions } from './verb.ts';
+import { answer, byteRate, verb, wholeNumber, type VerbOptions } from './verb.ts';
 
 interface RestoreVerbOptions extends VerbOptions {
   readonly from?: readonly string[];
@@ -64,14 +64,6 @@ function checkSource(from: string): string {
     );
   parseAddress(from.startsWith(REFERENCE_PREFIX) ? from.slice(REFERENCE_PREFIX.length) : from);
   return from;
-}
-
-/** Suffixes are powers of 1,024, per second. */
-function byteRate(text: string): number {
-  const match = /^(\d{1,9})([KMG]?)$/i.exec(text);
-  const rate = Number(match?.[1] ?? 0) * 1024 ** ' KMG'.indexOf(match?.[2]?.toUpperCase() || ' ');
-  if (rate > 0) return rate;
-  throw new ExitError('usage', `--rate takes bytes per second, such as 500K or 20M, got ${JSON.stringify(text)}`);
 }
 
 /** Those that were given, else those of the run that is resumed. */
@@ -303,7 +295,7 @@ export function restoreVerb(io: Io): Command {
     .option('--abandon', 'give up a restore that was cut off')
     .option('--replace', 'take the state of another cluster or generation than that of the directory')
     .option('--discard', 'remove the former state at the end instead of keeping it in set-aside.<n>/')
-    .option('--rate <bytes>', 'at most so much per second; K, M and G are allowed', byteRate)
+    .option('--rate <bytes>', 'at most so much per second; K, M and G are allowed', byteRate('--rate'))
     .option('--connections <count>', 'files in flight at a time', wholeNumber('--connections'))
     .option('--tls-dir <path>', 'certificates of this node, as nostos certs makes them')
     .action(async (options: RestoreVerbOptions) => {

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -8,6 +9,7 @@ import { test } from 'node:test';
 import { writeMarker } from '../restore/local/marker.ts';
 import { systemDisk } from '../base/disk.ts';
 import { toClusterId, toGeneration, toNodeId, toStoreId } from '../base/brands.ts';
+import { openNode } from '../index.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { ENTRY, nostos, temporaryDirectory } from './nostos-process.fixture.ts';
 
@@ -35,6 +37,30 @@ test('serve --listen lets another node copy this one; the copy says what it is',
   const refused = await nostos(cwd, ['tenant', 'create', 'acme', '--dir', 'b']);
   assert.equal(refused.code, EXIT_CODES.retry[0], refused.stderr);
   assert.match(refused.stderr, /NOT_PRIMARY/);
+});
+
+test('serve --copy-rate: a copy takes no more than that per second, whatever it asks for', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const rate = 64 * 1024;
+  await using node = await openNode({
+    dir: join(cwd, 'a'),
+    listen: { port: 0, rateBytesPerSecond: rate },
+  });
+  const tenant = await node.tenants.create('t');
+  await tenant.migrate(['create table noise (id integer primary key not null, bytes blob not null)']);
+  const bytes = 100_000;
+  await tenant.write((tx) => tx.run('insert into noise values (1, ?)', [randomBytes(bytes)]));
+  const startedMs = performance.now();
+  const restored = await nostos(cwd, ['restore', '--from', node.address!, '--dir', 'b', '--rate', '10M']);
+  assert.equal(restored.code, 0, restored.stderr);
+  // In the log and in the file of the tenant; a tenth of a second of the rate may leave at once.
+  assert.ok(performance.now() - startedMs > ((2 * bytes) / rate - 0.1) * 1000);
+  const misplaced = await nostos(cwd, ['serve', '--port', '0', '--copy-rate', '1M']);
+  assert.equal(misplaced.code, EXIT_CODES.usage[0]);
+  assert.match(misplaced.stderr, /--copy-rate is for --listen/);
+  await assert.rejects(openNode({ dir: join(cwd, 'c'), listen: { port: 0, rateBytesPerSecond: 1 } }), {
+    code: 'INVALID_ARGUMENT',
+  });
 });
 
 test('serve --tls-dir refuses certificates that no other node would accept, and lists who may copy', async (t) => {

@@ -17,7 +17,7 @@ import { ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { isDataDirectory } from './node-access.ts';
 import { style } from './render.ts';
-import { answer, verb, wholeNumber, type VerbOptions } from './verb.ts';
+import { answer, byteRate, verb, wholeNumber, type VerbOptions } from './verb.ts';
 
 interface ServeOptions extends VerbOptions {
   readonly host: string;
@@ -26,6 +26,7 @@ interface ServeOptions extends VerbOptions {
   readonly newToken?: Access;
   readonly tenants: string;
   readonly listen?: string;
+  readonly copyRate?: number;
   readonly tlsDir?: string;
   readonly allowNode: readonly string[];
 }
@@ -76,13 +77,13 @@ async function announce(
 
 /** Where other nodes connect; `undefined` where none do. */
 async function listenOptions(io: Io, options: ServeOptions, dir: string): Promise<NodeOptions['listen']> {
-  const { listen, tlsDir, allowNode } = options;
+  const { listen, tlsDir, allowNode, copyRate } = options;
   if (listen === undefined) {
-    if (tlsDir === undefined && allowNode.length === 0) return undefined;
-    const option = tlsDir === undefined ? '--allow-node' : '--tls-dir';
+    if (tlsDir === undefined && allowNode.length === 0 && copyRate === undefined) return undefined;
+    const option = tlsDir !== undefined ? '--tls-dir' : allowNode.length > 0 ? '--allow-node' : '--copy-rate';
     throw new ExitError('usage', `${option} is for --listen`, 'Say where other nodes connect: --listen host:port');
   }
-  const address = parseAddress(listen);
+  const address = { ...parseAddress(listen), ...(copyRate === undefined ? {} : { rateBytesPerSecond: copyRate }) };
   if (tlsDir === undefined) {
     if (allowNode.length === 0) return address;
     throw new ExitError('usage', '--allow-node needs --tls-dir', 'Without TLS nobody shows which node it is.');
@@ -180,6 +181,7 @@ export function serveVerb(io: Io): Command {
     .option('--host <address>', 'loopback address', '127.0.0.1')
     .option('--port <number>', '0: any free one', wholeNumber('--port'), 4040)
     .option('--listen <host:port>', 'serve other nodes there; port 0: any free one')
+    .option('--copy-rate <bytes>', 'all copies together take at most so much per second', byteRate('--copy-rate'))
     .option('--tls-dir <dir>', 'ca.crt, node.crt and node.key, made by nostos certs node')
     .option('--allow-node <id>', 'only this node may copy; may be repeated', collect, [])
     .option('--token-file <file>', 'JSON file of hashed tokens')

@@ -4,6 +4,7 @@ import { Command, Option } from 'commander';
 import { stringifyJson } from '../node/json-values.ts';
 import type { CallOptions } from '../node/admin-socket.ts';
 import type { OperationInput, OperationName, OperationResult } from '../node/operations.ts';
+import { RATE_BYTES_PER_SECOND_MIN } from '../restore/stream/limits.ts';
 import { ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { accessNode, type NodeAccess } from './node-access.ts';
@@ -60,6 +61,19 @@ export function wholeNumber(name: string): (text: string) => number {
     if (!/^\d{1,15}$/.test(text))
       throw new ExitError('usage', `${name} takes a whole number, got ${JSON.stringify(text)}`);
     return Number(text);
+  };
+}
+
+/** Suffixes are powers of 1,024, per second. */
+export function byteRate(name: string): (text: string) => number {
+  return (text) => {
+    const match = /^(\d{1,9})([KMG]?)$/i.exec(text);
+    const rate = Number(match?.[1] ?? 0) * 1024 ** ' KMG'.indexOf(match?.[2]?.toUpperCase() || ' ');
+    if (rate >= RATE_BYTES_PER_SECOND_MIN) return rate;
+    throw new ExitError(
+      'usage',
+      `${name} takes bytes per second, such as 500K or 20M, ${RATE_BYTES_PER_SECOND_MIN / 1024}K at least, got ${JSON.stringify(text)}`,
+    );
   };
 }
 

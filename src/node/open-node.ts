@@ -16,6 +16,7 @@ import { makeDirectories } from '../base/make-directory.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { unfinished } from '../restore/local/decision.ts';
 import { readMarker } from '../restore/local/marker.ts';
+import { checkRate } from '../restore/stream/limits.ts';
 import { Catalog } from '../store/catalog.ts';
 import { formatAddress, parseAddress } from '../wire/address.ts';
 import { serveAdmin } from './admin-socket.ts';
@@ -151,7 +152,8 @@ async function closeInTurn(opened: readonly (() => unknown)[]): Promise<void> {
   if (failures.length > 0) throw failures[0];
 }
 
-function checkListen({ host, port }: NonNullable<NodeOptions['listen']>): void {
+function checkListen({ host, port, rateBytesPerSecond }: NonNullable<NodeOptions['listen']>): void {
+  checkRate(rateBytesPerSecond);
   if (host !== undefined && (typeof host !== 'string' || host.length === 0))
     throw new NostosError('INVALID_ARGUMENT', `listen.host must be an address or a name, got ${JSON.stringify(host)}`);
   if (!Number.isInteger(port) || port < 0 || port > 65_535)

@@ -303,6 +303,8 @@ export interface ListenAddress {
     /** Ids of the nodes that may connect; by default all whose certificate names the cluster of this node. */
     readonly allowNodes?: readonly string[];
   };
+  /** What all copies together may take per second; a receiver may ask for less. Default: no limit. */
+  readonly rateBytesPerSecond?: number;
 }
 
 export interface NodeOptions {

@@ -107,6 +107,7 @@ const dispatcher = new TcpServiceDispatcher(address, {
 dispatcher.register(
   new RestoreService(new NodeRestoreSource(host, dir), {
     limits: { sessionsMax: limits.restoreSessionsMax, reservationTimeoutMs: limits.reservationTimeoutMs },
+    ...(listen.rateBytesPerSecond === undefined ? {} : { rateBytesPerSecond: listen.rateBytesPerSecond }),
   }),
 );
 // Peers that know the reference's service only get the log.

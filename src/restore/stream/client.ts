@@ -13,7 +13,7 @@ import type { PlanItem, RestorePlan } from '../source.ts';
 import type { CompressionMode } from './compression.ts';
 import { fetchItem, type ArrivedItem, type FetchedItem } from './fetch-item.ts';
 import { protocolError } from './frames.ts';
-import { CONNECTIONS, STREAM_LIMITS, checkItemCount, type StreamLimits } from './limits.ts';
+import { CONNECTIONS, STREAM_LIMITS, checkItemCount, checkRate, type StreamLimits } from './limits.ts';
 import { VERSIONS, type Answer } from './messages.ts';
 import { Peer, type PeerDeps } from './peer.ts';
 import { Reach } from './reach.ts';
@@ -93,6 +93,7 @@ export class RestoreClient {
   }
 
   static async open(options: RestoreClientOptions, signal?: AbortSignal): Promise<RestoreClient> {
+    checkRate(options.rateBytesPerSecond);
     const open = signal ?? new AbortController().signal;
     const peer = await connectPeer(options, open);
     try {

@@ -65,7 +65,13 @@ export async function fetchItem(
       receivePatches(deps, name, { file, patcher, bytes }, { ...options, signal }),
     );
     patcher.finish(digest);
-    const finish = (): Promise<void> => file.finish(bytes).finally(() => file.close());
+    const finish = async (): Promise<void> => {
+      try {
+        await file.finish(bytes);
+      } finally {
+        await file.close();
+      }
+    };
     return { fetched: { name, bytes, attributes }, receivedBytes: patcher.receivedBytes, finish };
   } catch (error) {
     await file.close();

@@ -35,6 +35,20 @@ export function checkItemCount(items: number, { planItemsMax }: Pick<StreamLimit
   );
 }
 
+/** Bytes of files in one data frame under a rate limit, at least. */
+export const PATCH_BYTES_MIN = 64 * 1024;
+/** Below it the channels of one restore would be so slow in turn that each looks as if it had stalled. */
+export const RATE_BYTES_PER_SECOND_MIN = 16 * 1024;
+
+export function checkRate(bytesPerSecond: number | undefined): void {
+  if (bytesPerSecond === undefined || bytesPerSecond >= RATE_BYTES_PER_SECOND_MIN) return;
+  throw new NostosError(
+    'INVALID_ARGUMENT',
+    `a rate limit is at least ${RATE_BYTES_PER_SECOND_MIN} bytes per second, got ${bytesPerSecond}`,
+    { details: { bytesPerSecond, least: RATE_BYTES_PER_SECOND_MIN } },
+  );
+}
+
 /** Bytes of the base that the hashes of one frame cover, and the most that a source reads without a word. */
 export const HASHED_BYTES = 4 * 1024 * 1024;
 /** Bytes of files in one data frame; fewer under a rate limit. */

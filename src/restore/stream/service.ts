@@ -17,8 +17,10 @@ import {
   ITEMS_PER_MESSAGE,
   MESSAGE_BYTES_MAX,
   PATCH_BYTES,
+  PATCH_BYTES_MIN,
   STREAM_LIMITS,
   checkItemCount,
+  checkRate,
   type StreamLimits,
 } from './limits.ts';
 import { STREAM_SERVICE_NAME, VERSIONS, errorMessage, parseRequest, type Request } from './messages.ts';
@@ -30,7 +32,6 @@ import { TokenBucket } from './token-bucket.ts';
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** A send that took longer has waited for the link. */
 const IMMEDIATE_MS = 1;
-const PATCH_BYTES_MIN = 64 * 1024;
 
 export interface RestoreServiceOptions {
   readonly limits?: Partial<StreamLimits>;
@@ -71,6 +72,7 @@ export class RestoreService implements ServiceHandler {
     this.#timers = options.timers ?? systemTimers;
     this.#random = options.random ?? systemRandom;
     this.#compression = options.compression ?? 'auto';
+    checkRate(options.rateBytesPerSecond);
     if (options.rateBytesPerSecond !== undefined)
       this.#bucket = new TokenBucket(options.rateBytesPerSecond, this.#timers);
   }
