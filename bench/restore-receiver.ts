@@ -19,13 +19,10 @@ export interface Fetch {
 
 export interface Fetched {
   readonly report: StreamReport;
-  /** From the first connection to the sync of the directory. */
-  readonly elapsedMs: number;
   readonly peakBytes: number;
 }
 
 export async function fetchOnce({ port, target, bases, noteHalf }: Fetch): Promise<Fetched> {
-  const startedMs = performance.now();
   const client = await RestoreClient.open({
     connect: (signal) =>
       connectToService(`127.0.0.1:${port}`, STREAM_SERVICE_NAME, { signal, receiveBufferBytes: RECEIVE_BUFFER_BYTES }),
@@ -45,7 +42,7 @@ export async function fetchOnce({ port, target, bases, noteHalf }: Fetch): Promi
   const directory = openSync(target, 'r');
   fsyncSync(directory);
   closeSync(directory);
-  return { report, elapsedMs: performance.now() - startedMs, peakBytes: peakResidentBytes() };
+  return { report, peakBytes: peakResidentBytes() };
 }
 
 /** Leaves everything that is imported here in the cache of compiled code. */
