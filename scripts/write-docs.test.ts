@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { DEFAULT_LIMITS } from '../src/base/limits.ts';
 import { generatedPages } from './write-docs.ts';
 
-const pages = generatedPages();
+const pages = await generatedPages();
 
 for (const [path, text] of pages)
   test(`${path} is what the code says (else: npm run docs)`, () => {

@@ -68,9 +68,9 @@ const silent: Io = {
   signal: new AbortController().signal,
 };
 
-function helpPages(): string[] {
+async function helpPages(): Promise<string[]> {
   let text = '';
-  const program = buildProgram(silent);
+  const program = await buildProgram(silent);
   const verbs = allCommands(program).filter((command) => command.commands.length === 0);
   return verbs.map((command) => {
     text = '';
@@ -80,7 +80,7 @@ function helpPages(): string[] {
   });
 }
 
-function cliPage(): string {
+async function cliPage(): Promise<string> {
   const exits = Object.values(EXIT_CODES).map(([code, meaning]) => `| ${code} | ${meaning} |`);
   return `# The command line
 
@@ -98,17 +98,17 @@ fit a number, \`{"$bytes": "<base64>"}\`, \`{"$real": "Infinity"}\`; an object w
 |--:|---|
 ${exits.join('\n')}
 
-${helpPages().join('\n\n')}
+${(await helpPages()).join('\n\n')}
 `;
 }
 
 /** Path from the root of the repository, and what must be in it. */
-export function generatedPages(): ReadonlyMap<string, string> {
+export async function generatedPages(): Promise<ReadonlyMap<string, string>> {
   return new Map([
     ['docs/errors.md', errorsPage()],
     ['docs/limits.md', limitsPage()],
-    ['docs/cli.md', cliPage()],
+    ['docs/cli.md', await cliPage()],
   ]);
 }
 
-if (import.meta.main) for (const [path, text] of generatedPages()) writeFileSync(pathOf(path), text);
+if (import.meta.main) for (const [path, text] of await generatedPages()) writeFileSync(pathOf(path), text);

@@ -1,20 +1,8 @@
 /** The command line as a whole: its verbs, and how a wrong one is answered. */
 import { Command, CommanderError } from 'commander';
-import { certsVerb } from './certs.ts';
 import { EXIT_CODES, exitCodeOf } from './exit-codes.ts';
-import { exportVerb } from './export.ts';
-import { importVerb } from './import.ts';
 import type { Io } from './io.ts';
-import { logVerb } from './log.ts';
-import { migrateVerb } from './migrate.ts';
 import { reportError } from './report-error.ts';
-import { restoreVerb } from './restore.ts';
-import { serveVerb } from './serve.ts';
-import { sqlVerb } from './sql.ts';
-import { statusVerb } from './status.ts';
-import { tenantVerb } from './tenant.ts';
-import { tourVerb } from './tour.ts';
-import { verifyVerb } from './verify.ts';
 import { readVersion } from './version.ts';
 
 const INTRODUCTION = `Replicated SQLite, embedded in your process. A node is a data directory that holds tenants, each
@@ -28,27 +16,31 @@ Exit codes: ${Object.values(EXIT_CODES)
   .map(([code]) => code)
   .join(', ')}; docs/cli.md says what they mean.`;
 
-export function buildProgram(io: Io): Command {
+/** In the order of the help. Each is loaded when it is needed: all of them take 9 MiB. */
+const VERBS: Readonly<Record<string, () => Promise<(io: Io) => Command>>> = {
+  tour: async () => (await import('./tour.ts')).tourVerb,
+  serve: async () => (await import('./serve.ts')).serveVerb,
+  status: async () => (await import('./status.ts')).statusVerb,
+  tenant: async () => (await import('./tenant.ts')).tenantVerb,
+  import: async () => (await import('./import.ts')).importVerb,
+  export: async () => (await import('./export.ts')).exportVerb,
+  sql: async () => (await import('./sql.ts')).sqlVerb,
+  migrate: async () => (await import('./migrate.ts')).migrateVerb,
+  log: async () => (await import('./log.ts')).logVerb,
+  verify: async () => (await import('./verify.ts')).verifyVerb,
+  restore: async () => (await import('./restore.ts')).restoreVerb,
+  certs: async () => (await import('./certs.ts')).certsVerb,
+};
+
+/** With the verb that `args` begin with, or with all of them where that is none. */
+export async function buildProgram(io: Io, args: readonly string[] = []): Promise<Command> {
   const program = new Command('nostos')
     .description(INTRODUCTION)
     .version(readVersion())
     .addHelpText('after', AFTER)
     .showHelpAfterError('(--help shows how it is used)');
-  for (const build of [
-    tourVerb,
-    serveVerb,
-    statusVerb,
-    tenantVerb,
-    importVerb,
-    exportVerb,
-    sqlVerb,
-    migrateVerb,
-    logVerb,
-    verifyVerb,
-    restoreVerb,
-    certsVerb,
-  ])
-    program.addCommand(build(io));
+  const wanted = Object.keys(VERBS).filter((name) => name === args[0]);
+  for (const name of wanted.length > 0 ? wanted : Object.keys(VERBS)) program.addCommand((await VERBS[name]!())(io));
   for (const command of allCommands(program))
     command
       .exitOverride()
@@ -69,7 +61,8 @@ export function allCommands(command: Command): Command[] {
 /** Runs one command line and resolves with its exit code; never rejects. */
 export async function runCli(args: readonly string[], io: Io): Promise<number> {
   try {
-    await buildProgram(io).parseAsync(args, { from: 'user' });
+    const program = await buildProgram(io, args);
+    await program.parseAsync(args, { from: 'user' });
     return EXIT_CODES.ok[0];
   } catch (error) {
     if (error instanceof CommanderError) return EXIT_CODES[error.exitCode === 0 ? 'ok' : 'usage'][0];

@@ -64,7 +64,10 @@ export interface LogHold {
 }
 
 export interface CommitLog {
-  /** Rejects with DISK_FULL or IO_FAILED when nothing was kept, OUTCOME_UNKNOWN when that is not known. */
+  /**
+   * Rejects with DISK_FULL or IO_FAILED when nothing was kept, OUTCOME_UNKNOWN when that is not known. Once it has settled
+   * the payloads are the caller's again, who may give their memory back.
+   */
   append(entries: readonly LogEntry[]): Promise<Appended>;
   readPage(request: PageRequest): Promise<LogPage>;
   /** What a tenant that says it is at `lsn` must know to catch up; `NO_TENANT` asks for the catalog. */

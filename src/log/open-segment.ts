@@ -9,6 +9,7 @@ import { Blake3Hasher } from '@napi-rs/blake-hash';
 import { join } from 'node:path';
 import type { Hash, Hlc, Lsn } from '../base/brands.ts';
 import type { Disk, DiskFile } from '../base/disk.ts';
+import { releaseBuffer } from '../base/release.ts';
 import { sameBytes, type ChainPoint } from './chain.ts';
 import { logDamaged } from './damage.ts';
 import type { LogRecord } from './record.ts';
@@ -140,6 +141,7 @@ export class OpenSegment {
       this.#file.write(part.subarray(0, filled), at);
       at += filled;
     }
+    releaseBuffer(chunk);
     this.#file.sync();
   }
 
@@ -171,6 +173,7 @@ export class OpenSegment {
     const zeros = new Uint8Array(Math.min(COPY_BYTES, target - this.#allocatedBytes));
     for (let at = this.#allocatedBytes; at < target; at += zeros.length)
       this.#file.write(zeros.subarray(0, Math.min(zeros.length, target - at)), at);
+    releaseBuffer(zeros);
     this.#file.sync();
     this.#allocatedBytes = target;
   }
@@ -186,6 +189,7 @@ export function digestFile(file: DiskFile): Hash {
     hasher.update(chunk.subarray(0, filled));
     at += filled;
   }
+  releaseBuffer(chunk);
   return new Uint8Array(hasher.digestBuffer()) as Hash;
 }
 

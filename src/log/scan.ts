@@ -28,14 +28,10 @@ export function scanChain(cursor: SegmentCursor, from: ChainPoint, onRecord?: On
   let lastRecord: LogRecord | undefined;
   let watermark = NO_LSN;
   let records = 0;
-  const result = (fault: string | undefined): ScanResult => ({
-    last,
-    lastRecord,
-    endOffset: cursor.offset,
-    fault,
-    watermark,
-    records,
-  });
+  const result = (fault: string | undefined): ScanResult => {
+    cursor.release();
+    return { last, lastRecord, endOffset: cursor.offset, fault, watermark, records };
+  };
   for (;;) {
     const offset = cursor.offset;
     if (cursor.done) return result(undefined);

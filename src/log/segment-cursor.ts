@@ -56,6 +56,12 @@ export class SegmentCursor {
     return found;
   }
 
+  /** With `reuse`: gives the memory back; no record is valid any more. */
+  release(): void {
+    if (this.#reuse) releaseBuffer(this.#buffer);
+    this.#chunk = this.#buffer = EMPTY;
+  }
+
   /** Takes back the record that was just returned. */
   back(record: LogRecord): void {
     this.#at -= record.bytes.length;

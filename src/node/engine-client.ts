@@ -5,6 +5,7 @@ import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
 import { HybridClock, systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type {
   Appended,
   CommitLog,
@@ -33,6 +34,7 @@ import type {
   SharedMemory,
 } from './engine-protocol.ts';
 import { notPrimary } from './not-primary.ts';
+import { THREAD_LIMITS } from './threads.ts';
 import type { LogStatus } from './types.ts';
 
 interface Append {
@@ -109,6 +111,7 @@ export class EngineClient implements CommitLog {
       workerData: { options, port: port2, memory },
       transferList: [port2],
       name: 'nostos-engine',
+      resourceLimits: THREAD_LIMITS,
     });
     const opened = await new Promise<EngineOpened>((resolve, reject) => {
       const failed = (error: unknown): void => reject(error);
@@ -196,6 +199,7 @@ export class EngineClient implements CommitLog {
       this.#port.postMessage(frame);
       this.#ring.poke();
     } else if (put === 'asleep') this.#port.postMessage(null);
+    releaseBuffer(frame);
   }
 
   async readPage(request: PageRequest): Promise<LogPage> {

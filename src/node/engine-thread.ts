@@ -4,6 +4,7 @@ import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { deserializeError, serializeError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
+import { releaseBuffer } from '../base/release.ts';
 import { EmbeddedCoordinator } from '../coordination/embedded.ts';
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { RememberingCoordinator } from '../coordination/remembering.ts';
@@ -80,6 +81,7 @@ function serve(engine: Engine): void {
     appends.push({
       entries,
       resolve: ({ term, firstLsn, hashes }) => {
+        releaseBuffer(message);
         port.postMessage(encodeAnswer(id, { term, firstLsn, hashes, watermark: engine.watermark }));
       },
       reject: (error) => reply({ id, ok: false, error: serializeError(error) }),

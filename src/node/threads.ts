@@ -2,6 +2,12 @@
 import { Worker } from 'node:worker_threads';
 import { NostosError, deserializeError, type SerializedError } from '../base/errors.ts';
 
+/**
+ * Of each thread of ours. What it makes dies young or is given back, so it needs no large nursery, which would take 4 MiB
+ * more of each; writes are as fast with a small one (`npm run bench -- --only writers-64`).
+ */
+export const THREAD_LIMITS = { maxYoungGenerationSizeMb: 1 } as const;
+
 export interface ThreadCall {
   readonly id: number;
   readonly method: string;
@@ -58,7 +64,7 @@ export class CallThread {
 
   #start(): Worker {
     if (this.#worker !== undefined) return this.#worker;
-    const worker = new Worker(this.#url, { name: this.#name });
+    const worker = new Worker(this.#url, { name: this.#name, resourceLimits: THREAD_LIMITS });
     this.#worker = worker;
     worker.on('message', (reply: ThreadReply) => this.#take(worker, reply));
     worker.on('error', (error: Error) => {

@@ -3,6 +3,7 @@ import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
 import type { NodeRestoreHost, RestoreHost } from './restore-host.ts';
+import { THREAD_LIMITS } from './threads.ts';
 import type { FromWire, ToWire, WireOptions } from './wire-protocol.ts';
 
 export interface WireServerDeps {
@@ -42,7 +43,7 @@ export class WireServer {
 
   static async start(deps: WireServerDeps, options: WireOptions): Promise<WireServer> {
     const url = new URL(`./wire-thread${extname(import.meta.url)}`, import.meta.url);
-    const worker = new Worker(url, { workerData: options, name: 'nostos-wire' });
+    const worker = new Worker(url, { workerData: options, name: 'nostos-wire', resourceLimits: THREAD_LIMITS });
     const { promise, resolve, reject } = Promise.withResolvers<string>();
     worker.once('error', reject);
     worker.on('message', (message: FromWire) => {

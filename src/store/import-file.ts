@@ -302,10 +302,11 @@ class Import {
     }
     session.close();
     this.#store.assertFits(changeset);
-    await this.#store.commit(changeset.length === 0 ? [] : [changeset]);
+    const bytes = changeset.length;
+    await this.#store.commit(bytes === 0 ? [] : [changeset]);
     await this.#assertWritten();
     await this.#store.relieve();
-    return { copied, bytes: changeset.length };
+    return { copied, bytes };
   }
 
   /** The log has the record; where the file could not take it, it is opened anew, without the source. */

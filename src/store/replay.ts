@@ -13,6 +13,7 @@
 import { constants } from 'node:sqlite';
 import { toHash, type Lsn } from '../base/brands.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
 import { readCommitted } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
@@ -117,6 +118,7 @@ export class Replay {
         return false;
       }
       expected.apply(captured, this.#shape(last.payload.schemaVersion));
+      releaseBuffer(captured);
       if (!Buffer.from(expected.total()).equals(last.payload.fingerprint)) {
         database.exec('rollback');
         expected.restore(before);

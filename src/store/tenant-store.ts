@@ -20,6 +20,7 @@ import type { Clock } from '../base/clock.ts';
 import { diskError } from '../base/disk.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type { Appended, CommitLog, LogEntry, TenantLocation } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import { stripTables, touchedTables } from './changeset.ts';
@@ -303,7 +304,7 @@ export class TenantStore {
 
   /**
    * Ends an open SQLite transaction whose session captured `changesets`, one record each: appends them and commits.
-   * Throws with the transaction undone when they were not kept.
+   * Throws with the transaction undone when they were not kept. Either way they are empty afterwards.
    */
   async commit(
     changesets: readonly Uint8Array[],
@@ -323,7 +324,10 @@ export class TenantStore {
     }
     const fingerprint = this.#expected.total();
     const bytes = entries.reduce((sum, entry) => sum + entry.payload.length, 0);
-    const appended = await this.append(entries, () => this.#expected.revert(changesets, this.shape));
+    const appended = await this.append(entries, () => this.#expected.revert(changesets, this.shape)).finally(() => {
+      for (const { payload } of entries) releaseBuffer(payload);
+      for (const changeset of changesets) releaseBuffer(changeset);
+    });
     const last = (appended.firstLsn + entries.length - 1) as Lsn;
     this.#finishCommit({ term: appended.term, lsn: last, hash: lastHash(appended.hashes), fingerprint }, state);
     this.#changedBytes += bytes;
@@ -560,6 +564,7 @@ export class TenantStore {
       sequences: touched.length === 0 ? [] : readSequences(this.writer, touched),
       changeset,
     });
+    if (changeset !== captured) releaseBuffer(changeset);
     return [{ tenant: this.identity.id, kind: RecordKind.changeset, payload }];
   }
 

@@ -49,7 +49,14 @@ export class MemoryLog implements CommitLog {
       hashes.set(hash, index * 32);
       const lsn = (this.watermark + 1) as Lsn;
       const position = { generation: this.generation, term: this.term, lsn, hlc: BigInt(lsn) as Hlc };
-      this.records.push({ ...position, tenant, kind, watermark: (lsn - 1) as Lsn, hash, payload: payload.slice() });
+      this.records.push({
+        ...position,
+        tenant,
+        kind,
+        watermark: (lsn - 1) as Lsn,
+        hash,
+        payload: Uint8Array.from(payload),
+      });
     }
     this.onAppend(entries);
     return { generation: this.generation, term: this.term, firstLsn, hashes };
