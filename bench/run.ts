@@ -28,6 +28,7 @@ const NAMES = [
   'stall',
   'memory',
   'restore',
+  'restore-node',
   'serving',
 ] as const;
 

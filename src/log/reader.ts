@@ -1,6 +1,7 @@
 /**
  * Streams any range of durable records across segments: a batch at a time, in bounded memory, each record checked
- * against its CRC and the one before it. Records are views of buffers that belong to their batch, so they may be kept.
+ * against its CRC and the one before it. Records are views of buffers that belong to their batch, so they may be kept; with
+ * `passing` only until the next batch is asked for, or the iteration closed.
  *
  * A reader holds one file open between batches; close the iteration (leave the loop) to let go of it.
  */
@@ -15,7 +16,7 @@ import type { LogRecord } from './record.ts';
 import { hashRecord } from './record.ts';
 import { SegmentCursor } from './segment-cursor.ts';
 import { SEGMENT_HEADER_BYTES, segmentName } from './segment-header.ts';
-import type { SparseIndex } from './sparse-index.ts';
+import type { IndexEntry, SparseIndex } from './sparse-index.ts';
 
 export interface ReadOptions {
   readonly from: Lsn;
@@ -25,6 +26,8 @@ export interface ReadOptions {
   readonly tenant?: TenantId;
   /** Records that are handed out at once, in bytes; at least one. */
   readonly bytesMax?: number;
+  /** The memory of a batch is used for the next one. */
+  readonly passing?: boolean;
 }
 
 export interface ReadRecord {
@@ -67,8 +70,9 @@ export function* readLog(source: ReaderSource, options: ReadOptions): Generator<
     if (next < source.firstLsn) throw pruned(next, source.firstLsn);
     const segment = source.segmentOf(next);
     const file = openSegment(source, segment, next);
+    const walk = new SegmentWalk(file, segment, { from: next, bytesMax, passing: options.passing ?? false });
     try {
-      const walk = new SegmentWalk(file, segment, next, bytesMax, previous);
+      walk.start(previous);
       while (next <= to && next <= segment.lastLsn) {
         const batch = walk.batch(next, to, options.tenant);
         next = (batch.through + 1) as Lsn;
@@ -76,6 +80,7 @@ export function* readLog(source: ReaderSource, options: ReadOptions): Generator<
       }
       previous = walk.previous;
     } finally {
+      walk.release();
       file.close();
     }
   }
@@ -90,10 +95,12 @@ export function locateRecord(source: ReaderSource, lsn: Lsn): { segment: string;
     });
   const segment = source.segmentOf(lsn);
   const file = openSegment(source, segment, lsn);
+  const walk = new SegmentWalk(file, segment, { from: lsn, bytesMax: BATCH_BYTES, passing: true });
   try {
-    const walk = new SegmentWalk(file, segment, lsn, BATCH_BYTES, undefined);
+    walk.start(undefined);
     return { segment: segmentName(segment.number), offset: walk.offset };
   } finally {
+    walk.release();
     file.close();
   }
 }
@@ -102,20 +109,36 @@ class SegmentWalk {
   readonly #segment: ReadableSegment;
   readonly #cursor: SegmentCursor;
   readonly #bytesMax: number;
+  readonly #from: Lsn;
+  readonly #start: IndexEntry | undefined;
   previous: ChainPoint | undefined;
 
-  /** Stands before the record `from`. */
-  constructor(file: DiskFile, segment: ReadableSegment, from: Lsn, bytesMax: number, previous: ChainPoint | undefined) {
+  constructor(
+    file: DiskFile,
+    segment: ReadableSegment,
+    { from, bytesMax, passing }: { readonly from: Lsn; readonly bytesMax: number; readonly passing: boolean },
+  ) {
     this.#segment = segment;
     this.#bytesMax = bytesMax;
-    if (previous !== undefined && !sameBytes(previous.hash, segment.anchor.hash))
-      throw this.#damage(from, 'its anchor is not the record before it');
-    const start = segment.index.floor(from);
-    this.#cursor = new SegmentCursor(file, start?.offset ?? SEGMENT_HEADER_BYTES, segment.endOffset, {
+    this.#from = from;
+    this.#start = segment.index.floor(from);
+    this.#cursor = new SegmentCursor(file, this.#start?.offset ?? SEGMENT_HEADER_BYTES, segment.endOffset, {
       chunkBytes: Math.min(BATCH_BYTES, Math.max(64 * 1024, bytesMax)),
+      reuse: passing,
     });
-    if (from === segment.anchor.lsn + 1) this.previous = segment.anchor;
-    else this.#skipTo(from, start?.lsn ?? ((segment.anchor.lsn + 1) as Lsn));
+  }
+
+  /** Moves to the record `from`. */
+  start(previous: ChainPoint | undefined): void {
+    const { anchor } = this.#segment;
+    if (previous !== undefined && !sameBytes(previous.hash, anchor.hash))
+      throw this.#damage(this.#from, 'its anchor is not the record before it');
+    if (this.#from === anchor.lsn + 1) this.previous = anchor;
+    else this.#skipTo(this.#from, this.#start?.lsn ?? ((anchor.lsn + 1) as Lsn));
+  }
+
+  release(): void {
+    this.#cursor.release();
   }
 
   get offset(): number {
@@ -123,6 +146,7 @@ class SegmentWalk {
   }
 
   batch(from: Lsn, to: Lsn, tenant: TenantId | undefined): LogBatch {
+    this.#cursor.forget();
     const records: ReadRecord[] = [];
     let through = (from - 1) as Lsn;
     const end = Math.min(to, this.#segment.lastLsn);
@@ -152,6 +176,7 @@ class SegmentWalk {
   #skipTo(lsn: Lsn, start: Lsn): void {
     for (let at = start; at < lsn; at++) {
       const offset = this.#cursor.offset;
+      this.#cursor.forget();
       const record = this.#record(at);
       if (record.lsn !== at) throw this.#damage(at, `LSN ${record.lsn} stands in its place`, offset);
       this.#segment.index.add(at, offset);
@@ -165,7 +190,7 @@ class SegmentWalk {
     throw this.#damage(lsn, found === 'corrupt' ? 'its CRC does not hold' : 'the record is not there');
   }
 
-  #damage(lsn: Lsn, reason: string, offset = this.#cursor?.offset ?? 0): NostosError {
+  #damage(lsn: Lsn, reason: string, offset = this.#cursor.offset): NostosError {
     return logDamaged({ segment: segmentName(this.#segment.number), offset, lsn, reason });
   }
 }

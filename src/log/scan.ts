@@ -34,6 +34,7 @@ export function scanChain(cursor: SegmentCursor, from: ChainPoint, onRecord?: On
   };
   for (;;) {
     const offset = cursor.offset;
+    cursor.forget();
     if (cursor.done) return result(undefined);
     const found = cursor.next();
     if (typeof found === 'string') return result(found === 'blank' ? undefined : FAULTS[found]);

@@ -1,7 +1,7 @@
 /**
  * Walks the records of one segment file in bounded chunks. Each chunk is a buffer of its own, so the records that were
  * handed out stay valid as long as somebody holds them, and memory is one chunk, or one record where that is larger.
- * With `reuse` a record is valid until the next one is asked for: a whole log passes through one buffer.
+ * With `reuse` they are valid until `forget`, after which their memory is used again: a whole log passes through two chunks.
  */
 import type { DiskFile } from '../base/disk.ts';
 import { releaseBuffer } from '../base/release.ts';
@@ -20,6 +20,9 @@ export class SegmentCursor {
   #buffer: Buffer = EMPTY;
   /** What of the buffer was read. */
   #chunk: Buffer = EMPTY;
+  /** With `reuse`: chunks whose records may be in use, and the one that takes its turn next. */
+  #passed: Buffer[] = [];
+  #spare: Buffer = EMPTY;
   #view: DataView = new DataView(EMPTY.buffer, EMPTY.byteOffset, 0);
   #chunkStart: number;
   #at = 0;
@@ -56,10 +59,21 @@ export class SegmentCursor {
     return found;
   }
 
-  /** With `reuse`: gives the memory back; no record is valid any more. */
+  /** Nobody uses records any more but those that come. */
+  forget(): void {
+    for (const buffer of this.#passed.splice(0)) {
+      if (buffer.length > this.#spare.length) {
+        releaseBuffer(this.#spare);
+        this.#spare = buffer;
+      } else releaseBuffer(buffer);
+    }
+  }
+
+  /** The walk is over. With `reuse`, no record is valid any more. */
   release(): void {
-    if (this.#reuse) releaseBuffer(this.#buffer);
-    this.#chunk = this.#buffer = EMPTY;
+    if (this.#reuse) for (const buffer of [...this.#passed, this.#spare, this.#buffer]) releaseBuffer(buffer);
+    this.#passed = [];
+    this.#chunk = this.#buffer = this.#spare = EMPTY;
   }
 
   /** Takes back the record that was just returned. */
@@ -80,10 +94,9 @@ export class SegmentCursor {
     if (fault === 'blank' && left >= 2) return false;
     const wanted = left >= RECORD_HEADER_BYTES ? recordBytesAt(this.#view, this.#at) : 0;
     const size = Math.min(available, Math.max(this.#chunkBytes, wanted));
-    if (!this.#reuse || this.#buffer.length < size) {
-      if (this.#reuse) releaseBuffer(this.#buffer);
-      this.#buffer = Buffer.allocUnsafeSlow(size);
-    }
+    if (this.#reuse) this.#passed.push(this.#buffer);
+    if (this.#spare.length >= size) [this.#buffer, this.#spare] = [this.#spare, EMPTY];
+    else this.#buffer = Buffer.allocUnsafeSlow(size);
     const filled = this.#file.read(this.#buffer.subarray(0, size), offset);
     this.#chunk = this.#buffer.subarray(0, filled);
     this.#view = new DataView(this.#buffer.buffer, this.#buffer.byteOffset, filled);

@@ -3,6 +3,11 @@ import type { Lsn } from '../base/brands.ts';
 
 const STEP_BYTES = 64 * 1024;
 
+export interface IndexEntry {
+  readonly lsn: Lsn;
+  readonly offset: number;
+}
+
 export class SparseIndex {
   readonly #lsns: number[] = [];
   readonly #offsets: number[] = [];
@@ -26,7 +31,7 @@ export class SparseIndex {
   }
 
   /** The greatest known record at or below `lsn`. */
-  floor(lsn: Lsn): { lsn: Lsn; offset: number } | undefined {
+  floor(lsn: Lsn): IndexEntry | undefined {
     let [low, high] = [0, this.#lsns.length];
     while (low < high) {
       const middle = (low + high) >>> 1;

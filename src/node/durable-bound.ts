@@ -77,7 +77,7 @@ export class DurableBound {
       if (this.#stopped) return;
       const entry = catalog.byId(id);
       try {
-        if (entry !== undefined) await tenants.with(entry, (store) => store.checkpoint());
+        if (entry !== undefined) await tenants.with(entry, (store) => store.checkpoint(), { keep: false });
         this.#behind.delete(id);
       } catch {
         continue; // a damaged tenant keeps the log that it may be repaired from; its users see the error

@@ -358,6 +358,7 @@ export class Engine {
       to: end,
       ...(request.tenant === undefined ? {} : { tenant: request.tenant }),
       bytesMax: request.bytesMax,
+      passing: true,
     })) {
       const records =
         kinds === undefined ? batch.records : batch.records.filter(({ record }) => kinds.has(record.kind));
@@ -440,7 +441,8 @@ export class Engine {
 
   *#records(from: Lsn, to?: Lsn): Generator<ReadRecord> {
     // One record is not worth a buffer for many.
-    for (const batch of this.#log.read(to === undefined ? { from } : { from, to, bytesMax: 1 })) yield* batch.records;
+    const range = to === undefined ? { from } : { from, to, bytesMax: 1 };
+    for (const batch of this.#log.read({ ...range, passing: true })) yield* batch.records;
   }
 
   /** Wins a term and begins it with a record of its own; from then on the whole tail is committed. */

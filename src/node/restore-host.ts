@@ -170,21 +170,22 @@ export class NodeRestoreHost implements RestoreHost {
     const held = Promise.withResolvers<HeldFile>();
     const released = Promise.withResolvers<void>();
     const id = (this.#nextId += 1);
+    const whileHeld = async (store: TenantStore): Promise<void> => {
+      const holder: Holder = {
+        onLost: (error) => {
+          flag.lower(error);
+          released.resolve();
+        },
+      };
+      try {
+        held.resolve(await this.#holdFile(store, holder, () => this.#assertHeld(session, flag)));
+        await released.promise;
+      } finally {
+        store.releaseHold(holder);
+      }
+    };
     const ended = this.#deps.tenants
-      .with(entry, async (store) => {
-        const holder: Holder = {
-          onLost: (error) => {
-            flag.lower(error);
-            released.resolve();
-          },
-        };
-        try {
-          held.resolve(await this.#holdFile(store, holder, () => this.#assertHeld(session, flag)));
-          await released.promise;
-        } finally {
-          store.releaseHold(holder);
-        }
-      })
+      .with(entry, whileHeld, { keep: false })
       .catch((error: unknown) => held.reject(error))
       .finally(() => session.holds.delete(id));
     const release = (): void => {

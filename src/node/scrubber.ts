@@ -54,8 +54,10 @@ export class Scrubber {
         if (signal.aborted) return;
         after = entry.name;
         try {
-          const report = await tenants.with(entry, (store) =>
-            maintenance.scrub({ path: store.path, integrity: false }, { signal }),
+          const report = await tenants.with(
+            entry,
+            (store) => maintenance.scrub({ path: store.path, integrity: false }, { signal }),
+            { keep: false },
           );
           this.#tenants += 1;
           this.#rows += report.rows;

@@ -3,7 +3,9 @@ import { join } from 'node:path';
 import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
+import type { ScrubReport } from '../store/maintenance.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
+import type { TenantStore } from '../store/tenant-store.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { LongCallOptions, VerifyProblem, VerifyReport } from './types.ts';
@@ -74,7 +76,7 @@ async function verifyTenant(
   const where = `tenant ${entry.name}`;
   const remedy = 'restore this tenant from a backup or a peer';
   try {
-    const report = await deps.tenants.with(entry, async (store) => {
+    const scrub = async (store: TenantStore): Promise<ScrubReport> => {
       await store.reader(); // brings a file that lags behind up to date
       return deps.maintenance.scrub(
         { path: store.path, integrity: true },
@@ -84,7 +86,8 @@ async function verifyTenant(
             options.onProgress?.({ phase: `reading rows of ${entry.name}`, done: rows, unit: 'rows' }),
         },
       );
-    });
+    };
+    const report = await deps.tenants.with(entry, scrub, { keep: false });
     for (const what of report.integrity) problems.push({ where, what: `SQLite: ${what}`, remedy });
     const equal = report.actual === report.expected;
     if (!equal)

@@ -31,6 +31,8 @@ interface Entry {
   pins: number;
   /** Counts uses, to find the one used least recently. */
   usedAt: number;
+  /** False where it was opened for a look only: it is closed again at once. */
+  kept: boolean;
 }
 
 export interface OpenTenantsDeps {
@@ -81,13 +83,23 @@ export class OpenTenants {
     for (const [id, durable] of this.#behind) yield { id, durable };
   }
 
-  /** Runs `fn` with the tenant open; it stays open until `fn` has ended. */
-  async with<T>(entry: CatalogEntry, fn: (store: TenantStore) => Promise<T> | T): Promise<T> {
+  /**
+   * Runs `fn` with the tenant open; it stays open until `fn` has ended, and longer unless `keep` is false: who looks at
+   * all tenants one after another needs none of them again, and each takes memory while it is open.
+   */
+  async with<T>(
+    entry: CatalogEntry,
+    fn: (store: TenantStore) => Promise<T> | T,
+    { keep = true }: { readonly keep?: boolean } = {},
+  ): Promise<T> {
     const open = await this.#pin(entry);
+    open.kept ||= keep;
     try {
       return await fn(await open.opening);
     } finally {
       open.pins -= 1;
+      if (open.pins === 0 && !open.kept && open.store?.idle === true && this.#entries.get(entry.id) === open)
+        this.#close(entry.id).catch(() => undefined); // what it lacks is noted, and the log keeps it
       if (open.pins === 0) this.#relieve();
     }
   }
@@ -100,6 +112,7 @@ export class OpenTenants {
     const open = this.#entries.get(id);
     if (open?.store === undefined) return undefined;
     open.usedAt = this.#uses += 1;
+    open.kept = true;
     return open.store;
   }
 
@@ -163,7 +176,7 @@ export class OpenTenants {
 
   #start(entry: CatalogEntry): Entry {
     const opening = this.#open(entry);
-    const created: Entry = { opening, store: undefined, pins: 1, usedAt: (this.#uses += 1) };
+    const created: Entry = { opening, store: undefined, pins: 1, usedAt: (this.#uses += 1), kept: false };
     this.#entries.set(entry.id, created);
     this.#moves += 1;
     void this.#settle(entry.id, created);
