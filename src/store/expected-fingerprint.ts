@@ -1,6 +1,7 @@
 /** The fingerprint that a tenant must have according to the log, moved along with every change. */
 import type { DatabaseSync } from 'node:sqlite';
 import type { TenantUuid } from '../base/brands.ts';
+import { releaseBuffer } from '../base/release.ts';
 import { invertAll, stripTables } from './changeset.ts';
 import { Fingerprint } from './fingerprint/fingerprint.ts';
 import { fingerprintRows } from './fingerprint/fingerprint-rows.ts';
@@ -47,6 +48,11 @@ export class ExpectedFingerprint {
 
   serialize(): Uint8Array {
     return this.#fingerprint.serialize();
+  }
+
+  /** It is used no more. */
+  release(): void {
+    releaseBuffer(new Uint8Array(this.#fingerprint.buckets.buffer));
   }
 
   snapshot(): Uint8Array {

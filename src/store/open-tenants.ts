@@ -52,6 +52,8 @@ export class OpenTenants {
   /** Closed without everything in their files: the log must be kept for them. */
   readonly #behind = new Map<TenantId, Lsn>();
   #relieving: Promise<void> | undefined;
+  /** Those that were opened for a look only, and wait until they have nothing more to do. */
+  readonly #looked = new Set<TenantId>();
   #uses = 0;
   /** Those who wait until they may open a tenant, the first to come first. */
   readonly #waiting: ((overdue: boolean) => void)[] = [];
@@ -98,9 +100,11 @@ export class OpenTenants {
       return await fn(await open.opening);
     } finally {
       open.pins -= 1;
-      if (open.pins === 0 && !open.kept && open.store?.idle === true && this.#entries.get(entry.id) === open)
-        this.#close(entry.id).catch(() => undefined); // what it lacks is noted, and the log keeps it
-      if (open.pins === 0) this.#relieve();
+      if (open.pins === 0) {
+        if (!open.kept) this.#looked.add(entry.id);
+        this.#closeLooked();
+        this.#relieve();
+      }
     }
   }
 
@@ -133,8 +137,9 @@ export class OpenTenants {
     }
   }
 
-  /** A tenant has nothing more to do, so that it may be closed for those who wait. */
+  /** A tenant has nothing more to do, so that it may be closed. */
   oneIsIdle(): void {
+    this.#closeLooked();
     if (this.#waiting.length > 0) this.#relieve();
   }
 
@@ -195,6 +200,16 @@ export class OpenTenants {
 
   get #isFull(): boolean {
     return this.#entries.size > 0 && this.openFiles + FILES_PER_TENANT > this.#filesMax;
+  }
+
+  #closeLooked(): void {
+    for (const id of this.#looked) {
+      const entry = this.#entries.get(id);
+      const wanted = entry === undefined || entry.kept || entry.pins > 0;
+      if (!wanted && entry.store?.idle !== true) continue;
+      this.#looked.delete(id);
+      if (!wanted) this.#close(id).catch(() => undefined); // what it lacks is noted, and the log keeps it
+    }
   }
 
   /** Starts closing if needed. */

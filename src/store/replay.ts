@@ -128,6 +128,7 @@ export class Replay {
         if (payload.sequences.length > 0) writeSequences(this.#connection, payload.sequences);
       this.#moveTo(last.record, last.payload.fingerprint, this.#state.applied.schemaVersion);
       this.#connection.internal('commit').run();
+      releaseBuffer(before);
       return true;
     } catch (error) {
       if (database.isTransaction) database.exec('rollback');

@@ -23,6 +23,7 @@ import {
 } from '../base/brands.ts';
 import type { DatabaseSync } from 'node:sqlite';
 import { NostosError } from '../base/errors.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type { Connection } from './connection.ts';
 import type { SequenceValue } from './payload.ts';
 import { readSchemaShape, serializeShape } from './schema-shape.ts';
@@ -123,8 +124,10 @@ export function readShapes(connection: Connection): Map<number, string> {
   return new Map(rows.map((row) => [row['version'] as number, row['shape'] as string]));
 }
 
+/** Gives the memory of `buckets` back. */
 export function writeFingerprint(connection: Connection, lsn: Lsn, buckets: Uint8Array): void {
   connection.internal('insert or replace into nostos_fingerprint values (1, ?, ?)').run(lsn, buckets);
+  releaseBuffer(buckets);
 }
 
 export function readFingerprint(

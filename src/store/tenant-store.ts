@@ -411,6 +411,7 @@ export class TenantStore {
         }
         for (const job of this.#queue.splice(0)) job.reject(this.#closedError());
         this.#release();
+        this.#expected.release();
         if (this.#descriptor !== undefined) closeSync(this.#descriptor);
         resolve();
       };
@@ -648,6 +649,8 @@ export class TenantStore {
     if (this.#needsReplay || this.#writer === undefined) return;
     const { lsn } = this.#applied;
     this.#noteFingerprint();
+    // Nothing is to be moved or synced, so nothing takes long.
+    if (this.#durable >= lsn && this.#findable && this.walBytes() === 0) return this.#release();
     const close = (): void => this.#release();
     const { complete } = await this.#deps.maintenance.checkpointAndClose(this.path, this.#unfound(), close);
     if (complete) this.#heldDurably(lsn);
@@ -723,6 +726,7 @@ export class TenantStore {
       );
     const noted = readFingerprint(opened);
     const expected = ExpectedFingerprint.parse(identity.uuid, noted?.buckets);
+    if (noted !== undefined) releaseBuffer(noted.buckets);
     const state = { applied: meta, shapes: shapesFrom(readShapes(opened)), expected };
     this.#noted = noted?.lsn ?? NO_LSN;
     // When it was closed like that, everything was synced, the directories too.
