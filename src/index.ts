@@ -1,4 +1,6 @@
 export { openNode } from './node/open-node.ts';
+export { restoreNode, type RestoreNodeOptions } from './node/restore-node.ts';
+export type { RunReport as RestoreNodeReport } from './node/restore-run.ts';
 export { NostosError, ERROR_CODES, isNostosError, type ErrorCode, type Retry } from './base/errors.ts';
 export { DEFAULT_LIMITS, type LimitName } from './base/limits.ts';
 export { formatPosition, parsePosition, toLsn } from './base/brands.ts';

@@ -16,7 +16,7 @@ import { seededRandom, type SeededRandom } from '../base/random.ts';
 import { openNode } from '../node/open-node.ts';
 import { readMarker } from '../restore/local/marker.ts';
 import { abandonRestore, type RestoreReport } from '../restore/local/restore-directory.ts';
-import { restoreDeps } from './restore-run.ts';
+import { restoreDeps } from '../node/restore-run.ts';
 
 export interface DirectoryKillOptions {
   readonly kills: number;
@@ -64,9 +64,10 @@ export async function runDirectoryKills({
     tooLate: 0,
     rowsChecked: 0,
   };
-  await using source = new Source(join(root, 'source'));
-  await source.start();
   try {
+    // Within: it writes until it is stopped, and then its directory is removed.
+    await using source = new Source(join(root, 'source'));
+    await source.start();
     let spanMs = await timed(() => restoreWhole(dir, source.address));
     let before = await checkCopy(dir, new Map(), report);
     while (report.kills < kills) {

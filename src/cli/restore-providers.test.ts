@@ -10,7 +10,7 @@ import type { Node } from '../node/types.ts';
 import { NetworkRestoreServer } from '../restore/reference/server.ts';
 import { TcpServiceDispatcher } from '../wire/dispatcher.ts';
 import { nostos, temporaryDirectory } from './nostos-process.fixture.ts';
-import { restoreDeps, restoreFromProviders, type RestoreRunEvent, type RunReport } from './restore-run.ts';
+import { restoreDeps, restoreFromProviders, type RestoreRunEvent, type RunReport } from '../node/restore-run.ts';
 
 const LISTEN = { host: '127.0.0.1', port: 0 };
 

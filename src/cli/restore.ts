@@ -1,7 +1,5 @@
-import { X509Certificate } from 'node:crypto';
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
-import type { NodeId } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
@@ -23,7 +21,7 @@ import { REFERENCE_PREFIX } from '../restore/reference-feed.ts';
 import type { RestorePlan } from '../restore/source.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
-import { parseIdentity } from '../wire/tls-identity.ts';
+import { restoreNode } from '../node/restore-node.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
@@ -31,11 +29,10 @@ import { bytes, count, duration, fields, style } from './render.ts';
 import {
   openProviders,
   restoreDeps,
-  restoreFromProviders,
   type Providers,
   type RestoreRunEvent,
   type RunReport,
-} from './restore-run.ts';
+} from '../node/restore-run.ts';
 import { answer, byteRate, verb, wholeNumber, type VerbOptions } from './verb.ts';
 
 interface RestoreVerbOptions extends VerbOptions {
@@ -77,23 +74,10 @@ function sourcesOf({ options, dir }: Run, marker: Marker | undefined): readonly 
   );
 }
 
-/** Others let a node in by the id in its certificate, so a new directory takes that one. */
-async function certifiedNode({ io, options }: Run): Promise<NodeId | undefined> {
-  if (options.tlsDir === undefined) return undefined;
-  const { cert } = await readTlsIdentity(resolve(io.cwd, options.tlsDir));
-  return parseIdentity(new X509Certificate(cert).subjectAltName)?.node;
-}
-
-async function providersOf(run: Run, marker: Marker | undefined, onEvent: Providers['onEvent']): Promise<Providers> {
+async function providersOf(run: Run, marker: Marker | undefined): Promise<Providers> {
   const { io, options } = run;
-  return {
-    from: sourcesOf(run, marker),
-    tls: options.tlsDir === undefined ? undefined : await readTlsIdentity(resolve(io.cwd, options.tlsDir)),
-    connections: options.connections,
-    rateBytesPerSecond: options.rate,
-    replace: options.replace,
-    onEvent,
-  };
+  const tls = options.tlsDir === undefined ? undefined : await readTlsIdentity(resolve(io.cwd, options.tlsDir));
+  return { from: sourcesOf(run, marker), tls, replace: options.replace, onEvent: tellEvents(run) };
 }
 
 /** On stderr, as it happens; a program has it in the answer. */
@@ -174,7 +158,7 @@ async function dryRun(run: Run): Promise<void> {
     const text = 'everything is fetched and verified; the same command without --dry-run finishes the swap';
     return answer(io, options, result, () => text);
   }
-  const providers = await providersOf(run, marker, tellEvents(run));
+  const providers = await providersOf(run, marker);
   const feed = await openProviders(dir, providers, { marker, signal: io.signal });
   try {
     const { plan } = feed;
@@ -222,16 +206,19 @@ async function restore(run: Run): Promise<void> {
   if (decide(found, { kind: 'go-on' }) === 'ask') sourcesOf(run, found);
   if (found !== undefined && !options.json)
     io.stderr.write(`${style(io, 'dim', `going on with the restore begun ${found.startedAt}`)}\n`);
-  const node = await certifiedNode(run);
+  const tls = options.tlsDir === undefined ? {} : { tls: await readTlsIdentity(resolve(io.cwd, options.tlsDir)) };
   const report = await callWithDisplay(io, (show) =>
-    restoreFromProviders((marker) => providersOf(run, marker, tellEvents(run)), {
+    restoreNode({
       dir,
-      node,
       replace: options.replace === true,
       discard: options.discard === true,
-      reserveBytes: DEFAULT_LIMITS.restoreReserveBytes,
       signal: io.signal,
       onProgress: withRate(show),
+      onEvent: tellEvents(run),
+      ...tls,
+      ...(options.from === undefined ? {} : { from: options.from }),
+      ...(options.rate === undefined ? {} : { rateBytesPerSecond: options.rate }),
+      ...(options.connections === undefined ? {} : { connections: options.connections }),
     }),
   ).catch(async (error: unknown) => {
     await tellHowToGoOn(run);

@@ -6,7 +6,7 @@
  */
 import { DEFAULT_LIMITS } from '../../base/limits.ts';
 import { restoreDirectory } from '../../restore/local/restore-directory.ts';
-import { openProviders, restoreDeps } from '../restore-run.ts';
+import { openProviders, restoreDeps } from '../../node/restore-run.ts';
 
 const [dir, from, rate] = process.argv.slice(2) as [string, string, string];
 

@@ -1,6 +1,6 @@
 /**
  * Puts the parts of a restore together: the directory on the system's disk, providers over the network, and the node that
- * verifies what was fetched. `restore.ts` is its command line.
+ * verifies what was fetched. `restore-node.ts` is what others call.
  */
 import { toClusterId, type ClusterId } from '../base/brands.ts';
 import { acquireDirectoryLock } from '../base/directory-lock.ts';
@@ -9,8 +9,8 @@ import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
-import { nodeFileCodec } from '../node/node-file.ts';
-import { VERSION } from '../node/runtime.ts';
+import { nodeFileCodec } from './node-file.ts';
+import { VERSION } from './runtime.ts';
 import type { RestoreFeed } from '../restore/feed.ts';
 import type { Marker } from '../restore/local/marker.ts';
 import { ownIdentity } from '../restore/local/outlook.ts';
@@ -70,7 +70,7 @@ export const restoreDeps: RestoreDeps = {
       { dir, timeoutMs: 0, holder: { command: process.argv.slice(1).join(' '), version: VERSION } },
       signal === undefined ? {} : { signal },
     ),
-  verify: async (dir, options) => (await import('../node/staged-copy.ts')).verifyStaged(dir, options),
+  verify: async (dir, options) => (await import('./staged-copy.ts')).verifyStaged(dir, options),
 };
 
 interface Opening {
