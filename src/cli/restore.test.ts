@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { PassThrough, Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -10,6 +10,7 @@ import { test, type TestContext } from 'node:test';
 import { isNostosError } from '../base/errors.ts';
 import { openNode } from '../node/open-node.ts';
 import type { Node } from '../node/types.ts';
+import { createNodeCertificate } from '../wire/certificates.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { runCli } from './program.ts';
@@ -43,7 +44,7 @@ async function restore(cwd: string, ...args: readonly string[]): Promise<Ended> 
 }
 
 /** Without a process of its own: only what is killed needs one. */
-async function inProcess(cwd: string, args: readonly string[]): Promise<Ended> {
+async function inProcess(cwd: string, args: readonly string[], terminal = false): Promise<Ended> {
   const [stdout, stderr] = [new PassThrough(), new PassThrough()];
   const output = Promise.all([text(stdout), text(stderr)]);
   const code = await runCli(args, {
@@ -52,7 +53,7 @@ async function inProcess(cwd: string, args: readonly string[]): Promise<Ended> {
     stderr,
     stdinIsTty: false,
     stdoutIsTty: false,
-    stderrIsTty: false,
+    stderrIsTty: terminal,
     columns: 100,
     color: false,
     cwd,
@@ -118,6 +119,23 @@ async function cutOff(
   const [stdout, stderr] = await output;
   return { code, signal: by, stdout, stderr };
 }
+
+test('a terminal shows a bar, how far it is, how fast, and how long it will take', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const node = await source(t, cwd);
+  const args = ['restore', '--dir', 'copy', '--from', node.address!, '--rate', '4M'];
+  const { code, stderr } = await inProcess(cwd, args, true);
+  assert.equal(code, EXIT_CODES.ok[0], stderr);
+  const drawn = stderr.split('\r\u001B[2K');
+  const shown = drawn.flatMap((line) => {
+    const found = /^(█*)░* fetching tenants, [\d.]+ [KM]iB\/s, \d\S* m?s left: (\d+) % of \d/.exec(line);
+    return found === null ? [] : [{ cells: found[1]!.length, percent: Number(found[2]) }];
+  });
+  assert.ok(shown.length > 3, stderr);
+  for (const { cells, percent } of shown) assert.ok(Math.abs((cells / 24) * 100 - percent) < 4, `${cells}, ${percent}`);
+  assert.ok(shown.at(-1)!.percent > shown[0]!.percent);
+  assert.equal(drawn.at(-1), '', 'the bar is gone at the end');
+});
 
 test('a dry run prints the plan and changes nothing; then a copy is made, and made again with what is there', async (t) => {
   const cwd = await temporaryDirectory(t);
@@ -305,10 +323,27 @@ test('with certificates: a stranger is refused, and a new directory is the node 
   });
   t.after(() => node.close());
 
+  const of = (name: string): string => readFileSync(join(cwd, name), 'utf8');
+  const tenDaysAgo = Date.now() - 10 * 24 * 60 * 60 * 1000;
+  const expired = await createNodeCertificate(
+    { cert: of('ca/ca.crt'), key: of('ca/ca.key') },
+    { node: NODE, hosts: [] },
+    { nowMs: tenDaysAgo, days: 1 },
+  );
+  mkdirSync(join(cwd, 'expired-tls'));
+  for (const [file, pem] of Object.entries({ 'ca.crt': of('ca/ca.crt'), 'node.crt': expired.cert }))
+    writeFileSync(join(cwd, 'expired-tls', file), pem);
+  writeFileSync(join(cwd, 'expired-tls', 'node.key'), expired.key, { mode: 0o600 });
+
   const from = ['restore', '--dir', 'copy', '--from', node.address!];
-  for (const stranger of [['--tls-dir', 'stranger-tls'], []]) {
+  for (const [stranger, says] of [
+    [['--tls-dir', 'stranger-tls'], /certificate/],
+    [['--tls-dir', 'expired-tls'], /certificate of this node ended on .*nostos certs node/],
+    [[], /TLS|closed the connection/],
+  ] as const) {
     const ended = await inProcess(cwd, [...from, ...stranger]);
     assert.notEqual(ended.code, EXIT_CODES.ok[0]);
+    assert.match(ended.stderr, says);
     assert.deepEqual(readdirSync(join(cwd, 'copy')), ['lock'], 'nothing was changed');
   }
   const report = JSON.parse((await run(...from, '--tls-dir', 'tls', '--json')).stdout) as Report;

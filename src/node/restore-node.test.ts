@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { openNode, restoreNode } from '../index.ts';
+import { openNode } from './open-node.ts';
+import { restoreNode } from './restore-node.ts';
 
 function temporary(t: TestContext): string {
   const dir = mkdtempSync(join(tmpdir(), 'nostos-restore-node-'));

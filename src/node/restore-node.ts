@@ -1,6 +1,6 @@
 /** A whole restore as one call: what `nostos restore` does. */
-import { X509Certificate } from 'node:crypto';
 import { resolve } from 'node:path';
+import { systemClock } from '../base/clock.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import type { LocalProgress } from '../restore/local/restore-directory.ts';
@@ -42,7 +42,7 @@ export async function restoreNode(options: RestoreNodeOptions): Promise<RunRepor
   const { replace = false, discard = false, tls, from, connections, rateBytesPerSecond, onEvent } = options;
   const dir = resolve(options.dir);
   // Who only opens nodes has no use for the network.
-  const [{ restoreFromProviders }, { parseIdentity }] = await Promise.all([
+  const [{ restoreFromProviders }, { ownNode }] = await Promise.all([
     import('./restore-run.ts'),
     import('../wire/tls-identity.ts'),
   ]);
@@ -56,7 +56,7 @@ export async function restoreNode(options: RestoreNodeOptions): Promise<RunRepor
     {
       dir,
       // Others let a node in by the id in its certificate, so a new directory takes that one.
-      node: tls === undefined ? undefined : parseIdentity(new X509Certificate(tls.cert).subjectAltName)?.node,
+      node: tls === undefined ? undefined : ownNode(tls, systemClock.nowMs()),
       replace,
       discard,
       reserveBytes: DEFAULT_LIMITS.restoreReserveBytes,

@@ -3,6 +3,7 @@
  * `URI:nostos:cluster:<id>` among the subject's alternative names. Both sides of a connection show one; that it comes
  * from the given authority is checked by TLS itself, before this.
  */
+import { X509Certificate } from 'node:crypto';
 import { NostosError } from '../base/errors.ts';
 import type { ClusterId, NodeId } from '../base/brands.ts';
 
@@ -30,6 +31,26 @@ export function parseIdentity(subjectAltName: string | undefined): PeerIdentity 
   const clusters = parseIds(names, `URI:${CLUSTER_URI}`);
   if (nodes.length !== 1 || clusters.length > 1 || [...nodes, ...clusters].includes(undefined)) return undefined;
   return { node: nodes[0] as NodeId, cluster: clusters[0] as ClusterId | undefined };
+}
+
+/**
+ * Which node a certificate of our own names. Refuses one that is of no use: TLS 1.3 closes the connection without a word to
+ * a client whose certificate has ended.
+ */
+export function ownNode({ cert }: Pick<TlsIdentity, 'cert'>, nowMs: number): NodeId | undefined {
+  const remedy = 'make another one with nostos certs node';
+  let certificate: X509Certificate;
+  try {
+    certificate = new X509Certificate(cert);
+  } catch (cause) {
+    throw new NostosError('INVALID_ARGUMENT', `the certificate of this node cannot be read; ${remedy}`, { cause });
+  }
+  if (certificate.validToDate.getTime() <= nowMs)
+    throw new NostosError(
+      'INVALID_ARGUMENT',
+      `the certificate of this node ended on ${certificate.validTo}; ${remedy}`,
+    );
+  return parseIdentity(certificate.subjectAltName)?.node;
 }
 
 /** What follows the prefix in the names that have it; undefined where that is no id. */
