@@ -220,6 +220,11 @@ export class EngineClient implements CommitLog {
     return { ...this.#holding(hold), from };
   }
 
+  async reserveAll(): Promise<LogHold & { readonly from: Lsn }> {
+    const { hold, from } = await this.#call('reserveAll', undefined);
+    return { ...this.#holding(hold), from };
+  }
+
   logFiles(from: Lsn): Promise<LogFiles> {
     return this.#call('logFiles', { from });
   }

@@ -82,6 +82,8 @@ export interface EngineRequests {
   release: [{ readonly hold: number }, undefined];
   /** Holds what a copy needs of which all files have everything up to `bound`; also answers with its first record. */
   reserveForCopy: [{ readonly bound: Lsn }, { readonly hold: number; readonly from: Lsn }];
+  /** Holds all of the log that is there; also answers with its first record. Asked for in two steps, it may go between them. */
+  reserveAll: [undefined, { readonly hold: number; readonly from: Lsn }];
   logFiles: [{ readonly from: Lsn }, LogFiles];
   status: [undefined, LogStatus];
   /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */

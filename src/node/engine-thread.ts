@@ -152,6 +152,8 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
       return engine.release((input as EngineRequests['release'][0]).hold);
     case 'reserveForCopy':
       return engine.reserveForCopy((input as EngineRequests['reserveForCopy'][0]).bound);
+    case 'reserveAll':
+      return engine.reserveAll();
     case 'logFiles':
       return engine.logFiles((input as EngineRequests['logFiles'][0]).from);
     case 'status':

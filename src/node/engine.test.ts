@@ -354,6 +354,31 @@ const NO_COORDINATOR = {
   compareAndSet: () => assert.fail('a copy starts no term'),
 } as unknown as Coordinator;
 
+test('all of the log is held from the record on that comes first as it is asked for', async () => {
+  const limits = { ...OPTIONS.limits, logRetainBytes: 0 };
+  const engine = await Engine.open(
+    {
+      coordinator: memoryCoordinator(),
+      disk: new FaultyDisk(),
+      highestApplied: () => 0 as Lsn,
+      tail: new SharedTail(),
+    },
+    { ...OPTIONS, limits },
+  );
+  for (let group = 0; group < 40; group += 1) await appendGroup(engine, group);
+  const before = engine.status();
+  await engine.advance(60 as Lsn);
+  assert.ok(engine.status().firstLsn > before.firstLsn, 'who asks for the status first may be too late');
+  assert.throws(() => engine.reserve(before.firstLsn), { code: 'LOG_PRUNED' });
+  const { hold, from } = engine.reserveAll();
+  assert.equal(from, engine.status().firstLsn);
+  await engine.advance(200 as Lsn);
+  assert.equal(engine.status().firstLsn, from);
+  engine.release(hold);
+  await engine.advance(201 as Lsn);
+  assert.ok(engine.status().firstLsn > from);
+});
+
 test('the log that a copy needs is held, and opened it starts no term, appends nothing, and ends where it must', async () => {
   const disk = new FaultyDisk();
   const limits = { ...OPTIONS.limits, logRetainBytes: 0 };

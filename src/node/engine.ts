@@ -317,6 +317,11 @@ export class Engine {
     return { hold: this.reserve(from), from };
   }
 
+  reserveAll(): { hold: number; from: Lsn } {
+    const from = this.#log.own(() => this.#log.firstLsn);
+    return { hold: this.reserve(from), from };
+  }
+
   logFiles(from: Lsn): LogFiles {
     return this.#log.own(() => {
       const { watermark, sealed, end } = this.#log;

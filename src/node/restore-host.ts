@@ -70,7 +70,7 @@ export interface HostInfo {
 }
 
 export interface RestoreHostDeps {
-  readonly engine: Pick<EngineClient, 'reserve' | 'reserveForCopy' | 'logFiles' | 'status'>;
+  readonly engine: Pick<EngineClient, 'reserve' | 'reserveAll' | 'reserveForCopy' | 'logFiles' | 'status'>;
   readonly catalog: Pick<Catalog, 'byId'>;
   readonly tenants: Pick<OpenTenants, 'with'>;
   /** Everything up to here is in the files of all tenants. */
@@ -225,10 +225,9 @@ export class NodeRestoreHost implements RestoreHost {
   async openLog(): Promise<LogFiles & { readonly log: number }> {
     if (this.#closed) throw closing();
     const { engine } = this.#deps;
-    const { firstLsn } = await engine.status();
-    const hold = await engine.reserve(firstLsn);
+    const hold = await engine.reserveAll();
     try {
-      const files = await engine.logFiles(firstLsn);
+      const files = await engine.logFiles(hold.from);
       const log = (this.#nextId += 1);
       this.#logs.set(log, hold);
       return { ...files, log };

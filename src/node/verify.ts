@@ -42,8 +42,8 @@ async function verifyTheLog(
   options: LongCallOptions,
   problems: VerifyProblem[],
 ): Promise<VerifyReport['log']> {
-  const { watermark, firstLsn } = await deps.engine.status();
-  const hold = await deps.engine.reserve(firstLsn); // no segment goes while it is about to be read
+  const hold = await deps.engine.reserveAll(); // no segment goes while it is about to be read
+  const { watermark } = await deps.engine.status();
   const report = await deps.maintenance
     .verifyLog(join(deps.dir, 'log'), (watermark + 1) as Lsn, {
       ...(options.signal === undefined ? {} : { signal: options.signal }),
