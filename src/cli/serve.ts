@@ -181,7 +181,11 @@ export function serveVerb(io: Io): Command {
     .option('--host <address>', 'loopback address', '127.0.0.1')
     .option('--port <number>', '0: any free one', wholeNumber('--port'), 4040)
     .option('--listen <host:port>', 'serve other nodes there; port 0: any free one')
-    .option('--copy-rate <bytes>', 'all copies together take at most so much per second', byteRate('--copy-rate'))
+    .option(
+      '--copy-rate <bytes>',
+      'copies take at most so much per second together; not those of the service RESTORE of the reference',
+      byteRate('--copy-rate'),
+    )
     .option('--tls-dir <dir>', 'ca.crt, node.crt and node.key, made by nostos certs node')
     .option('--allow-node <id>', 'only this node may copy; may be repeated', collect, [])
     .option('--token-file <file>', 'JSON file of hashed tokens')

@@ -303,7 +303,10 @@ export interface ListenAddress {
     /** Ids of the nodes that may connect; by default all whose certificate names the cluster of this node. */
     readonly allowNodes?: readonly string[];
   };
-  /** What all copies together may take per second; a receiver may ask for less. Default: no limit. */
+  /**
+   * What all copies together may take per second; a receiver may ask for less. Default: no limit. The service RESTORE of
+   * the reference, which sends the log only, is not limited.
+   */
   readonly rateBytesPerSecond?: number;
 }
 

@@ -52,7 +52,8 @@ export class ExpectedFingerprint {
 
   /** It is used no more. */
   release(): void {
-    releaseBuffer(new Uint8Array(this.#fingerprint.buckets.buffer));
+    const { buffer } = this.#fingerprint.buckets;
+    if (buffer instanceof ArrayBuffer && !buffer.detached) releaseBuffer(new Uint8Array(buffer));
   }
 
   snapshot(): Uint8Array {

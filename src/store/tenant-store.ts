@@ -410,10 +410,13 @@ export class TenantStore {
           // see above
         }
         for (const job of this.#queue.splice(0)) job.reject(this.#closedError());
-        this.#release();
-        this.#expected.release();
-        if (this.#descriptor !== undefined) closeSync(this.#descriptor);
-        resolve();
+        try {
+          this.#release();
+          this.#expected.release();
+          if (this.#descriptor !== undefined) closeSync(this.#descriptor);
+        } finally {
+          resolve();
+        }
       };
       this.#enqueue({ kind: 'exclusive', run, reject: () => resolve() }, false);
     });

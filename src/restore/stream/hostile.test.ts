@@ -178,6 +178,29 @@ const HOSTILE_RECEIVERS: Readonly<
   ],
 };
 
+test('a receiver that asks for less than the least rate gets that, and not the whole at once', async () => {
+  await using world = await startWorld({ files: randomFiles(1, [2_000_000]) });
+  const dial = async (): Promise<Channel> => {
+    const channel = await world.connect();
+    await negotiateClient(channel, VERSIONS);
+    return channel;
+  };
+  const control = await dial();
+  // As milliseconds its waits are more than a timer of Node takes, which then takes none.
+  await send(control, { kind: 'begin', rateBytesPerSecond: 1e-300, compression: 'off' });
+  const begun = await answerOf(control);
+  assert.ok(begun.kind === 'session');
+  const data = await dial();
+  await send(data, { kind: 'attach', session: begun.session });
+  assert.equal((await answerOf(data)).kind, 'attached');
+  await send(data, { kind: 'fetch', name: 'file/part-0', base: 0 });
+  let received = 0;
+  for (const endMs = performance.now() + 1_000; performance.now() < endMs;)
+    received += (await data.receive(endMs - performance.now()))?.length ?? 0;
+  assert.ok(received < 200_000, `${received} bytes in a second`);
+  for (const channel of [data, control]) channel.close();
+});
+
 for (const [what, [lie, outcome]] of Object.entries(HOSTILE_RECEIVERS))
   test(`a receiver that sends ${what} is refused, and the next one is served`, async (context) => {
     await using world = await startWorld({ files: randomFiles(1, [20_000]), limits: LIMITS });

@@ -41,7 +41,8 @@ export const PATCH_BYTES_MIN = 64 * 1024;
 export const RATE_BYTES_PER_SECOND_MIN = 16 * 1024;
 
 export function checkRate(bytesPerSecond: number | undefined): void {
-  if (bytesPerSecond === undefined || bytesPerSecond >= RATE_BYTES_PER_SECOND_MIN) return;
+  if (bytesPerSecond === undefined) return;
+  if (Number.isFinite(bytesPerSecond) && bytesPerSecond >= RATE_BYTES_PER_SECOND_MIN) return;
   throw new NostosError(
     'INVALID_ARGUMENT',
     `a rate limit is at least ${RATE_BYTES_PER_SECOND_MIN} bytes per second, got ${bytesPerSecond}`,

@@ -18,6 +18,7 @@ import {
   MESSAGE_BYTES_MAX,
   PATCH_BYTES,
   PATCH_BYTES_MIN,
+  RATE_BYTES_PER_SECOND_MIN,
   STREAM_LIMITS,
   checkItemCount,
   checkRate,
@@ -125,7 +126,9 @@ export class RestoreService implements ServiceHandler {
       compression: begin.compression === 'auto' || this.#compression === 'off' ? this.#compression : begin.compression,
       buckets: [
         ...(this.#bucket === undefined ? [] : [this.#bucket]),
-        ...(begin.rateBytesPerSecond === null ? [] : [new TokenBucket(begin.rateBytesPerSecond, this.#timers)]),
+        ...(begin.rateBytesPerSecond === null
+          ? []
+          : [new TokenBucket(Math.max(begin.rateBytesPerSecond, RATE_BYTES_PER_SECOND_MIN), this.#timers)]),
       ],
     });
     // Counted from here on, so that many receivers at once do not pass the limit while their sources begin.

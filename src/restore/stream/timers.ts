@@ -5,10 +5,13 @@ export interface Timers {
   after(ms: number, run: () => void): () => void;
 }
 
+/** Node takes a longer time for none at all. */
+const TIMER_MAX_MS = 2 ** 31 - 1;
+
 export const systemTimers: Timers = {
   monotonicMs: () => performance.now(),
   after: (ms, run) => {
-    const timer = setTimeout(run, ms);
+    const timer = setTimeout(run, Math.min(ms, TIMER_MAX_MS));
     return () => clearTimeout(timer);
   },
 };
