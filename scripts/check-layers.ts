@@ -35,7 +35,7 @@ const DRIVERS: readonly RegExp[] = [
   /^src\/wire\/(?:byte-stream|certificates|connect|listener|dispatcher|tls-files)\.ts$/,
   /^src\/coordination\/embedded\.ts$/,
   // Files of tenants: their creation, removal and copies.
-  /^src\/store\/(?:tenant-store|create-tenant-file|export-file|import-source)\.ts$/,
+  /^src\/store\/(?:catalog|tenant-store|create-tenant-file|export-file|import-source)\.ts$/,
   // The time limit of `transaction(async fn)`, which waits for the caller's own promises.
   /^src\/store\/tenant\.ts$/,
   // A plain directory as a source; what is fetched, on the disk; the timers of a transfer.

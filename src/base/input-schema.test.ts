@@ -47,7 +47,7 @@ test('nothing is looked at behind the first problem', () => {
   const item = v.union([v.null(), v.custom<string>((found) => (looks += 1) < 0 || typeof found === 'string')]);
   const wrong = Array.from({ length: 100_000 }, () => ({}));
   assert.equal(problem(v.object({ list: v.array(item) }), { list: wrong }).startsWith('list.0: '), true);
-  assert.ok(problem(plainRecord(item), { ...wrong }).startsWith('0: '));
+  assert.ok(problem(plainRecord(item), Object.fromEntries(wrong.entries())).startsWith('0: '));
   assert.equal(looks, 2);
 });
 

@@ -41,7 +41,7 @@ export class DurableBound {
 
   start(dirty: readonly TenantId[]): void {
     for (const id of dirty) this.#behind.add(id);
-    this.#running = this.#catchUp();
+    this.#running = this.#catchUp().catch(() => {}); // what could not be told is told with the first tick
     this.#timer = setInterval(() => {
       this.#running = this.#running.then(() => this.#tick()).catch(() => {}); // tried again with the next tick
     }, TICK_MS);

@@ -3,6 +3,7 @@
  * first, the file holds the LSN up to which it counts, and what it may have forgotten in a crash is read again from the
  * log. Ids are never used twice; a dropped name may be.
  */
+import { statSync } from 'node:fs';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { NO_LSN, toLsn, toTenantId, toTenantUuid, type Lsn, type TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
@@ -48,6 +49,8 @@ export class Catalog {
 
   private constructor(path: string) {
     this.#path = path;
+    // Whoever closes a database last moves its WAL into the file and syncs that, before the WAL goes.
+    const wholeFile = (statSync(`${path}-wal`, { throwIfNoEntry: false })?.size ?? 0) === 0;
     try {
       this.#database = new DatabaseSync(path, { timeout: 5_000 });
       this.#database.exec('pragma journal_mode = wal; pragma synchronous = normal');
@@ -60,7 +63,7 @@ export class Catalog {
         throw new NostosError('UNSUPPORTED_FORMAT', `${path} has catalog format ${String(row['format'])}`);
       this.#applied = toLsn(row['applied']);
       this.#nextId = row['next_id'] as number;
-      this.#durable = NO_LSN;
+      this.#durable = wholeFile ? this.#applied : NO_LSN;
     } catch (error) {
       throw fromSqlite(error);
     }
