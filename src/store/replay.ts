@@ -24,7 +24,7 @@ import { advanceFingerprint, applySchemaCounters, replaySteps } from './migratio
 import { decodeChangesetPayload, decodeSchemaPayload, type ChangesetPayload } from './payload.ts';
 import { parseShape, readSchemaShape, serializeShape, type SchemaShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
-import { writeApplied, writeFingerprint, writeSchemaVersion, writeSequences, type TenantMeta } from './tenant-file.ts';
+import { raiseSequences, writeApplied, writeFingerprint, writeSchemaVersion, type TenantMeta } from './tenant-file.ts';
 
 const BATCH_RECORDS_MAX = 4096;
 const BATCH_BYTES_MAX = 1024 * 1024;
@@ -125,7 +125,7 @@ export class Replay {
         return false;
       }
       for (const { payload } of batch)
-        if (payload.sequences.length > 0) writeSequences(this.#connection, payload.sequences);
+        if (payload.sequences.length > 0) raiseSequences(this.#connection, payload.sequences);
       this.#moveTo(last.record, last.payload.fingerprint, this.#state.applied.schemaVersion);
       this.#connection.internal('commit').run();
       releaseBuffer(before);

@@ -155,6 +155,20 @@ export function writeSequences(connection: Connection, sequences: readonly Seque
   }
 }
 
+/** The same after changes that were applied: rows of a later record may have raised a counter further already. */
+export function raiseSequences(connection: Connection, sequences: readonly SequenceValue[]): void {
+  const held = new Map(
+    readSequences(
+      connection,
+      sequences.map(({ table }) => table),
+    ).map(({ table, value }) => [table, value]),
+  );
+  writeSequences(
+    connection,
+    sequences.filter(({ table, value }) => value > (held.get(table) ?? -1n)),
+  );
+}
+
 function damaged(path: string, why: string): NostosError {
   return new NostosError('TENANT_DAMAGED', `${path}: ${why}; restore this tenant from a backup or a peer`);
 }
