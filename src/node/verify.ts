@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
+import type { LogVerification } from '../log/verify.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import type { ScrubReport } from '../store/maintenance.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
@@ -43,14 +44,7 @@ async function verifyTheLog(
   problems: VerifyProblem[],
 ): Promise<VerifyReport['log']> {
   const hold = await deps.engine.reserveAll(); // no segment goes while it is about to be read
-  const { watermark } = await deps.engine.status();
-  const report = await deps.maintenance
-    .verifyLog(join(deps.dir, 'log'), (watermark + 1) as Lsn, {
-      ...(options.signal === undefined ? {} : { signal: options.signal }),
-      onProgress: ({ bytesDone, bytesTotal }) =>
-        options.onProgress?.({ phase: 'verifying the log', done: bytesDone, total: bytesTotal, unit: 'bytes' }),
-    })
-    .finally(() => hold.release());
+  const { report, watermark } = await verifyHeld(deps, options).finally(() => hold.release());
   const remedy = 'restore this node from a backup or a peer; the log is not repaired in place';
   for (const damage of report.damages)
     problems.push({
@@ -65,6 +59,19 @@ async function verifyTheLog(
       remedy,
     });
   return { segments: report.segments, records: report.records, bytes: report.bytes };
+}
+
+async function verifyHeld(
+  { dir, engine, maintenance }: VerifyDeps,
+  options: LongCallOptions,
+): Promise<{ readonly report: LogVerification; readonly watermark: Lsn }> {
+  const { watermark } = await engine.status();
+  const report = await maintenance.verifyLog(join(dir, 'log'), (watermark + 1) as Lsn, {
+    ...(options.signal === undefined ? {} : { signal: options.signal }),
+    onProgress: ({ bytesDone, bytesTotal }) =>
+      options.onProgress?.({ phase: 'verifying the log', done: bytesDone, total: bytesTotal, unit: 'bytes' }),
+  });
+  return { report, watermark };
 }
 
 async function verifyTenant(

@@ -113,62 +113,53 @@ test('a power cut at any step, then giving up: as it was, or too late for that',
   assert.ok(seen.gaveUp > 50 && seen.wentBack > 20 && seen.tooLate > 20 && seen.nothing > 5, JSON.stringify(seen));
 });
 
-test('a power cut while giving up: giving up goes on, or a restore does', async () => {
-  let cuts = 0;
-  for (const seed of WORLDS)
-    for (let cut = 0; ; cut++) {
-      const world = makeWorld(seededRandom(seed));
-      const steps = await stepsWithoutFault(seed);
-      await faulty(world, { atStep: world.disk.trace.length + Math.floor(steps / 3), kind: 'EIO', repeat: 2 });
-      const { disk } = world;
-      if (readMarker(disk, DIR)?.phase !== 'fetching') break;
-      disk.inject({ atStep: disk.trace.length + cut, kind: 'power' });
-      const error = await abandonRestore(depsOf(world, disk), { dir: DIR }).then(
-        () => undefined,
-        (thrown: unknown) => thrown,
-      );
-      if (error === undefined) break;
-      cuts += 1;
-      const after = disk.crash(seededRandom(cut));
-      const state = assertSound(world, after);
-      assert.notEqual(state, 'restored');
-      if (state === 'unfinished' && cut % 2 === 0) await abandonRestore(depsOf(world, after), { dir: DIR });
-      else await restoreInto(world, after);
-      assert.notEqual(assertSound(world, after), 'unfinished');
-    }
-  assert.ok(cuts > 20, `${cuts} cuts`);
-});
+/** Where a failing disk leaves a restore, and the step of giving it up before which the power goes. */
+const GIVEN_UP = [
+  {
+    name: 'while it fetched',
+    phase: 'fetching',
+    failAt: async (world: World, seed: number) =>
+      world.disk.trace.length + Math.floor((await stepsWithoutFault(seed)) / 3),
+    cutAt: (cut: number) => cut,
+  },
+  {
+    // Of the entries that are set aside some are, when the disk begins to fail.
+    name: 'when its swap had begun',
+    phase: 'swapping',
+    failAt: async (_: World, seed: number, cut: number) => (await stepsOfSwap(seed)).begins + 2 + (cut % 3),
+    cutAt: (cut: number) => Math.floor(cut / 3),
+  },
+] as const;
 
-test('a power cut while going back from a swap that had begun: it is given up, or finished, to the end', async () => {
-  let cuts = 0;
-  for (const seed of WORLDS)
-    for (let cut = 0; ; cut++) {
-      const world = makeWorld(seededRandom(seed));
-      const steps = await stepsOfSwap(seed);
-      // Of the entries that are set aside some are, when the disk begins to fail.
-      await faulty(world, { atStep: steps.begins + 2 + (cut % 3), kind: 'EIO', repeat: 2 });
-      const { disk } = world;
-      if (readMarker(disk, DIR)?.phase !== 'swapping') break;
-      disk.inject({ atStep: disk.trace.length + Math.floor(cut / 3), kind: 'power' });
-      const error = await abandonRestore(depsOf(world, disk), { dir: DIR }).then(
-        () => undefined,
-        (thrown: unknown) => thrown,
-      );
-      if (error === undefined) break;
-      cuts += 1;
-      const after = disk.crash(seededRandom(cut));
-      const state = assertSound(world, after);
-      assert.notEqual(state, 'restored');
-      if (state === 'unfinished' && cut % 2 === 0) {
-        await abandonRestore(depsOf(world, after), { dir: DIR });
-        assert.equal(assertSound(world, after.crash(seededRandom(cut))), 'as-it-was');
-      } else {
-        await restoreInto(world, after);
-        assert.equal(assertSound(world, after), 'restored');
+for (const { name, phase, failAt, cutAt } of GIVEN_UP)
+  test(`a power cut while a restore is given up ${name}: that, or the restore, goes on to the end`, async () => {
+    let cuts = 0;
+    for (const seed of WORLDS)
+      for (let cut = 0; ; cut++) {
+        const world = makeWorld(seededRandom(seed));
+        await faulty(world, { atStep: await failAt(world, seed, cut), kind: 'EIO', repeat: 2 });
+        const { disk } = world;
+        if (readMarker(disk, DIR)?.phase !== phase) break;
+        disk.inject({ atStep: disk.trace.length + cutAt(cut), kind: 'power' });
+        const error = await abandonRestore(depsOf(world, disk), { dir: DIR }).then(
+          () => undefined,
+          (thrown: unknown) => thrown,
+        );
+        if (error === undefined) break;
+        cuts += 1;
+        const after = disk.crash(seededRandom(cut));
+        const state = assertSound(world, after);
+        assert.notEqual(state, 'restored');
+        if (state === 'unfinished' && cut % 2 === 0) {
+          await abandonRestore(depsOf(world, after), { dir: DIR });
+          assert.equal(assertSound(world, after.crash(seededRandom(cut))), 'as-it-was');
+        } else {
+          await restoreInto(world, after);
+          assert.equal(assertSound(world, after), 'restored');
+        }
       }
-    }
-  assert.ok(cuts > 20, `${cuts} cuts`);
-});
+    assert.ok(cuts > 20, `${cuts} cuts`);
+  });
 
 test('random walks over faults, kills and power cuts end whole or as it was', async () => {
   const totals = await simulateRestore({ seeds: Array.from({ length: 150 }, (_, seed) => seed) });
