@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
+import { collectIfGrown } from '../base/collect.ts';
 import { deserializeError, serializeError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
 import { releaseBuffer } from '../base/release.ts';
@@ -55,6 +56,7 @@ try {
   );
   serve(engine);
   parent.postMessage({ opened: engine.opened } satisfies EngineStart);
+  collectIfGrown();
 } catch (error) {
   parent.postMessage({ failed: serializeError(error) } satisfies EngineStart);
   port.close();
@@ -126,6 +128,7 @@ async function answer(engine: Engine, request: EngineRequest): Promise<void> {
     reply({ id: request.id, ok: false, error: serializeError(error) });
   }
   if (request.method === 'close') port.close();
+  else if (request.method === 'readPage') collectIfGrown();
 }
 
 function run(engine: Engine, method: EngineMethod, input: unknown): unknown {

@@ -3,6 +3,7 @@
  * by least use; a tenant in use is never closed. Closing checkpoints, so a closed tenant needs nothing from the log.
  */
 import type { Lsn, TenantId } from '../base/brands.ts';
+import { collectIfGrown } from '../base/collect.ts';
 import { NostosError } from '../base/errors.ts';
 import type { CatalogEntry } from './catalog.ts';
 import type { TenantStore } from './tenant-store.ts';
@@ -208,7 +209,10 @@ export class OpenTenants {
       const wanted = entry === undefined || entry.kept || entry.pins > 0;
       if (!wanted && entry.store?.idle !== true) continue;
       this.#looked.delete(id);
-      if (!wanted) this.#close(id).catch(() => undefined); // what it lacks is noted, and the log keeps it
+      if (!wanted)
+        this.#close(id)
+          .catch(() => undefined) // what it lacks is noted, and the log keeps it
+          .then(collectIfGrown);
     }
   }
 

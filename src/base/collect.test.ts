@@ -1,0 +1,37 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
+import { once } from 'node:events';
+
+test('what a thread has left behind is collected once it is much, and not again before there is more', async () => {
+  const [grown, again, left] = await inThread(`
+    const kept = used();
+    let garbage = Array.from({ length: 100_000 }, (_, at) => ({ at }));
+    garbage = undefined;
+    report([collectIfGrown(), collectIfGrown(), used() - kept]);`);
+  assert.deepEqual([grown, again], [true, false]);
+  assert.ok((left as number) < 1024 * 1024, `${String(left)} bytes are left`);
+});
+
+test('a large heap is left to its own collector', async () => {
+  const [collected] = await inThread(`
+    const much = Array.from({ length: 1_500_000 }, (_, at) => ({ at, more: [at] }));
+    report([collectIfGrown(), much.length]);`);
+  assert.equal(collected, false);
+});
+
+async function inThread(body: string): Promise<unknown[]> {
+  const worker = new Worker(
+    `import { collectIfGrown } from ${JSON.stringify(new URL('./collect.ts', import.meta.url).href)};
+     import { getHeapStatistics } from 'node:v8';
+     import { parentPort } from 'node:worker_threads';
+     const used = () => getHeapStatistics().used_heap_size;
+     const report = (what) => parentPort.postMessage(what);
+     collectIfGrown();
+     ${body}`,
+    { eval: true },
+  );
+  const [said] = (await once(worker, 'message')) as [unknown[]];
+  await worker.terminate();
+  return said;
+}
