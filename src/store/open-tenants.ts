@@ -210,7 +210,7 @@ export class OpenTenants {
       if (!wanted && entry.store?.idle !== true) continue;
       this.#looked.delete(id);
       if (!wanted)
-        this.#close(id)
+        void this.#close(id)
           .catch(() => undefined) // what it lacks is noted, and the log keeps it
           .then(collectIfGrown);
     }
