@@ -85,6 +85,13 @@ export const ERROR_CODES = {
     'Bytes of a file arrived otherwise than the source read them; details name item and range.',
   ],
   NO_PROVIDER: ['safe', 'No member can serve a copy now; details name each one and why.'],
+  WATERMARK_VIOLATION: ['never', 'The common point lies below what is known to be committed; nothing was dropped.'],
+  TAIL_READ_FAILED: ['safe', 'A divergent tail could not be read whole and in order; nothing was dropped.'],
+  TAIL_PERSIST_FAILED: ['safe', 'A divergent tail could not be preserved in a file; nothing was dropped.'],
+  RECOVER_FAILED: ['safe', 'The common point could not be reached; all that is to be dropped is in the rollback file.'],
+  ROLLBACK_REFUSED: ['never', 'This rollback must not be made; details say why, and nothing was dropped.'],
+  ROLLBACK_TOO_LARGE: ['never', 'A divergent tail exceeds a limit; nothing was dropped.'],
+  ROLLBACK_FILE_DAMAGED: ['never', 'The bytes are not a whole rollback file; details name the offset.'],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {
