@@ -92,6 +92,14 @@ export const ERROR_CODES = {
   ROLLBACK_REFUSED: ['never', 'This rollback must not be made; details say why, and nothing was dropped.'],
   ROLLBACK_TOO_LARGE: ['never', 'A divergent tail exceeds a limit; nothing was dropped.'],
   ROLLBACK_FILE_DAMAGED: ['never', 'The bytes are not a whole rollback file; details name the offset.'],
+  COORDINATOR_UNAVAILABLE: [
+    'safe',
+    'The coordinator does not answer; whether a record was replaced is open, and the same call finds out.',
+  ],
+  COORDINATOR_UNSUITABLE: [
+    'never',
+    'The coordinator refuses, or cannot do what groups need; the message says what to change.',
+  ],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {
