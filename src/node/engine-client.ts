@@ -1,4 +1,5 @@
 /** The engine as the caller's thread sees it: requests over a port, and the committed log. */
+import { once } from 'node:events';
 import { extname, join } from 'node:path';
 import { MessageChannel, Worker, receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
 import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
@@ -31,8 +32,8 @@ import type {
   LogFiles,
   PackedPage,
   ProbeReport,
-  SharedMemory,
 } from './engine-protocol.ts';
+import type { EngineServing } from './engine-server.ts';
 import { notPrimary } from './not-primary.ts';
 import { THREAD_LIMITS } from './threads.ts';
 import type { LogStatus } from './types.ts';
@@ -55,8 +56,19 @@ const endOfTurn = setImmediate;
 /** A larger group is the engine's, beside which this thread goes on. */
 const DIRECT_BYTES_MAX = 64 * 1024;
 
+interface EnginePort {
+  readonly port: MessagePort;
+  readonly ring: AppendRing;
+  readonly tail: SharedTail;
+  /** When nobody answers at the port any more. */
+  readonly ended: Promise<void>;
+  /** The answers that were not heard before that. */
+  readonly unheard: () => Iterable<EngineReply>;
+}
+
 export class EngineClient implements CommitLog {
-  readonly #worker: Worker;
+  readonly #ended: EnginePort['ended'];
+  readonly #unheard: EnginePort['unheard'];
   readonly #port: MessagePort;
   readonly #ring: AppendRing;
   readonly #generation: Generation;
@@ -76,12 +88,9 @@ export class EngineClient implements CommitLog {
   #gone: NostosError | undefined;
   readonly opened: EngineOpened;
 
-  private constructor(
-    { worker, port, ring, tail }: { worker: Worker; port: MessagePort; ring: AppendRing; tail: SharedTail },
-    options: EngineOptions,
-    opened: EngineOpened,
-  ) {
-    this.#worker = worker;
+  private constructor({ port, ring, tail, ended, unheard }: EnginePort, options: EngineOptions, opened: EngineOpened) {
+    this.#ended = ended;
+    this.#unheard = unheard;
     this.#port = port;
     this.#ring = ring;
     this.#tail = tail;
@@ -95,34 +104,50 @@ export class EngineClient implements CommitLog {
     this.#watermark = opened.watermark;
     this.opened = opened;
     port.on('message', (reply: EngineReply) => this.#take(reply));
-    worker.on('error', (error: Error) =>
-      this.#lose(new NostosError('INTERNAL', `the engine thread failed: ${error.message}`, { cause: error })),
+    void ended.then(
+      () => this.#lose(new NostosError('CLOSED', 'the node is closed')),
+      (error: Error) =>
+        this.#lose(new NostosError('INTERNAL', `the engine thread failed: ${error.message}`, { cause: error })),
     );
-    worker.on('exit', () => this.#lose(new NostosError('CLOSED', 'the node is closed')));
   }
 
+  /** An engine with a thread of its own, which user code cannot hold up. */
   static async start(options: EngineOptions): Promise<EngineClient> {
     const url = new URL(`./engine-thread${extname(import.meta.url)}`, import.meta.url);
-    const { port1, port2 } = new MessageChannel();
-    const ring = new AppendRing();
-    const tail = new SharedTail();
-    const memory: SharedMemory = { ring: ring.memory, tail: tail.memory };
+    const { ends, served } = portPair();
     const worker = new Worker(url, {
-      workerData: { options, port: port2, memory },
-      transferList: [port2],
+      workerData: { options, ...served } satisfies EngineServing,
+      transferList: [served.port],
       name: 'nostos-engine',
       resourceLimits: THREAD_LIMITS,
     });
+    const ended = new Promise<void>((resolve, reject) => {
+      worker.once('error', reject);
+      worker.once('exit', () => resolve());
+    });
     const opened = await new Promise<EngineOpened>((resolve, reject) => {
-      const failed = (error: unknown): void => reject(error);
-      worker.once('error', failed);
+      ended.catch(reject);
       worker.once('message', (start: EngineStart) => {
-        worker.off('error', failed);
         if ('opened' in start) resolve(start.opened);
         else reject(deserializeError(start.failed));
       });
     });
-    return new EngineClient({ worker, port: port1, ring, tail }, options, opened);
+    const unheard = (): Iterable<EngineReply> => leftAt(ends.port); // the end of a thread may be heard first
+    return new EngineClient({ ...ends, ended, unheard }, options, opened);
+  }
+
+  /** An engine in the caller's thread, where nobody writes: a thread would take 24 MiB. */
+  static async startHere(options: EngineOptions): Promise<EngineClient> {
+    const { serveEngine } = await import('./engine-server.ts');
+    const { ends, served } = portPair();
+    const ended = once(ends.port, 'close').then(() => undefined);
+    try {
+      const opened = await serveEngine({ options, ...served });
+      return new EngineClient({ ...ends, ended, unheard: () => [] }, options, opened);
+    } catch (error) {
+      served.port.close();
+      throw error;
+    }
   }
 
   get watermark(): Lsn {
@@ -252,9 +277,8 @@ export class EngineClient implements CommitLog {
 
   async close(): Promise<void> {
     if (this.#gone !== undefined) return;
-    const exited = new Promise<void>((resolve) => this.#worker.once('exit', () => resolve()));
     await this.#call('close', undefined);
-    await exited;
+    await this.#ended;
     this.#direct.close();
   }
 
@@ -297,9 +321,7 @@ export class EngineClient implements CommitLog {
   }
 
   #lose(error: NostosError): void {
-    // The end of the thread may be heard before the last answers that it gave.
-    for (let last = receiveMessageOnPort(this.#port); last !== undefined; last = receiveMessageOnPort(this.#port))
-      this.#take(last.message as EngineReply);
+    for (const reply of this.#unheard()) this.#take(reply);
     this.#gone ??= error;
     this.#direct.close();
     this.#port.close();
@@ -313,6 +335,24 @@ export class EngineClient implements CommitLog {
       );
     this.#waiting.clear();
   }
+}
+
+/** Both ends of the way to an engine, and the memory that they share. */
+function portPair(): {
+  readonly ends: Pick<EnginePort, 'port' | 'ring' | 'tail'>;
+  readonly served: Omit<EngineServing, 'options'>;
+} {
+  const { port1, port2 } = new MessageChannel();
+  const [ring, tail] = [new AppendRing(), new SharedTail()];
+  return {
+    ends: { port: port1, ring, tail },
+    served: { port: port2, memory: { ring: ring.memory, tail: tail.memory } },
+  };
+}
+
+function* leftAt(port: MessagePort): Generator<EngineReply> {
+  for (let left = receiveMessageOnPort(port); left !== undefined; left = receiveMessageOnPort(port))
+    yield left.message as EngineReply;
 }
 
 function unpack(page: PackedPage): LogPage {

@@ -97,7 +97,8 @@ async function openParts(
   rmSync(join(dir, SERVING_DIR), { recursive: true, force: true });
   const { node: _, copy, ...log } = identity;
   const reaches = copy === undefined ? {} : { copy: { lsn: copy.reaches?.lsn ?? NO_LSN } };
-  const engine = await EngineClient.start({ dir, boot, limits, ...log, ...reaches });
+  const engineOptions = { dir, boot, limits, ...log, ...reaches };
+  const engine = await (writers ? EngineClient.start(engineOptions) : EngineClient.startHere(engineOptions));
   opened.push(() => engine.close());
   const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
   opened.push(() => catalog.close());

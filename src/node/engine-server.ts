@@ -1,0 +1,170 @@
+/** Serves the engine at a port: takes requests, appends in groups, and answers them. */
+import { join } from 'node:path';
+import type { MessagePort } from 'node:worker_threads';
+import { collectIfGrown } from '../base/collect.ts';
+import { deserializeError, serializeError } from '../base/errors.ts';
+import { systemDisk } from '../base/disk.ts';
+import { releaseBuffer } from '../base/release.ts';
+import { EmbeddedCoordinator } from '../coordination/embedded.ts';
+import { NewestSeen } from '../coordination/newest-seen.ts';
+import { RememberingCoordinator } from '../coordination/remembering.ts';
+import { SharedTail } from '../log/shared-tail.ts';
+import { decodeAppend, encodeAnswer } from './append-frame.ts';
+import { AppendRing } from './append-ring.ts';
+import { Engine, type AppendCall } from './engine.ts';
+import type {
+  EngineMethod,
+  EngineOpened,
+  EngineOptions,
+  EngineReply,
+  EngineRequest,
+  EngineRequests,
+  PackedPage,
+  SharedMemory,
+} from './engine-protocol.ts';
+import { highestApplied } from './highest-applied.ts';
+
+/**
+ * How long the thread waits on the ring for the next append before it sleeps in its event loop, from where it takes ten
+ * times as long to wake (ADR 0001).
+ */
+const LINGER_MS = 3;
+/** After this long the rest of the thread has its turn, however many appends come. */
+const TURN_MAX_MS = 1;
+
+export interface EngineServing {
+  readonly options: EngineOptions;
+  /** Closed with the engine. */
+  readonly port: MessagePort;
+  readonly memory: SharedMemory;
+}
+
+/** Opens the engine, which is then served until it is closed. */
+export async function serveEngine({ options, port, memory }: EngineServing): Promise<EngineOpened> {
+  const engine = await Engine.open(
+    {
+      coordinator: new RememberingCoordinator(
+        new EmbeddedCoordinator({ dir: join(options.dir, 'coordinator') }),
+        new NewestSeen(systemDisk, join(options.dir, 'coordinator.json')),
+      ),
+      highestApplied: () => highestApplied(options.dir),
+      tail: new SharedTail(memory.tail),
+    },
+    options,
+  );
+  serve(engine, port, new AppendRing(memory.ring));
+  return engine.opened;
+}
+
+function serve(engine: Engine, port: MessagePort, ring: AppendRing): void {
+  const reply = (message: EngineReply, transfer: ArrayBuffer[] = []): void => port.postMessage(message, transfer);
+  let appends: AppendCall[] = [];
+  let appending = false;
+
+  const flush = async (): Promise<void> => {
+    if (appending) return; // the one that runs takes what came meanwhile
+    appending = true;
+    while (appends.length > 0) {
+      const calls = appends;
+      appends = [];
+      if (!engine.appendNow(calls)) await engine.append(calls);
+    }
+    appending = false;
+  };
+
+  const answer = async ({ id, method, input }: EngineRequest): Promise<void> => {
+    try {
+      const output = await run(engine, method, input);
+      reply({ id, ok: true, output }, method === 'readPage' ? buffersOf(output as PackedPage) : []);
+    } catch (error) {
+      reply({ id, ok: false, error: serializeError(error) });
+    }
+    if (method === 'close') port.close();
+    else if (method === 'readPage') collectIfGrown();
+  };
+
+  const take = (message: EngineRequest | Uint8Array): void => {
+    if (!(message instanceof Uint8Array)) return void answer(message);
+    const { id, entries } = decodeAppend(message);
+    appends.push({
+      entries,
+      resolve: ({ term, firstLsn, hashes }) => {
+        releaseBuffer(message);
+        port.postMessage(encodeAnswer(id, { term, firstLsn, hashes, watermark: engine.watermark }));
+      },
+      reject: (error) => reply({ id, ok: false, error: serializeError(error) }),
+    });
+  };
+
+  /** Takes the appends that have arrived, which share the fsync; false when there were none. */
+  const drain = (): boolean => {
+    for (let frame = ring.take(); frame !== undefined; frame = ring.take()) take(frame);
+    if (appends.length === 0) return false;
+    void flush();
+    return true;
+  };
+
+  let lastAppendMs = 0;
+
+  /** Serves appends until none has come for a while, and gives the event loop its turn in between. */
+  const serveAppends = (): void => {
+    for (const startedMs = performance.now(); ;) {
+      const appended = drain();
+      const nowMs = performance.now();
+      if (appended) lastAppendMs = nowMs;
+      else if (nowMs - lastAppendMs >= LINGER_MS && ring.sleep()) return;
+      if (nowMs - startedMs >= TURN_MAX_MS) break;
+      if (!appended) ring.wait(TURN_MAX_MS);
+    }
+    setImmediate(serveAppends);
+  };
+
+  port.on('message', (message: EngineRequest | Uint8Array | null) => {
+    if (message !== null) take(message);
+    if (message === null || appends.length > 0) serveAppends();
+  });
+  if (!ring.sleep()) serveAppends();
+}
+
+function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
+  switch (method) {
+    case 'readPage':
+      return engine.readPage(input as EngineRequests['readPage'][0]);
+    case 'locate': {
+      const { tenant, lsn } = input as EngineRequests['locate'][0];
+      return engine.locate(tenant, lsn);
+    }
+    case 'settle': {
+      const { firstLsn, hashes, cause } = input as EngineRequests['settle'][0];
+      return engine.settle({ firstLsn, hashes, cause: deserializeError(cause) });
+    }
+    case 'advance':
+      return engine.advance((input as EngineRequests['advance'][0]).durable);
+    case 'reserve':
+      return engine.reserve((input as EngineRequests['reserve'][0]).from);
+    case 'progress': {
+      const { hold, lsn } = input as EngineRequests['progress'][0];
+      return engine.progress(hold, lsn);
+    }
+    case 'release':
+      return engine.release((input as EngineRequests['release'][0]).hold);
+    case 'reserveForCopy':
+      return engine.reserveForCopy((input as EngineRequests['reserveForCopy'][0]).bound);
+    case 'reserveAll':
+      return engine.reserveAll();
+    case 'logFiles':
+      return engine.logFiles((input as EngineRequests['logFiles'][0]).from);
+    case 'status':
+      return engine.status();
+    case 'probe':
+      return engine.probe((input as EngineRequests['probe'][0]).durationMs);
+    case 'close':
+      return engine.close();
+    default:
+      return method satisfies never;
+  }
+}
+
+function buffersOf(page: PackedPage): ArrayBuffer[] {
+  return Object.values(page).flatMap((value) => (ArrayBuffer.isView(value) ? [value.buffer as ArrayBuffer] : []));
+}
