@@ -80,6 +80,42 @@ export const DEFAULT_LIMITS = {
   providerAttemptsMax: 3,
   /** Sessions with one provider in one run, however far each of them came. */
   providerSessionsMax: 100,
+  /** A primary that was heard of so long ago may be replaced; its reads and `local` writes end before that. */
+  leaseMs: 5_000,
+  /** Bound on the error of clock rates, as a share. */
+  clockDriftMax: 0.01,
+  /** How often a primary renews its lease. */
+  renewIntervalMs: 1_500,
+  /** How often a replica reads the group record. */
+  coordinatorPollMs: 500,
+  /** A compare-and-set without an answer is looked into, and repeated, after this. */
+  coordinatorRetryMs: 500,
+  /** A member in sync that is behind for so long is dropped from the in-sync set. */
+  ackTimeoutMs: 1_500,
+  /** A quiet stream between members shows so often that it is alive. */
+  streamHeartbeatMs: 500,
+  /** A stream from which nothing is heard for so long is opened anew. */
+  streamTimeoutMs: 2_500,
+  /** How long a replica waits before it opens a stream again; doubled each time, up to `streamTimeoutMs`. */
+  reopenMs: 50,
+  /** Records that are sent to a replica before it acknowledges one. */
+  streamWindowRecords: 20_000,
+  /** Records that are sent to a replica at once. */
+  streamBatchRecords: 2_000,
+  /** Replicas, members or not yet, that one primary feeds. */
+  streamsMax: 64,
+  /** How long a candidate waits for the answers of the other members. */
+  probeWaitMs: 200,
+  /** A new primary that has not committed and applied everything by then resigns. */
+  termStartTimeoutMs: 10_000,
+  /** A primary that could commit nothing for so long, with records waiting, resigns. */
+  commitStallMs: 10_000,
+  /** How long a primary that resigned does not stand; doubled each time, up to `candidateBackoffMaxMs`. */
+  candidateBackoffMs: 1_000,
+  /** The longest such pause. */
+  candidateBackoffMaxMs: 30_000,
+  /** A handover that has not come so far by then is given up, and writes go on. */
+  handoverTimeoutMs: 2_000,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;

@@ -1,0 +1,54 @@
+/** What the machines see of their own store: where its log ends, what of it is safe, and which terms it has. */
+import type { BootId, Generation, Lsn, Position, StoreId, Term } from '../base/brands.ts';
+import { NO_LSN, NO_TERM } from '../base/brands.ts';
+import type { ChainPoint } from '../log/chain.ts';
+import { genesis } from '../log/chain.ts';
+import type { TermTable } from '../log/terms.ts';
+
+export interface SelfIdentity {
+  readonly generation: Generation;
+  readonly store: StoreId;
+  readonly boot: BootId;
+}
+
+export interface StoreView {
+  /** The last record that was appended, fsynced or not. */
+  readonly end: ChainPoint;
+  /** Records up to here are fsynced. */
+  readonly durable: Lsn;
+  /** W as this store knows it. */
+  readonly watermark: Lsn;
+  /** Tenants have what is committed up to here. */
+  readonly applied: Lsn;
+  /** The record before the first one that is still held. */
+  readonly anchor: ChainPoint;
+  readonly terms: TermTable;
+  /** A record from the anchor to the end. */
+  pointAt(lsn: Lsn): ChainPoint;
+}
+
+/** The position of an LSN of this log, for good: the term table is never pruned. */
+export function positionAt(view: StoreView, lsn: Lsn): Position {
+  const entry = view.terms.at(lsn);
+  if (entry !== undefined) return { generation: entry.generation, term: entry.term, lsn };
+  return { generation: view.end.generation, term: NO_TERM, lsn: NO_LSN };
+}
+
+/** Whether the position is on disk here. */
+export function holdsDurably(view: StoreView, position: Position | null): boolean {
+  return position === null || position.lsn === 0 || view.terms.contains(position, view.durable);
+}
+
+/** The last record of the last term that is not above `term`; before the first one where there is none. */
+export function endOfTerm(view: StoreView, term: Term): { readonly term: Term; readonly lsn: Lsn } {
+  const { entries } = view.terms;
+  const index = entries.findLastIndex((entry) => entry.term <= term);
+  const entry = entries[index];
+  if (entry === undefined) return { term: NO_TERM, lsn: NO_LSN };
+  const next = entries[index + 1];
+  return { term: entry.term, lsn: next === undefined ? view.end.lsn : ((next.firstLsn - 1) as Lsn) };
+}
+
+export function beginning(view: StoreView): ChainPoint {
+  return genesis(view.end.generation);
+}
