@@ -33,9 +33,10 @@ const EDGES = new Set(['base', 'testing', 'node', 'cli']);
 const DRIVERS: readonly RegExp[] = [
   // Sockets, name lookups and their time limits; the files of a TLS identity.
   /^src\/wire\/(?:byte-stream|certificates|connect|listener|dispatcher|tls-files)\.ts$/,
-  /^src\/coordination\/embedded\.ts$/,
+  // The adapters: a directory, sockets; what a URL names; the timer of a watch.
+  /^src\/coordination\/(?:embedded|etcd|etcd-client|open-coordinator|watch)\.ts$/,
   // Files of tenants: their creation, removal and copies.
-  /^src\/store\/(?:catalog|tenant-store|create-tenant-file|export-file|import-source)\.ts$/,
+  /^src\/store\/(?:catalog|open-file|file-hold|create-tenant-file|export-file|import-source)\.ts$/,
   // The time limit of `transaction(async fn)`, which waits for the caller's own promises.
   /^src\/store\/tenant\.ts$/,
   // A plain directory as a source; what is fetched, on the disk; the timers of a transfer.
