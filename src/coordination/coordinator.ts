@@ -1,6 +1,7 @@
 /**
- * The one thing that groups ask of a coordinator: a record that is read and replaced by compare-and-set. No leases,
- * locks or recipes; who leads, and since when, is all in the record, and what may be done with it is DESIGN section 5.
+ * What groups ask of a coordinator: records that are read and replaced by compare-and-set, one of each group and one of
+ * each thing that the directory places. No leases, locks or recipes; who leads, and since when, is all in the record, and
+ * what may be done with it is DESIGN section 5.
  *
  * Every adapter passes `testing/coordinator-compliance.ts`: reads are linearizable, of two writers from one version one
  * wins, and a writer that stops in the middle blocks nobody.
@@ -24,26 +25,42 @@ export interface GroupRecord {
   readonly nonce: string;
 }
 
-export interface Versioned {
+export interface Versioned<R = GroupRecord> {
   /** From 1; every replacement adds one. */
   readonly version: number;
-  readonly record: GroupRecord;
+  readonly record: R;
 }
 
-export type CasResult =
+export type CasResult<R = GroupRecord> =
   | { readonly ok: true; readonly version: number }
-  | { readonly ok: false; readonly current: Versioned | undefined };
+  | { readonly ok: false; readonly current: Versioned<R> | undefined };
 
-export interface Coordinator {
+/** One record that is replaced by compare-and-set. */
+export interface Register<R extends { readonly nonce: string }> {
   /** The current record; undefined when none was ever written. */
-  read(): Promise<Versioned | undefined>;
+  read(): Promise<Versioned<R> | undefined>;
   /**
    * Replaces the record if its version is `expectedVersion`; 0 stands for no record. When it throws, it is open whether
-   * the record was replaced, until a later version is read.
+   * the record was replaced, until a later version is read; the same call with the same record may be repeated.
    */
-  compareAndSet(expectedVersion: number, record: GroupRecord): Promise<CasResult>;
-  /** Calls with the present record and then with newer ones; versions rise, and some may be left out. */
-  watch(listener: (current: Versioned) => void, options: { signal: AbortSignal }): void;
+  compareAndSet(expectedVersion: number, record: R): Promise<CasResult<R>>;
+  /**
+   * Calls with the present record and then with newer ones; versions rise, and some may be left out. It is a hint that
+   * comes soon, not a promise that it comes: what is silent may also be away.
+   */
+  watch(listener: (current: Versioned<R>) => void, options: { signal: AbortSignal }): void;
+}
+
+export type Coordinator = Register<GroupRecord>;
+
+/** What a record is in bytes, and what may follow what. */
+export interface RecordKind<R extends { readonly nonce: string }> {
+  readonly name: 'group' | 'entry';
+  encode(record: R): string;
+  /** Takes exactly what `encode` makes; anything else is damage, on which nothing may be decided. */
+  parse(value: unknown, source: string): R;
+  /** Throws when no record like this one may take the place of the current one. */
+  checkSuccessor?(next: R, current: R): void;
 }
 
 export const MEMBERS_MAX = 64;
@@ -53,7 +70,6 @@ export function encodeGroupRecord(record: GroupRecord): string {
   return JSON.stringify(record, FIELDS.concat('store', 'boot', 'lsn'));
 }
 
-/** Takes exactly what `encodeGroupRecord` makes; anything else is damage, on which nothing may be decided. */
 export function parseGroupRecord(value: unknown, source: string): GroupRecord {
   try {
     const fields = object(value, 'the record', FIELDS);
@@ -77,15 +93,31 @@ export function parseGroupRecord(value: unknown, source: string): GroupRecord {
   }
 }
 
+export const GROUP_RECORD: RecordKind<GroupRecord> = {
+  name: 'group',
+  encode: encodeGroupRecord,
+  parse: parseGroupRecord,
+};
+
+export const DEFAULT_GROUP = 'main';
+
+export function checkGroupName(name: string): string {
+  if (/^[a-z0-9][a-z0-9-]{0,62}$/.test(name)) return name;
+  throw new NostosError(
+    'INVALID_ARGUMENT',
+    `The name of a group is 1 to 63 lowercase letters, digits and dashes, got ${JSON.stringify(name).slice(0, 100)}`,
+  );
+}
+
 export function coordinatorDamaged(source: string, cause: unknown): NostosError {
   const reason = cause instanceof Error ? cause.message : String(cause);
-  return new NostosError('COORDINATOR_DAMAGED', `The group record in ${source} cannot be read: ${reason}`, {
+  return new NostosError('COORDINATOR_DAMAGED', `The record in ${source} cannot be read: ${reason}`, {
     details: { source, reason },
     cause,
   });
 }
 
-function object(value: unknown, what: string, keys: readonly string[]): Record<string, unknown> {
+export function object(value: unknown, what: string, keys: readonly string[]): Record<string, unknown> {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new Error(`${what} is not an object`);
   const unknownKey = Object.keys(value).find((key) => !keys.includes(key));
   if (unknownKey !== undefined) throw new Error(`${what} has an unknown field ${JSON.stringify(unknownKey)}`);
@@ -110,13 +142,13 @@ function position(value: unknown): Position {
   return { generation: toGeneration(fields.generation), term: toTerm(fields.term), lsn: toLsn(fields.lsn) };
 }
 
-function count(value: unknown, what: string): number {
+export function count(value: unknown, what: string): number {
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0)
     throw new Error(`${what} is not a whole number: ${String(value)}`);
   return value;
 }
 
-function nonce(value: unknown): string {
+export function nonce(value: unknown): string {
   if (typeof value !== 'string' || !/^[0-9a-f]{32}$/.test(value)) throw new Error('nonce is not 32 hex digits');
   return value;
 }

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -17,8 +17,17 @@ function temporaryDir(t: TestContext): string {
 
 coordinatorCompliance({
   name: 'embedded',
-  module: new URL('./embedded.ts', import.meta.url).href,
-  fresh: (t) => ({ dir: join(temporaryDir(t), 'group'), pollMs: 5 }),
+  module: new URL('./open-coordinator.ts', import.meta.url).href,
+  fresh: (t) => `embedded:${join(temporaryDir(t), 'coordinator')}?poll-ms=5`,
+  async image(url) {
+    const dir = /^embedded:(.+)\?/.exec(String(url))![1]!;
+    const copy = `${dir}.${readdirSync(join(dir, '..')).length}`;
+    if (existsSync(dir)) cpSync(dir, copy, { recursive: true });
+    return async () => {
+      rmSync(dir, { recursive: true });
+      if (existsSync(copy)) cpSync(copy, dir, { recursive: true });
+    };
+  },
 });
 
 test('a damaged, foreign or newer record is an error, never a decision', async (t) => {

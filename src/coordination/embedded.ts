@@ -1,6 +1,6 @@
 /**
- * The coordinator of the nodes of one machine: a directory on its disk. Version v is the file `group.<v>.json`. It is
- * written whole under a name of its own and fsynced, then linked to its name: link(2) is atomic and refuses a name that
+ * The coordinator of the nodes of one machine: directories on its disk, one for each record. Version v of the record of a
+ * group is the file `group.<v>.json`, that of a directory entry `entry.<v>.json`. It is written whole under a name of its own and fsynced, then linked to its name: link(2) is atomic and refuses a name that
  * is taken, so of two writers from one version one wins, and there is no lock that a stopped one could keep.
  *
  * What must hold: a version's content never changes, and the highest version is never removed. Old ones are removed, so
@@ -10,15 +10,20 @@
  * goes when its version is old, or a version that is whole.
  */
 import { dirname, join } from 'node:path';
-import { crc32 } from 'node:zlib';
 import type { Disk } from '../base/disk.ts';
 import { systemDisk } from '../base/disk.ts';
 import { readIfExists } from '../base/durable-file.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
-import type { CasResult, Coordinator, GroupRecord, Versioned } from './coordinator.ts';
-import { coordinatorDamaged, encodeGroupRecord, parseGroupRecord } from './coordinator.ts';
+import type { Coordination } from './coordination.ts';
+import type { CasResult, Coordinator, GroupRecord, RecordKind, Register, Versioned } from './coordinator.ts';
+import { checkGroupName, coordinatorDamaged, DEFAULT_GROUP, GROUP_RECORD } from './coordinator.ts';
+import type { Directory, DirectoryPage, DirectoryEntry, ListOptions } from './directory.ts';
+import { checkDirectoryId, checkListOptions, DIRECTORY_ENTRY } from './directory.ts';
+import type { Envelope } from './envelope.ts';
+import { encodeEnvelope, parseEnvelope } from './envelope.ts';
+import { watchByReading } from './watch.ts';
 
 export interface EmbeddedCoordinatorOptions {
   readonly dir: string;
@@ -31,45 +36,45 @@ export interface EmbeddedCoordinatorDeps {
   readonly random?: Random;
 }
 
-interface VersionFile {
-  readonly version: number;
-  /** The nonce of the record that this one replaced. */
-  readonly parent: string | null;
-  readonly record: GroupRecord;
-}
-
-const FORMAT_VERSION = 1;
-const KEPT_VERSIONS = 64;
+/** So many versions a writer may be late and still be told for sure that it has lost. */
+const KEPT_VERSIONS = { group: 64, entry: 8 } as const;
 const READ_TRIES_MAX = 100;
-const POLL_MS = 200;
+export const EMBEDDED_POLL_MS = 200;
 const OWN_NAME = /^write\.([1-9][0-9]{0,15})\.[0-9a-f]{32}\.tmp$/;
-const VERSION_NAME = /^group\.([1-9][0-9]{0,15})\.json$/;
+const VERSION_NAME = /^(?:group|entry)\.([1-9][0-9]{0,15})\.json$/;
 
-export class EmbeddedCoordinator implements Coordinator {
+class EmbeddedRegister<R extends { readonly nonce: string }> implements Register<R> {
+  readonly #kind: RecordKind<R>;
   readonly #disk: Disk;
   readonly #random: Random;
   readonly #dir: string;
   readonly #pollMs: number;
 
-  constructor({ dir, pollMs = POLL_MS }: EmbeddedCoordinatorOptions, deps: EmbeddedCoordinatorDeps = {}) {
+  constructor(
+    kind: RecordKind<R>,
+    { dir, pollMs = EMBEDDED_POLL_MS }: EmbeddedCoordinatorOptions,
+    deps: EmbeddedCoordinatorDeps = {},
+  ) {
+    this.#kind = kind;
     this.#disk = deps.disk ?? systemDisk;
     this.#random = deps.random ?? systemRandom;
     this.#dir = dir;
     this.#pollMs = pollMs;
   }
 
-  async read(): Promise<Versioned | undefined> {
+  async read(): Promise<Versioned<R> | undefined> {
     return this.#read();
   }
 
-  async compareAndSet(expectedVersion: number, record: GroupRecord): Promise<CasResult> {
-    parseGroupRecord(JSON.parse(encodeGroupRecord(record)), 'the record to write');
+  async compareAndSet(expectedVersion: number, record: R): Promise<CasResult<R>> {
+    this.#kind.parse(JSON.parse(this.#kind.encode(record)), 'the record to write');
     this.#disk.makeDirectory(this.#dir);
     if (expectedVersion === 0) this.#disk.syncDirectory(dirname(this.#dir));
     const current = this.#read();
     if ((current?.version ?? 0) !== expectedVersion) return this.#lost(record, current);
+    if (current !== undefined) this.#kind.checkSuccessor?.(record, current.record);
     const version = expectedVersion + 1;
-    const written: VersionFile = { version, parent: current?.record.nonce ?? null, record };
+    const written: Envelope<R> = { version, parent: current?.record.nonce ?? null, record };
     if (!this.#publish(written) || !this.#stands(written)) return this.#lost(record, this.#read());
     this.#disk.syncDirectory(this.#dir);
     this.#removeOld(version);
@@ -77,47 +82,32 @@ export class EmbeddedCoordinator implements Coordinator {
   }
 
   /** Whether the version that was just linked became part of the history; there may be later ones already. */
-  #stands({ version, record }: VersionFile): boolean {
+  #stands({ version, record }: Envelope<R>): boolean {
     if (this.#newest() === version) return true;
     const next = this.#bytesOf(version + 1);
     if (next === undefined)
       throw new NostosError(
         'OUTCOME_UNKNOWN',
-        `Version ${version} of the group record was written, and many later ones since; read the record to see what holds`,
+        `Version ${version} of a record was written, and many later ones since; read the record to see what holds`,
         { details: { version } },
       );
-    if (parseVersionFile(next, version + 1, this.#path(version + 1)).parent === record.nonce) return true;
+    if (this.#parse(next, version + 1).parent === record.nonce) return true;
     this.#removeQuietly(this.#path(version));
     return false;
   }
 
-  watch(listener: (current: Versioned) => void, { signal }: { signal: AbortSignal }): void {
-    let seen = 0;
-    const look = (): void => {
-      try {
-        const current = this.#read();
-        if (current === undefined || current.version <= seen) return;
-        seen = current.version;
-        listener(current);
-      } catch {
-        // A watch only hints; who acts on it reads first, and meets the error there.
-      }
-    };
-    if (signal.aborted) return;
-    const timer = setInterval(look, this.#pollMs);
-    timer.unref();
-    signal.addEventListener('abort', () => clearInterval(timer), { once: true });
-    queueMicrotask(() => !signal.aborted && look());
+  watch(listener: (current: Versioned<R>) => void, options: { signal: AbortSignal }): void {
+    watchByReading({ read: () => this.read(), pollMs: this.#pollMs }, listener, options);
   }
 
-  #read(): Versioned | undefined {
+  #read(): Versioned<R> | undefined {
     for (let tries = 0; ; tries++) {
       const version = this.#newest();
       if (version === 0) return undefined;
       const bytes = this.#bytesOf(version);
       // It may be removed between the two steps, once many newer ones are there.
       if (bytes !== undefined) {
-        const { record } = parseVersionFile(bytes, version, this.#path(version));
+        const { record } = this.#parse(bytes, version);
         return { version, record };
       }
       if (tries >= READ_TRIES_MAX) throw coordinatorDamaged(this.#path(version), new Error('it comes and goes'));
@@ -147,12 +137,12 @@ export class EmbeddedCoordinator implements Coordinator {
   }
 
   /** False when the version is taken, or so old that the file to link was cleared away. */
-  #publish(written: VersionFile): boolean {
+  #publish(written: Envelope<R>): boolean {
     const own = join(this.#dir, `write.${written.version}.${randomHex128(this.#random)}.tmp`);
     try {
       const file = this.#disk.open(own, 'create');
       try {
-        file.write(encodeVersionFile(written), 0);
+        file.write(encodeEnvelope(this.#kind, written), 0);
         file.sync();
       } finally {
         file.close();
@@ -168,7 +158,7 @@ export class EmbeddedCoordinator implements Coordinator {
   }
 
   /** A refused writer that finds its own record there has won: only the answer was lost. */
-  #lost(record: GroupRecord, current: Versioned | undefined): CasResult {
+  #lost(record: R, current: Versioned<R> | undefined): CasResult<R> {
     if (current !== undefined && current.record.nonce === record.nonce) {
       this.#disk.syncDirectory(this.#dir);
       return { ok: true, version: current.version };
@@ -179,7 +169,8 @@ export class EmbeddedCoordinator implements Coordinator {
   #removeOld(version: number): void {
     for (const name of this.#disk.list(this.#dir)) {
       const digits = (VERSION_NAME.exec(name) ?? OWN_NAME.exec(name))?.[1];
-      if (digits !== undefined && Number(digits) <= version - KEPT_VERSIONS) this.#removeQuietly(join(this.#dir, name));
+      if (digits !== undefined && Number(digits) <= version - KEPT_VERSIONS[this.#kind.name])
+        this.#removeQuietly(join(this.#dir, name));
     }
   }
 
@@ -192,7 +183,14 @@ export class EmbeddedCoordinator implements Coordinator {
   }
 
   #path(version: number): string {
-    return join(this.#dir, `group.${version}.json`);
+    return join(this.#dir, `${this.#kind.name}.${version}.json`);
+  }
+
+  #parse(bytes: Uint8Array, version: number): Envelope<R> {
+    const envelope = parseEnvelope(this.#kind, bytes, this.#path(version));
+    if (envelope.version !== version)
+      throw coordinatorDamaged(this.#path(version), new Error('its head is of another version'));
+    return envelope;
   }
 }
 
@@ -200,40 +198,68 @@ function isAbsent(error: unknown): boolean {
   return isNostosError(error, 'IO_FAILED') && error.details.errno === 'ENOENT';
 }
 
-function encodeVersionFile({ version, parent, record }: VersionFile): Uint8Array {
-  const text = encodeGroupRecord(record);
-  const head = { format: FORMAT_VERSION, version, parent, crc32: crc32(text) };
-  return Buffer.from(`${JSON.stringify(head)}\n${text}\n`);
-}
-
-function parseVersionFile(bytes: Uint8Array, version: number, source: string): VersionFile {
-  let head: { format?: unknown; version?: unknown; parent?: unknown; crc32?: unknown };
-  let value: unknown;
-  try {
-    const lines = new TextDecoder('utf-8', { fatal: true }).decode(bytes).split('\n');
-    head = Object(JSON.parse(lines[0] ?? ''));
-    if (typeof head.format === 'number' && head.format > FORMAT_VERSION) throw newerFormat(source, head.format);
-    if (lines.length !== 3 || lines[2] !== '') throw new Error('it is not two lines');
-    if (head.format !== FORMAT_VERSION || head.version !== version) throw new Error(`its head is of another version`);
-    if (head.crc32 !== crc32(lines[1] as string)) throw new Error('its CRC does not hold');
-    if (head.parent !== null && typeof head.parent !== 'string') throw new Error('its parent is no nonce');
-    value = JSON.parse(lines[1] as string);
-  } catch (cause) {
-    if (isNostosError(cause)) throw cause;
-    throw coordinatorDamaged(source, cause);
+/** The record of one group, in a directory of its own. */
+export class EmbeddedCoordinator extends EmbeddedRegister<GroupRecord> {
+  constructor(options: EmbeddedCoordinatorOptions, deps: EmbeddedCoordinatorDeps = {}) {
+    super(GROUP_RECORD, options, deps);
   }
-  return { version, parent: head.parent, record: parseGroupRecord(value, source) };
 }
 
-function newerFormat(source: string, format: number): NostosError {
-  return new NostosError(
-    'UNSUPPORTED_FORMAT',
-    `The group record in ${source} has format ${format}; this Nostos knows ${FORMAT_VERSION}. Use a newer one`,
-    { details: { source, format } },
-  );
+class EmbeddedDirectory implements Directory {
+  readonly #options: EmbeddedCoordinatorOptions;
+  readonly #deps: EmbeddedCoordinatorDeps;
+
+  constructor(options: EmbeddedCoordinatorOptions, deps: EmbeddedCoordinatorDeps) {
+    this.#options = options;
+    this.#deps = deps;
+  }
+
+  entry(id: string): Register<DirectoryEntry> {
+    const dir = join(this.#options.dir, dirnameOfId(checkDirectoryId(id)));
+    return new EmbeddedRegister(DIRECTORY_ENTRY, { ...this.#options, dir }, this.#deps);
+  }
+
+  async list(options: ListOptions = {}): Promise<DirectoryPage> {
+    const { prefix, after = '', limit } = checkListOptions(options);
+    const disk = this.#deps.disk ?? systemDisk;
+    const ids = disk.exists(this.#options.dir) ? disk.list(this.#options.dir).map(idOfDirname) : [];
+    const wanted = ids.filter((id) => id.startsWith(prefix) && id > after).toSorted(byBytes);
+    const entries = [];
+    for (const id of wanted) {
+      // A writer that was killed before its first version leaves an empty directory.
+      const current = await this.entry(id).read();
+      if (current !== undefined) entries.push({ id, ...current });
+      if (entries.length === limit) return { entries, next: id === wanted.at(-1) ? undefined : id };
+    }
+    return { entries, next: undefined };
+  }
 }
 
-/** How another process opens the same record; see `testing/coordinator-compliance.ts`. */
-export function openCoordinator(args: unknown): EmbeddedCoordinator {
-  return new EmbeddedCoordinator(args as EmbeddedCoordinatorOptions);
+/** One character for one: `/` and `:` cannot be in the names of files everywhere. */
+function dirnameOfId(id: string): string {
+  return id.replaceAll('/', '+').replaceAll(':', '=');
+}
+
+function idOfDirname(name: string): string {
+  return name.replaceAll('+', '/').replaceAll('=', ':');
+}
+
+function byBytes(a: string, b: string): number {
+  return a < b ? -1 : Number(a > b);
+}
+
+/** All groups of the nodes of one machine, and their directory, in one directory of its disk. */
+export function embeddedCoordination(
+  { dir, pollMs = EMBEDDED_POLL_MS }: EmbeddedCoordinatorOptions,
+  deps: EmbeddedCoordinatorDeps = {},
+): Coordination {
+  const close = async (): Promise<void> => {};
+  return {
+    group: (name = DEFAULT_GROUP): Coordinator =>
+      new EmbeddedCoordinator({ dir: join(dir, 'groups', checkGroupName(name)), pollMs }, deps),
+    directory: new EmbeddedDirectory({ dir: join(dir, 'directory'), pollMs }, deps),
+    check: async () => {},
+    close,
+    [Symbol.asyncDispose]: close,
+  };
 }

@@ -26,11 +26,18 @@ export class NewestSeen {
     return this.#newest;
   }
 
-  /** Takes in what the coordinator answered; throws `COORDINATOR_REGRESSED` when it had answered more before. */
-  accept(current: Versioned | undefined): Versioned | undefined {
+  /**
+   * Takes in what the coordinator answered, and answers with what holds by now; throws `COORDINATOR_REGRESSED` when more
+   * was seen before. `since` is the newest one when the coordinator was asked: an answer that is overtaken on its way by
+   * a newer one is no step back.
+   */
+  accept(current: Versioned | undefined, since = this.#newest): Versioned | undefined {
     const seen = this.#newest;
-    if (seen !== undefined && isOlder(current, seen)) throw regressed(current, seen);
-    if (current === undefined || (seen !== undefined && current.version === seen.version)) return current;
+    if (since !== undefined && isOlder(current, since)) throw regressed(current, since);
+    if (seen === undefined && current === undefined) return undefined;
+    if (seen !== undefined && seen !== since && (current?.version ?? 0) < seen.version) return seen;
+    if (current === undefined || (seen !== undefined && isOlder(current, seen))) throw regressed(current, seen!);
+    if (current.version === seen?.version) return current;
     const text = `{"version":${current.version},"record":${encodeGroupRecord(current.record)}}\n`;
     writeDurably(this.#disk, this.#path, Buffer.from(text));
     this.#newest = current;

@@ -12,16 +12,31 @@ export class RememberingCoordinator implements Coordinator {
   }
 
   async read(): Promise<Versioned | undefined> {
-    return this.#seen.accept(await this.#coordinator.read());
+    const since = this.#seen.newest;
+    return this.#seen.accept(await this.#coordinator.read(), since);
   }
 
   async compareAndSet(expectedVersion: number, record: GroupRecord): Promise<CasResult> {
+    const since = this.#seen.newest;
     const result = await this.#coordinator.compareAndSet(expectedVersion, record);
-    this.#seen.accept(result.ok ? { version: result.version, record } : result.current);
+    if (!result.ok) return { ok: false, current: this.#seen.accept(result.current, since) };
+    this.#seen.accept({ version: result.version, record }, since);
     return result;
   }
 
+  /** What a watch tells may be late, or not be kept for lack of space: it is left out then, and a read says why. */
   watch(listener: (current: Versioned) => void, options: { signal: AbortSignal }): void {
-    this.#coordinator.watch((current) => listener(this.#seen.accept(current)!), options);
+    this.#coordinator.watch((current) => {
+      if (this.#accepts(current)) listener(current);
+    }, options);
+  }
+
+  #accepts(current: Versioned): boolean {
+    try {
+      this.#seen.accept(current);
+      return true;
+    } catch {
+      return false;
+    }
   }
 }

@@ -2,8 +2,13 @@
 export { FaultyDisk, PowerCut } from './faulty-disk.ts';
 export type { InjectedFault, Step, StepKind } from './faulty-disk.ts';
 export { VirtualClock } from './virtual-clock.ts';
-export { coordinatorCompliance, groupRecord } from './coordinator-compliance.ts';
-export type { CoordinatorFactory, CoordinatorUnderTest } from './coordinator-compliance.ts';
+export { coordinatorCompliance, directoryEntry, groupRecord } from './coordinator-compliance.ts';
+export type {
+  CoordinationFactory,
+  CoordinatorUnderTest,
+  DisturbedNetwork,
+  HeldWrite,
+} from './coordinator-compliance.ts';
 export { channelCompliance, COMPLIANCE_FRAME_BYTES_MAX } from './channel-compliance.ts';
 export type { ChannelsUnderTest } from './channel-compliance.ts';
 export { diskCompliance } from './disk-compliance.ts';
