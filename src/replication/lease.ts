@@ -21,7 +21,7 @@ export function leaseHolds(sent: Instant, now: Instant, leaseMs: number, drift: 
 export class Standstill {
   #term = -1;
   #renewal = -1;
-  #sinceMs = 0;
+  #sinceMs = Infinity;
 
   observe({ term, renewal }: GroupRecord, nowMs: number): void {
     if (term === this.#term && renewal === this.#renewal) return;

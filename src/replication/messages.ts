@@ -30,7 +30,11 @@ export interface ProbeMessage {
 
 /** What a log knows about a point of another one. */
 export type PointAnswer =
-  | { readonly held: 'held' | 'diverged' | 'pruned' }
+  | { readonly held: 'held' }
+  /** Another record with this term and LSN. */
+  | { readonly held: 'diverged' }
+  /** Too far back to tell. */
+  | { readonly held: 'pruned' }
   /** Not held. The last own term that is not above the asked one, and where it ends; 0 and 0 where there is none. */
   | { readonly held: 'below'; readonly term: Term; readonly lsn: Lsn };
 
