@@ -2,17 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { seededRandom } from '../../base/random.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
-import {
-  DivergentTail,
-  RollbackCoordinator,
-  RollbackError,
-  RollbackPlan,
-  TailRecord,
-  type RollbackErrorKind,
-  type RollbackNotice,
-  type RollbackRequest,
-  type RollbackTransport,
-} from '../index.ts';
+import { RollbackCoordinator, RollbackError, RollbackPlan, TailRecord } from '../index.ts';
+import type { DivergentTail, RollbackErrorKind, RollbackNotice, RollbackRequest, RollbackTransport } from '../index.ts';
 
 const REQUEST: RollbackRequest = {
   localFrontier: 230,
@@ -96,18 +87,15 @@ test('a tail is read, kept, dropped, announced, and the primary followed, in thi
     REJOIN,
   ]);
   assert.deepEqual(transport.kept, tailOf(210, 220, 230));
-  assert.deepEqual(
-    { ...outcome },
-    {
-      recoveredToLsn: 200,
-      tailLsns: 30,
-      rollbackFile: FILE,
-      eventFired: true,
-      role: { kind: 'Replica', primaryAddr: 'b:7000', term: 8 },
-      rejoined: true,
-      rejoinError: undefined,
-    },
-  );
+  assert.deepEqual(structuredClone(outcome), {
+    recoveredToLsn: 200,
+    tailLsns: 30,
+    rollbackFile: FILE,
+    eventFired: true,
+    role: { kind: 'Replica', primaryAddr: 'b:7000', term: 8 },
+    rejoined: true,
+    rejoinError: undefined,
+  });
   assert.ok(outcome.rolledBackTail());
 });
 
@@ -130,7 +118,12 @@ for (const [name, change, refused] of [
 
 test('G2, G3: the plan targets the common point, and its tail is what lies above', () => {
   const plan = RollbackPlan.compute(REQUEST);
-  assert.deepEqual({ ...plan }, { recoverToLsn: 200, localFrontier: 230, commitWatermark: 180, tailLsns: 30 });
+  assert.deepEqual(structuredClone(plan), {
+    recoverToLsn: 200,
+    localFrontier: 230,
+    commitWatermark: 180,
+    tailLsns: 30,
+  });
   assert.ok(plan.hasDivergentTail());
   const none = RollbackPlan.compute({ ...REQUEST, localFrontier: 190 });
   assert.equal(none.tailLsns, 0);

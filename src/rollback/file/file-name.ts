@@ -1,0 +1,15 @@
+/** What rollback files are called: terms, range and id, so that a directory listing tells them apart. */
+import type { FileHeader } from './format.ts';
+
+export const FILE_SUFFIX = '.nrb';
+export const TEMPORARY_SUFFIX = '.nrb.tmp';
+
+const NAME = /^term\d+-to-\d+-lsn-\d+-\d+-[0-9a-f]{32}\.nrb$/;
+
+export function fileName({ oldTerm, newTerm, firstLsn, lastLsn, id }: FileHeader): string {
+  return `term${oldTerm}-to-${newTerm}-lsn-${firstLsn}-${lastLsn}-${id}${FILE_SUFFIX}`;
+}
+
+export function isFileName(name: string): boolean {
+  return NAME.test(name);
+}

@@ -1,0 +1,228 @@
+/**
+ * Reads a rollback file from its first byte to its last, a chunk at a time, and believes nothing that does not check out:
+ * the CRC of each frame, each record's own CRC, its place in the chain of hashes, and at the end counts and digest.
+ */
+import { crc32 } from 'node:zlib';
+import { Blake3Hasher } from '@napi-rs/blake-hash';
+import type { Hash } from '../../base/brands.ts';
+import type { Disk, DiskFile } from '../../base/disk.ts';
+import { yieldToEventLoop } from '../../base/event-loop.ts';
+import { brokenLink, pointOf, type ChainPoint } from '../../log/chain.ts';
+import { decodeRecord, hashRecord, type LogRecord } from '../../log/record.ts';
+import {
+  FILE_HEADER_BYTES,
+  FLAG_ACKNOWLEDGED,
+  FOOTER_BODY_BYTES,
+  FRAME_HEAD_BYTES,
+  FrameKind,
+  chainStart,
+  damaged,
+  decodeFooter,
+  decodeHeader,
+  decodeRecordFrame,
+  decodeSchema,
+  getFrameHead,
+  schemaVersionOf,
+  type FileFooter,
+  type FileHeader,
+  type TenantSchema,
+} from './format.ts';
+import { SchemaWindow } from './schema-window.ts';
+
+const CHUNK_BYTES = 256 * 1024;
+const TURN_BYTES = 4 * 1024 * 1024;
+const EMPTY = Buffer.alloc(0);
+
+/** A record with what is needed to show it; valid until the next one is asked for. */
+export interface FileRecord {
+  readonly record: LogRecord;
+  readonly hash: Hash;
+  readonly acknowledged: boolean;
+  /** Empty where it belongs to no tenant, or the name is not known. */
+  readonly tenantName: string;
+  /** Of the schema version of a changeset, where the file has it. */
+  readonly schema?: TenantSchema;
+}
+
+export interface FileDescription {
+  readonly header: FileHeader;
+  readonly footer: FileFooter;
+  readonly fileBytes: number;
+}
+
+/** Header and footer only: a second's look at a file of any size. `verifyFile` reads all of it. */
+export function describeFile(disk: Disk, path: string): FileDescription {
+  const file = disk.open(path, 'read');
+  try {
+    const fileBytes = file.size();
+    const header = decodeHeader(path, readAt(file, 0, FILE_HEADER_BYTES));
+    const at = fileBytes - FRAME_HEAD_BYTES - FOOTER_BODY_BYTES;
+    if (at < FILE_HEADER_BYTES) throw damaged(path, fileBytes, 'it has no footer');
+    const bytes = readAt(file, at, FRAME_HEAD_BYTES + FOOTER_BODY_BYTES);
+    const head = getFrameHead(path, bytes, 0, at);
+    const body = bytes.subarray(FRAME_HEAD_BYTES);
+    if (head.kind !== FrameKind.footer || crc32(body) !== head.bodyCrc) throw damaged(path, at, 'it has no footer');
+    const footer = decodeFooter(path, body, at);
+    checkFooter(path, header, footer, at);
+    return { header, footer, fileBytes };
+  } finally {
+    file.close();
+  }
+}
+
+/** Reads and checks all of it. */
+export async function verifyFile(disk: Disk, path: string, signal?: AbortSignal): Promise<FileDescription> {
+  const records = readFileRecords(disk, path, signal);
+  for (;;) {
+    const { done, value } = await records.next();
+    if (done === true) return value;
+  }
+}
+
+/** All records in order; returns what the file says of itself, once it has held. */
+export async function* readFileRecords(
+  disk: Disk,
+  path: string,
+  signal?: AbortSignal,
+): AsyncGenerator<FileRecord, FileDescription, undefined> {
+  const file = disk.open(path, 'read');
+  try {
+    const walk = new FileWalk(path, file);
+    let turnAt = TURN_BYTES;
+    for (;;) {
+      signal?.throwIfAborted();
+      const next = walk.next();
+      if (next.kind === 'end') return next.description;
+      yield next.record;
+      if (walk.offset < turnAt) continue;
+      turnAt = walk.offset + TURN_BYTES;
+      await yieldToEventLoop();
+    }
+  } finally {
+    file.close();
+  }
+}
+
+type Found =
+  | { readonly kind: 'record'; readonly record: FileRecord }
+  | { readonly kind: 'end'; readonly description: FileDescription };
+
+class FileWalk {
+  readonly #path: string;
+  readonly #file: DiskFile;
+  readonly #fileBytes: number;
+  readonly #header: FileHeader;
+  readonly #hasher = new Blake3Hasher();
+  readonly #schemas = new SchemaWindow();
+  #buffer: Buffer = EMPTY;
+  /** What of the file the buffer holds. */
+  #chunkStart = 0;
+  #chunkBytes = 0;
+  #previous: ChainPoint;
+  #records = 0;
+  #acknowledged = 0;
+  #recordBytes = 0;
+  offset = 0;
+
+  constructor(path: string, file: DiskFile) {
+    this.#path = path;
+    this.#file = file;
+    this.#fileBytes = file.size();
+    const bytes = this.#take(Math.min(FILE_HEADER_BYTES, this.#fileBytes));
+    this.#header = decodeHeader(path, bytes);
+    this.#hasher.update(bytes);
+    this.#previous = chainStart(this.#header);
+  }
+
+  next(): Found {
+    for (;;) {
+      const at = this.offset;
+      const headBytes = this.#take(FRAME_HEAD_BYTES);
+      const head = getFrameHead(this.#path, headBytes, 0, at);
+      if (head.kind !== FrameKind.footer) this.#hasher.update(headBytes);
+      const body = this.#take(head.bodyBytes);
+      if (crc32(body) !== head.bodyCrc) throw this.#damaged(at, 'the CRC of a frame does not hold');
+      if (head.kind === FrameKind.footer) return this.#end(body, at);
+      this.#hasher.update(body);
+      if (head.kind === FrameKind.schema) this.#schemas.add(decodeSchema(this.#path, body, at));
+      else return { kind: 'record', record: this.#record(body, at, (head.flags & FLAG_ACKNOWLEDGED) !== 0) };
+    }
+  }
+
+  #record(body: Buffer, at: number, acknowledged: boolean): FileRecord {
+    const frame = decodeRecordFrame(this.#path, body, at);
+    const record = this.#decode(frame.bytes, at);
+    const hash = hashRecord(record);
+    if (
+      record.lsn !== frame.lsn ||
+      record.term !== frame.term ||
+      record.tenant !== frame.tenant ||
+      record.kind !== frame.kind ||
+      record.hlc !== frame.hlc ||
+      Buffer.compare(hash, frame.hash) !== 0
+    )
+      throw this.#damaged(at, `the record of LSN ${frame.lsn} is another one than it says`);
+    const broken = brokenLink(this.#previous, record);
+    if (broken !== undefined) throw this.#damaged(at, broken);
+    const { lastLsn, newTerm } = this.#header;
+    if (record.lsn > lastLsn || record.term >= newTerm)
+      throw this.#damaged(at, `(term ${record.term}, LSN ${record.lsn}) is beyond what its header says`);
+    this.#previous = pointOf(record, hash);
+    this.#records += 1;
+    this.#acknowledged += acknowledged ? 1 : 0;
+    this.#recordBytes += record.bytes.length;
+    const version = schemaVersionOf(record);
+    const schema = version === undefined ? undefined : this.#schemas.get(record.tenant, version);
+    const found = { record, hash, acknowledged, tenantName: frame.tenantName };
+    return schema === undefined ? found : { ...found, schema };
+  }
+
+  #decode(bytes: Uint8Array, at: number): LogRecord {
+    const record = decodeRecord(bytes);
+    if (typeof record === 'string') throw this.#damaged(at, `a record is ${record}`);
+    if (record.bytes.length !== bytes.length) throw this.#damaged(at, 'bytes follow a record');
+    return record;
+  }
+
+  #end(body: Buffer, at: number): Found {
+    const footer = decodeFooter(this.#path, body, at);
+    checkFooter(this.#path, this.#header, footer, at);
+    if (this.offset !== this.#fileBytes) throw this.#damaged(this.offset, 'bytes follow the footer');
+    if (this.#previous.lsn !== this.#header.lastLsn || this.#previous.term !== this.#header.oldTerm)
+      throw this.#damaged(at, `its records end with (term ${this.#previous.term}, LSN ${this.#previous.lsn})`);
+    const { records, acknowledged, recordBytes, digest } = footer;
+    if (records !== this.#records || acknowledged !== this.#acknowledged || recordBytes !== this.#recordBytes)
+      throw this.#damaged(at, 'its footer counts other records');
+    if (this.#hasher.digest() !== digest) throw this.#damaged(at, 'its digest does not hold');
+    return { kind: 'end', description: { header: this.#header, footer, fileBytes: this.#fileBytes } };
+  }
+
+  /** The next bytes, valid until the next call: all of a file passes through one buffer. */
+  #take(count: number): Buffer {
+    const at = this.offset;
+    if (at + count > this.#fileBytes) throw this.#damaged(at, `it ends ${at + count - this.#fileBytes} bytes early`);
+    if (at + count > this.#chunkStart + this.#chunkBytes) {
+      if (count > this.#buffer.length) this.#buffer = Buffer.allocUnsafeSlow(Math.max(CHUNK_BYTES, count));
+      this.#chunkBytes = this.#file.read(this.#buffer.subarray(0, this.#fileBytes - at), at);
+      this.#chunkStart = at;
+      if (this.#chunkBytes < count) throw this.#damaged(at + this.#chunkBytes, 'it ends while it is being read');
+    }
+    this.offset = at + count;
+    const from = at - this.#chunkStart;
+    return this.#buffer.subarray(from, from + count);
+  }
+
+  #damaged(at: number, why: string): Error {
+    return damaged(this.#path, at, why);
+  }
+}
+
+function checkFooter(path: string, { firstLsn, lastLsn }: FileHeader, footer: FileFooter, at: number): void {
+  if (footer.offset !== at) throw damaged(path, at, `its footer says that it lies at ${footer.offset}`);
+  if (footer.records !== lastLsn - firstLsn + 1) throw damaged(path, at, `it has ${footer.records} records`);
+}
+
+function readAt(file: DiskFile, offset: number, bytes: number): Buffer {
+  const target = Buffer.allocUnsafeSlow(bytes);
+  return target.subarray(0, file.read(target, offset));
+}
