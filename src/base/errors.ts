@@ -84,6 +84,7 @@ export const ERROR_CODES = {
     'safe',
     'Bytes of a file arrived otherwise than the source read them; details name item and range.',
   ],
+  RECORD_REFUSED: ['never', 'A record from another node does not continue this log; details say why.'],
   NO_PROVIDER: ['safe', 'No member can serve a copy now; details name each one and why.'],
   WATERMARK_VIOLATION: ['never', 'The common point lies below what is known to be committed; nothing was dropped.'],
   TAIL_READ_FAILED: ['safe', 'A divergent tail could not be read whole and in order; nothing was dropped.'],
