@@ -183,6 +183,7 @@ export class RollbackRunner {
         return this.#goOn(request, frozen, options);
       case 'finish-first':
         await this.#untilAnnounced(intent, options);
+        await this.deliver();
         this.#advance({ kind: 'rejoined' });
         return { kind: 'earlier', plan: intent.plan };
       case 'refuse':
