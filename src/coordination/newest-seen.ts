@@ -26,17 +26,21 @@ export class NewestSeen {
     return this.#newest;
   }
 
+  /** Takes in what the coordinator answered; throws `COORDINATOR_REGRESSED` when more was seen before. */
+  accept(current: Versioned | undefined): Versioned | undefined {
+    return this.acceptSince(this.#newest, current);
+  }
+
   /**
-   * Takes in what the coordinator answered, and answers with what holds by now; throws `COORDINATOR_REGRESSED` when more
-   * was seen before. `since` is the newest one when the coordinator was asked: an answer that is overtaken on its way by
-   * a newer one is no step back.
+   * The same where several answers are under way; `since` is the newest one at the time of the question. An answer that
+   * a newer one has overtaken is no step back; the newer one is what holds.
    */
-  accept(current: Versioned | undefined, since = this.#newest): Versioned | undefined {
+  acceptSince(since: Versioned | undefined, current: Versioned | undefined): Versioned | undefined {
     const seen = this.#newest;
     if (since !== undefined && isOlder(current, since)) throw regressed(current, since);
-    if (seen === undefined && current === undefined) return undefined;
     if (seen !== undefined && seen !== since && (current?.version ?? 0) < seen.version) return seen;
-    if (current === undefined || (seen !== undefined && isOlder(current, seen))) throw regressed(current, seen!);
+    if (current === undefined) return undefined;
+    if (seen !== undefined && isOlder(current, seen)) throw regressed(current, seen);
     if (current.version === seen?.version) return current;
     const text = `{"version":${current.version},"record":${encodeGroupRecord(current.record)}}\n`;
     writeDurably(this.#disk, this.#path, Buffer.from(text));

@@ -4,9 +4,9 @@ import { randomBytes } from 'node:crypto';
 import { after, before, test } from 'node:test';
 import { isNostosError } from '../base/errors.ts';
 import type { CoordinatorUnderTest } from '../testing/coordinator-compliance.ts';
-import { coordinatorCompliance, groupRecord } from '../testing/coordinator-compliance.ts';
+import { coordinatorCompliance, directoryEntry, groupRecord } from '../testing/coordinator-compliance.ts';
 import { startCoordinatorProxy } from '../testing/coordinator-proxy.ts';
-import type { S3Server } from '../testing/coordinator-s3.ts';
+import type { FakeS3, S3Server } from '../testing/coordinator-s3.ts';
 import {
   FAKE_S3_FAULTS,
   realS3Missing,
@@ -23,7 +23,7 @@ import { S3ObjectStore } from './s3.ts';
 useTestCredentials();
 const skip = realS3Missing();
 let real: S3Server;
-let fake: S3Server;
+let fake: FakeS3;
 
 before(async () => {
   fake = await startFakeS3();
@@ -77,10 +77,12 @@ for (const fault of FAKE_S3_FAULTS)
     const unsuitable = (error: unknown): boolean => isNostosError(error, 'COORDINATOR_UNSUITABLE');
     await assert.rejects(coordination.check(), unsuitable);
     await assert.rejects(coordination.group().compareAndSet(0, groupRecord()), unsuitable);
-    await assert.rejects(
-      coordination.directory.entry('a').compareAndSet(0, { group: 'a', epoch: 1, nonce: '0'.repeat(32) }),
-    );
+    await assert.rejects(coordination.directory.entry('a').compareAndSet(0, directoryEntry()), unsuitable);
     assert.ok(server.fired() > 0);
+    assert.deepEqual(
+      server.keys().filter((key) => !key.startsWith('a/probe/')),
+      [],
+    );
   });
 
 test('object store: one that is away is no unsuitable one, and is asked again', async (t) => {
@@ -97,9 +99,10 @@ test('object store: a probe leaves nothing behind', async (t) => {
   const coordination = await openCoordinator(urlOf(fake.endpoint, 'probed'));
   t.after(() => coordination.close());
   await coordination.check();
-  const store = new S3ObjectStore({ bucket: S3_BUCKET, endpoint: `http://${fake.endpoint}`, region: 'us-east-1' });
-  t.after(() => store.close());
-  assert.deepEqual(await store.list('probed/', undefined, 10), []);
+  assert.deepEqual(
+    fake.keys().filter((key) => key.startsWith('probed/')),
+    [],
+  );
 });
 
 /** Amazon S3 answers 409 to one of two writers at the same time, also when the other one fails after that. */

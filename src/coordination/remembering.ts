@@ -13,14 +13,14 @@ export class RememberingCoordinator implements Coordinator {
 
   async read(): Promise<Versioned | undefined> {
     const since = this.#seen.newest;
-    return this.#seen.accept(await this.#coordinator.read(), since);
+    return this.#seen.acceptSince(since, await this.#coordinator.read());
   }
 
   async compareAndSet(expectedVersion: number, record: GroupRecord): Promise<CasResult> {
     const since = this.#seen.newest;
     const result = await this.#coordinator.compareAndSet(expectedVersion, record);
-    if (!result.ok) return { ok: false, current: this.#seen.accept(result.current, since) };
-    this.#seen.accept({ version: result.version, record }, since);
+    if (!result.ok) return { ok: false, current: this.#seen.acceptSince(since, result.current) };
+    this.#seen.acceptSince(since, { version: result.version, record });
     return result;
   }
 

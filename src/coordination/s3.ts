@@ -25,6 +25,7 @@ export class S3ObjectStore implements ObjectStore {
   readonly name: string;
   readonly #options: S3Options;
   #loaded: Promise<{ sdk: Sdk; client: S3.S3Client }> | undefined;
+  #closed = false;
 
   constructor(options: S3Options) {
     this.#options = options;
@@ -90,6 +91,7 @@ export class S3ObjectStore implements ObjectStore {
   }
 
   async close(): Promise<void> {
+    this.#closed = true;
     const loaded = await this.#loaded?.catch(() => undefined);
     loaded?.client.destroy();
   }
@@ -107,6 +109,7 @@ export class S3ObjectStore implements ObjectStore {
   }
 
   async #send<T>(send: Send<T>): Promise<T> {
+    if (this.#closed) throw new NostosError('CLOSED', `The connection to ${this.name} is closed`);
     this.#loaded ??= this.#load();
     const { sdk, client } = await this.#loaded;
     try {

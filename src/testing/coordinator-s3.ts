@@ -82,16 +82,22 @@ export const FAKE_S3_FAULTS = [
   'ignores-if-none-match',
   'checks-then-writes',
   'writes-then-refuses',
-  'one-etag',
+  'gives-one-etag',
   'serves-old-content',
-  'not-implemented',
-  'denied',
-  'no-bucket',
+  'knows-no-conditions',
+  'denies-access',
+  'has-no-bucket',
 ] as const;
 export type FakeS3Fault = (typeof FAKE_S3_FAULTS)[number];
 
+export interface FakeS3 extends S3Server {
+  /** How often it broke its rule. */
+  fired(): number;
+  keys(): string[];
+}
+
 /** Not S3: just enough of it for an adapter, with checks that are atomic because one thread makes them in one step. */
-export async function startFakeS3(fault?: FakeS3Fault): Promise<S3Server & { fired(): number }> {
+export async function startFakeS3(fault?: FakeS3Fault): Promise<FakeS3> {
   const objects = new Map<string, Buffer>();
   const first = new Map<string, Buffer>();
   let fired = 0;
@@ -101,12 +107,12 @@ export async function startFakeS3(fault?: FakeS3Fault): Promise<S3Server & { fir
     return true;
   };
   const etagOf = (body: Buffer): string =>
-    fires('one-etag') ? '"0"' : `"${createHash('md5').update(body).digest('hex')}"`;
+    fires('gives-one-etag') ? '"0"' : `"${createHash('md5').update(body).digest('hex')}"`;
 
   const put = async (key: string, body: Buffer, request: IncomingMessage): Promise<Reply> => {
     const wanted = { match: request.headers['if-match'], none: request.headers['if-none-match'] };
     if (wanted.match === undefined && wanted.none === undefined) return failure(400, 'UnconditionalWrite');
-    if (fires('not-implemented')) return failure(501, 'NotImplemented');
+    if (fires('knows-no-conditions')) return failure(501, 'NotImplemented');
     const present = objects.get(key);
     if (wanted.match !== undefined && present === undefined) return failure(404, 'NoSuchKey');
     const holds =
@@ -141,8 +147,8 @@ export async function startFakeS3(fault?: FakeS3Fault): Promise<S3Server & { fir
     const url = new URL(request.url ?? '/', 'http://fake');
     const [, bucket, ...path] = decodeURIComponent(url.pathname).split('/');
     const key = path.join('/');
-    if (bucket !== S3_BUCKET || fires('no-bucket')) return failure(404, 'NoSuchBucket');
-    if (fires('denied')) return failure(403, 'AccessDenied');
+    if (bucket !== S3_BUCKET || fires('has-no-bucket')) return failure(404, 'NoSuchBucket');
+    if (fires('denies-access')) return failure(403, 'AccessDenied');
     if (request.method === 'PUT') return put(key, Buffer.concat(chunks), request);
     if (request.method === 'DELETE') objects.delete(key);
     if (request.method === 'DELETE') return { status: 204, headers: {}, body: '' };
@@ -165,6 +171,7 @@ export async function startFakeS3(fault?: FakeS3Fault): Promise<S3Server & { fir
   return {
     endpoint: `127.0.0.1:${(server.address() as AddressInfo).port}`,
     fired: () => fired,
+    keys: () => [...objects.keys()],
     async close() {
       server.closeAllConnections();
       await new Promise((resolve) => server.close(resolve));
