@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { seededRandom } from '../../base/random.ts';
 import { RecordKind } from '../../log/record.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
 import { ROLLBACK_LIMITS } from '../types.ts';
@@ -133,6 +134,29 @@ test('a whole file is used as it is: its tail is not asked for again', async () 
   const again = await writeRollbackFile(writerDeps(disk), headerOf(5), () => assert.fail('it was asked for'));
   assert.deepEqual(again, first);
   assert.deepEqual(disk.bytes(first.path), bytes);
+});
+
+test('once it is said to be there, no power cut takes it away; also where it was found after a failed sync', async () => {
+  for (let seed = 0; seed < 20; seed++) {
+    const disk = newDisk();
+    disk.syncDirectory('/node');
+    const { path } = await writeRollbackFile(writerDeps(disk), headerOf(5), () => entries());
+    assert.equal((await verifyFile(disk.crash(seededRandom(seed)), path)).footer.records, 5);
+  }
+  const clean = newDisk();
+  await writeRollbackFile(writerDeps(clean), headerOf(5), () => entries());
+  const linked = clean.trace.findIndex(({ kind }) => kind === 'link');
+  for (let seed = 0; seed < 20; seed++) {
+    const disk = newDisk();
+    disk.inject({ atStep: linked + 1, kind: 'EIO' });
+    await assert.rejects(
+      writeRollbackFile(writerDeps(disk), headerOf(5), () => entries()),
+      { code: 'TAIL_PERSIST_FAILED' },
+    );
+    assert.equal(disk.fired.length, 1);
+    const { path } = await writeRollbackFile(writerDeps(disk), headerOf(5), () => assert.fail('it is there'));
+    assert.equal((await verifyFile(disk.crash(seededRandom(seed)), path)).footer.records, 5);
+  }
 });
 
 test('a damaged file under the name is set aside, kept, and written anew', async () => {

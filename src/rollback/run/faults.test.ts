@@ -70,6 +70,34 @@ for (const { name, kind, repeat = 0 } of FAULTS)
       assert.ok((states.get(state) ?? 0) > 0, `${state} was never found: ${JSON.stringify([...states])}`);
   });
 
+test('a disk that fails at any step, and the power that goes in the midst of the next run', async () => {
+  const { first, steps } = await stepsWithoutFault();
+  let cuts = 0;
+  for (let atStep = first; atStep < steps; atStep++)
+    for (let cut = 0; ; cut++) {
+      const [disk, world] = [newDisk(), new World()];
+      disk.inject({ atStep, kind: 'EIO' });
+      await openRunner(disk, world)
+        .run(REQUEST)
+        .catch(() => {});
+      disk.inject({ atStep: disk.trace.length + cut, kind: 'power' });
+      const before = disk.fired.length;
+      await openRunner(disk, world, { seed: 2 })
+        .run(REQUEST)
+        .catch(() => {});
+      if (disk.fired.length === before) break;
+      cuts += 1;
+      const after = disk.crash(seededRandom(atStep * 1_000 + cut));
+      await assertNothingLost(after);
+      const again = openRunner(after, world, { seed: 3 });
+      const { intent } = again.journal();
+      if (intent?.state !== 'rejoined') await again.run(REQUEST);
+      await again.deliver();
+      await assertRolledBack(after, world, intent === undefined ? {} : { id: intent.plan.id });
+    }
+  assert.ok(cuts > 500, `the power went ${cuts} times`);
+});
+
 for (const when of ['before', 'after'] as const)
   test(`each call of the host fails ${when} it has worked: the next run ends it, and every failure is told`, async () => {
     const clean = new World();

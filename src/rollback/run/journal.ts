@@ -1,7 +1,8 @@
 /**
  * `rollback/journal.json`: the rollback counter, the highest own watermark seen, and the last run. It is replaced whole and
- * durably. After a crash between its rename and the sync of the directory the old or the new one may be there; so it is
- * synced again when it is read, before anything relies on it.
+ * durably. After a crash between its rename and the sync of the directory the old or the new one may be there: what was
+ * read may go back by one state, so a step that is taken without writing the journal first (recover, rejoin) is one that
+ * the state before leads to as well.
  */
 import { join } from 'node:path';
 import * as v from 'valibot';
@@ -56,7 +57,6 @@ export class FileJournal implements JournalStore {
   }
 
   load(): Journal {
-    this.#disk.syncDirectory(this.#dir);
     const path = join(this.#dir, JOURNAL_FILE);
     const bytes = readIfExists(this.#disk, path);
     return bytes === undefined ? EMPTY_JOURNAL : parseJournal(path, bytes);
