@@ -49,6 +49,8 @@ interface Candidacy {
   readonly sinceMs: number;
 }
 
+/** Changes of the members that wait, for a newcomer that has not caught up, say. */
+const CHANGES_MAX = 16;
 /** Pings are sent again after so many times `probeWaitMs`. */
 const PROBE_WAITS = 4;
 
@@ -308,7 +310,7 @@ export class GroupMachine<P> {
       }
       primary.confirmed = current;
       if (won !== undefined) this.#leaseSent = won.sent;
-      this.#settleChange(primary);
+      this.#settleChanges(primary);
       return;
     }
     if (this.#isNamed(record) && record.term > this.#termLed) return this.#begin(current, won);
@@ -482,7 +484,7 @@ export class GroupMachine<P> {
     const primary = this.#primary;
     if (primary === undefined) return;
     primary.closeAll();
-    if (primary.change !== undefined) this.#answerChange(primary.change, false, 'the primary stepped down');
+    for (const change of primary.changes) this.#answerChange(change, false, 'the primary stepped down');
     this.#primary = undefined;
     this.#proposal = undefined;
     this.#handover = undefined;
@@ -506,18 +508,17 @@ export class GroupMachine<P> {
     const primary = this.#primary;
     const why = primary === undefined ? 'this node does not lead' : unfit(primary, change, this.#self.store);
     if (primary === undefined || why !== undefined) return this.#answerChange(change, false, why ?? '');
-    primary.change = change;
+    primary.changes.push(change);
   }
 
-  #settleChange(primary: PrimaryMachine<P>): void {
-    const { change, confirmed } = primary;
-    if (change === undefined) return;
-    const { members, minInSync } = confirmed.record;
-    const added = change.add === undefined || members.includes(change.add);
-    const removed = change.remove === undefined || !members.includes(change.remove);
-    if (!added || !removed || (change.minInSync ?? minInSync) !== minInSync) return;
-    primary.change = undefined;
-    this.#answerChange(change, true);
+  #settleChanges(primary: PrimaryMachine<P>): void {
+    const { members, minInSync } = primary.confirmed.record;
+    const isMade = ({ add, remove, minInSync: wanted = minInSync }: MemberChange): boolean =>
+      (add === undefined || members.includes(add)) &&
+      (remove === undefined || !members.includes(remove)) &&
+      wanted === minInSync;
+    for (const change of primary.changes) if (isMade(change)) this.#answerChange(change, true);
+    primary.changes = primary.changes.filter((change) => !isMade(change));
   }
 
   #answerChange(change: MemberChange, ok: boolean, why?: string): void {
@@ -605,7 +606,8 @@ function isOlder(current: Versioned, seen: Versioned): boolean {
 
 function unfit<P>(primary: PrimaryMachine<P>, { add, remove }: MemberChange, self: StoreId): string | undefined {
   const { members } = primary.confirmed.record;
-  if (primary.change !== undefined) return 'another change is under way';
+  if (primary.changes.length >= CHANGES_MAX) return 'too many changes are waiting';
+  if (primary.changes.some((other) => other.add === add && other.remove === remove)) return 'it is under way';
   if (add !== undefined && members.includes(add)) return 'it is a member';
   if (remove !== undefined && !members.includes(remove)) return 'it is no member';
   if (remove === self) return 'it leads: hand over first';

@@ -69,7 +69,8 @@ export class PrimaryMachine<P> {
   confirmed: Versioned;
   /** The record of a CAS that was sent and not resolved. */
   open: GroupRecord | undefined;
-  change: MemberChange | undefined;
+  /** Changes of the members that were asked for and not made yet. */
+  changes: MemberChange[] = [];
   #watermark: Lsn;
   readonly #streams = new Map<ChannelId, Stream>();
   /** The highest ack of each store in this reign. */
@@ -236,7 +237,8 @@ export class PrimaryMachine<P> {
     const { self } = this.#deps;
     const { inSync, members } = this.confirmed.record;
     let next: NextSet = this.confirmed.record;
-    if (this.change !== undefined) next = changed(next, this.change, (store) => this.#hasCaughtUp(store)) ?? next;
+    for (const change of this.changes)
+      if (next === this.confirmed.record) next = changed(next, change, (store) => this.#hasCaughtUp(store)) ?? next;
     const behind = new Set(
       next.inSync.filter((store) => store !== self.store && (this.#isBehind(store) || this.#ineligible.has(store))),
     );
@@ -299,7 +301,7 @@ export class PrimaryMachine<P> {
   }
 }
 
-/** The set after a change of members; undefined as long as that cannot be proposed. */
+/** The set after a change of members, one at a time; undefined as long as that cannot be proposed. */
 function changed(
   { members, inSync, minInSync }: NextSet,
   change: MemberChange,

@@ -1,0 +1,350 @@
+/**
+ * Groups of two to five nodes under random faults, for as many seeds as one likes: a lossy network, partitions, crashes at
+ * any effect, lost and old disks, full disks, stopped processes, clocks that jump, a coordinator that loses requests and
+ * answers, performs them late, is away or set back. Then it is quiet, and the group must commit again and agree.
+ */
+import { seededRandom } from '../base/random.ts';
+import type { BrokenRule } from '../replication/options.ts';
+import { holdsDurably } from '../replication/store-view.ts';
+import { Violation } from './group-oracle.ts';
+import type { SimStore } from './group-store.ts';
+import type { SimNode } from './group-world.ts';
+import { COORDINATOR_TIMEOUT_MS, SIM_LIMITS, World } from './group-world.ts';
+
+export interface GroupSimulateOptions {
+  readonly seeds: Iterable<number>;
+  readonly broken?: BrokenRule;
+  /** How long things go wrong, in virtual time. */
+  readonly faultsMs?: number;
+}
+
+const FAULTS_MS = 12_000;
+/** Within this, a group that is left alone commits again. */
+export const QUIET_BOUND_MS = 20 * SIM_LIMITS.leaseMs;
+
+/** Runs each seed; throws at the first that breaks a promise, with what led to it. Answers with what happened how often. */
+export function simulateGroups({ seeds, broken, faultsMs = FAULTS_MS }: GroupSimulateOptions): Record<string, number> {
+  const totals: Record<string, number> = { seeds: 0 };
+  for (const seed of seeds) {
+    const options = { seed, faultsMs, ...(broken === undefined ? {} : { broken }) };
+    try {
+      add(totals, new GroupSimulator(options).run());
+    } catch (error) {
+      throw explain(error, options);
+    }
+    totals['seeds']! += 1;
+  }
+  return totals;
+}
+
+interface SeedOptions {
+  readonly seed: number;
+  readonly faultsMs: number;
+  readonly broken?: BrokenRule;
+}
+
+/** Runs the seed once more, and adds what happened last. */
+function explain(error: unknown, options: SeedOptions): Error {
+  const again = new GroupSimulator(options, true);
+  try {
+    again.run();
+  } catch {
+    // The same, since a seed replays.
+  }
+  const message = error instanceof Error ? error.message : String(error);
+  const trace = again.world.traceLines.join('\n');
+  return new Error(`seed ${options.seed}: ${message}\n${trace}`, { cause: error });
+}
+
+function add(totals: Record<string, number>, counts: Readonly<Record<string, number>>): void {
+  for (const [name, count] of Object.entries(counts)) totals[name] = (totals[name] ?? 0) + count;
+}
+
+class GroupSimulator {
+  readonly world: World;
+  readonly #faultsMs: number;
+  readonly #broken: BrokenRule | undefined;
+  readonly #images = new Map<number, SimStore>();
+  /** By sender and receiver. */
+  readonly #cuts = new Set<string>();
+  readonly #coordinatorCuts = new Set<number>();
+  readonly #faultEveryMs: number;
+  #quiet = false;
+  #clientsDone = false;
+  /** Clocks whose rates break their bound: then leases prove nothing. */
+  readonly #wildClocks: boolean;
+  /** After the coordinator was set back: who had read more than it has. */
+  #haveSeenMore: readonly SimNode[] | undefined;
+
+  constructor({ seed, faultsMs, broken }: SeedOptions, traced = false) {
+    this.#faultsMs = faultsMs;
+    this.#broken = broken;
+    const shape = seededRandom(2 ** 32 + seed);
+    const nodes = [3, 3, 3, 3, 3, 2, 4, 5][shape.below(8)]!;
+    const minInSync = shape.chance(0.7) ? Math.floor(nodes / 2) + 1 : 1 + shape.below(nodes);
+    const rule = broken === undefined ? {} : { broken };
+    this.world = new World({ seed, nodes, minInSync, guests: shape.chance(0.2) ? 1 : 0, traced, ...rule });
+    this.#wildClocks = shape.chance(0.1);
+    this.#faultEveryMs = [40, 100, 200, 400, 1_000][shape.below(5)]!;
+    const { random } = this.world;
+    const drift = this.#wildClocks ? 0.3 : SIM_LIMITS.clockDriftMax * 0.99;
+    for (const node of this.world.nodes) node.clockRate = 1 + (random.below(2001) / 1000 - 1) * drift;
+    this.#disturb();
+  }
+
+  run(): Readonly<Record<string, number>> {
+    const { world } = this;
+    this.#every(15, () => this.#client());
+    this.#every(50, () => world.admit());
+    this.#every(this.#faultEveryMs, () => this.#fault());
+    if (world.until(() => this.#haveSeenMore !== undefined, this.#faultsMs)) this.#afterRegression();
+    else this.#settle();
+    return world.counts;
+  }
+
+  #every(ms: number, run: () => void): void {
+    this.world.after(1 + this.world.random.below(2 * ms), () => {
+      run();
+      this.#every(ms, run);
+    });
+  }
+
+  /** What the network, the coordinator and the disks do to what passes. */
+  #disturb(): void {
+    const { world } = this;
+    const { random } = world;
+    const wild = [0, 0.01, 0.05, 0.2][random.below(4)]!;
+    const lossy = [0, 0.02, 0.1, 0.3][random.below(4)]!;
+    const slow = [1, 5, 30][random.below(3)]!;
+    world.fate = ({ from, to }) => {
+      if (this.#cuts.has(`${from}>${to}`)) return 'lost';
+      const delayMs = 1 + random.below(this.#quiet ? 3 : slow);
+      if (this.#quiet || !random.chance(wild)) return { delayMs, ordered: true, copies: 1 };
+      const kind = random.below(5);
+      if (kind === 0) return this.#counted('messagesLost', 'lost');
+      if (kind === 1) return this.#counted('messagesTwice', { delayMs, ordered: false, copies: 2 });
+      if (kind === 2)
+        return this.#counted('messagesAstray', {
+          delayMs,
+          ordered: false,
+          copies: 1,
+          astray: random.below(world.nodes.length),
+        });
+      return this.#counted('messagesLate', { delayMs: random.below(1_500), ordered: false, copies: 1 });
+    };
+    world.requestFate = (node, cas) => {
+      if (this.#coordinatorCuts.has(node)) return { kind: 'lost', delayMs: 0 };
+      const delayMs = 1 + random.below(this.#quiet ? 3 : slow);
+      if (this.#quiet || !random.chance(lossy)) return { kind: 'normal', delayMs };
+      const kind = (['lost', 'reply-lost', 'late'] as const)[random.below(3)]!;
+      if (cas !== undefined) world.count(`cas-${kind}`);
+      return { kind, delayMs, lateMs: 100 + random.below(3_000) };
+    };
+    const slowDisk = random.chance(0.3);
+    world.syncMs = () => 1 + random.below(!this.#quiet && slowDisk && random.chance(0.05) ? 600 : 4);
+  }
+
+  #counted<T>(name: string, value: T): T {
+    this.world.count(name);
+    return value;
+  }
+
+  #client(): void {
+    if (this.#clientsDone) return;
+    const { world } = this;
+    const { random } = world;
+    for (const node of world.nodes) {
+      if (random.chance(0.6)) node.write(random.chance(0.3) ? 'local' : 'quorum');
+      if (!this.#wildClocks && random.chance(0.3))
+        node.read(!this.#quiet && random.chance(0.01) ? random.below(2 * SIM_LIMITS.leaseMs) : 0);
+    }
+  }
+
+  #fault(): void {
+    if (this.#quiet) return;
+    const { world } = this;
+    const { random } = world;
+    const node = world.nodes[random.below(world.nodes.length)]!;
+    const faults: readonly (readonly [weight: number, run: () => void])[] = [
+      [30, () => {}],
+      [5, () => this.#crash(node)],
+      [4, () => void (world.crashAfterEffects = 1 + random.below(200))],
+      [3, () => this.#pause(node)],
+      [5, () => this.#partition(node)],
+      [4, () => this.#awayFrom(node)],
+      [3, () => this.#jumpClock(node)],
+      [2, () => this.#fillDisk(node)],
+      [1, () => node.isUp && node.step({ kind: 'log-failed' })],
+      [1, () => this.#loseDisk(node)],
+      [2, () => this.#images.set(node.index, node.store.image())],
+      [2, () => this.#bringBackImage(node)],
+      [3, () => this.#handOver()],
+      [1, () => this.#removeMember(node)],
+      [2, () => node.isUp && node.store.prune(node.store.watermark - random.below(20))],
+      [0.05, () => this.#regress()],
+    ];
+    let at = (random.below(1_000_000) / 1_000_000) * faults.reduce((sum, [weight]) => sum + weight, 0);
+    for (const [weight, run] of faults) if ((at -= weight) < 0) return run();
+  }
+
+  #crash(node: SimNode): void {
+    if (!node.isUp) return;
+    this.world.count('crashes');
+    node.crashAndRestart(this.world.random.below(this.world.random.chance(0.2) ? 4_000 : 300));
+  }
+
+  #pause(node: SimNode): void {
+    if (!node.isUp) return;
+    this.world.count('pauses');
+    node.pause(this.world.random.below(3 * SIM_LIMITS.leaseMs));
+  }
+
+  /** Cuts a node off, or one direction of one of its links. */
+  #partition(node: SimNode): void {
+    const { random, nodes } = this.world;
+    this.world.count('partitions');
+    const others = nodes.filter((other) => other !== node && random.chance(0.7));
+    const direction = random.below(3);
+    const links = others.flatMap((other) => [
+      ...(direction === 1 ? [] : [`${node.index}>${other.index}`]),
+      ...(direction === 2 ? [] : [`${other.index}>${node.index}`]),
+    ]);
+    for (const link of links) this.#cuts.add(link);
+    this.world.after(random.below(2_500), () => links.forEach((link) => this.#cuts.delete(link)));
+  }
+
+  #awayFrom(node: SimNode): void {
+    const { random, nodes } = this.world;
+    this.world.count('coordinatorAway');
+    const cut = random.chance(0.3) ? nodes.map(({ index }) => index) : [node.index];
+    for (const index of cut) this.#coordinatorCuts.add(index);
+    this.world.after(random.below(2_500), () => cut.forEach((index) => this.#coordinatorCuts.delete(index)));
+  }
+
+  #jumpClock(node: SimNode): void {
+    this.world.count('clockJumps');
+    node.wallOffsetMs += this.world.random.below(20_000) - 10_000;
+  }
+
+  #fillDisk(node: SimNode): void {
+    if (node.full) return;
+    this.world.count('disksFull');
+    node.full = true;
+    this.world.after(this.world.random.below(2_000), () => this.#makeRoom(node));
+  }
+
+  #makeRoom(node: SimNode): void {
+    node.full = false;
+    node.step({ kind: 'eligible', eligible: true });
+  }
+
+  #loseDisk(node: SimNode): void {
+    if (!this.#survivesWithout(node)) return;
+    this.world.count('disksLost');
+    this.#images.delete(node.index);
+    node.crash(node.store.end.lsn);
+    this.world.oracle.diskLost(node.store);
+    node.renew();
+    node.restart(this.world.random.below(500));
+  }
+
+  /** Whether enough of the group is left for it to go on once the store of this node is lost. */
+  #survivesWithout(node: SimNode): boolean {
+    const { members, inSync, minInSync } = this.world.current.record;
+    const others = this.world.nodes.filter((other) => other !== node && members.includes(other.store.store));
+    const whole = others.filter((other) => !inSync.includes(other.store.store) || other.holdsCommitted);
+    return whole.length >= minInSync && whole.some((other) => inSync.includes(other.store.store));
+  }
+
+  /** A disk of the past. Where nothing can show it, the design does not promise anything. */
+  #bringBackImage(node: SimNode): void {
+    const image = this.#images.get(node.index);
+    if (image === undefined || image.store !== node.store.store) return;
+    const { committed } = this.world.current.record;
+    if (this.#broken !== 'diskOld' && (committed === null || holdsDurably(image, committed))) return;
+    if (!this.#survivesWithout(node)) return;
+    this.world.count('oldDisks');
+    node.crash(node.store.end.lsn);
+    this.world.oracle.diskLost(node.store, image.end.lsn);
+    node.store = image;
+    this.#images.delete(node.index);
+    node.restart(this.world.random.below(500));
+  }
+
+  #handOver(): void {
+    const { leader } = this.world;
+    if (leader === undefined) return;
+    this.world.count('handovers');
+    leader.step({ kind: 'handover' });
+  }
+
+  #removeMember(node: SimNode): void {
+    const { leader, current } = this.world;
+    const { members, minInSync } = current.record;
+    if (leader === undefined || members.length <= Math.max(2, minInSync)) return;
+    leader.step({ kind: 'change-members', change: { remove: node.store.store } });
+  }
+
+  /** The coordinator loses its last writes. */
+  #regress(): void {
+    const { world } = this;
+    const running = world.nodes.filter((node) => node.isUp && !node.isPaused);
+    if (world.history.length < 4 || running.length < world.nodes.length) return;
+    world.count('regressions');
+    world.history.length -= 1 + world.random.below(3);
+    world.trace(() => `the coordinator is back at version ${world.current.version}`);
+    this.#haveSeenMore = running.filter((node) => node.machine.status.version > world.current.version);
+  }
+
+  /** Whoever has seen more stops; of the others nothing is asked, since their coordinator broke its promise. */
+  #afterRegression(): void {
+    const { world } = this;
+    this.#calm();
+    try {
+      world.run(4 * COORDINATOR_TIMEOUT_MS);
+    } catch (error) {
+      if (!(error instanceof Violation)) throw error;
+      return world.count('regressionsThatLost');
+    }
+    for (const node of this.#haveSeenMore ?? [])
+      if (node.isUp && node.lastStop !== 'coordinator-regressed')
+        throw new Violation(`${node.name} goes on although the coordinator was set back`);
+  }
+
+  #calm(): void {
+    this.#quiet = true;
+    this.#cuts.clear();
+    this.#coordinatorCuts.clear();
+    this.world.crashAfterEffects = Infinity;
+  }
+
+  /** Nothing goes wrong any more: the group commits again within the bound, and all logs become equal. */
+  #settle(): void {
+    const { world } = this;
+    this.#calm();
+    for (const node of world.nodes) {
+      if (node.full) this.#makeRoom(node);
+      if (!node.isUp) node.restart(world.random.below(100));
+    }
+    const { record } = world.current;
+    const living = world.nodes.filter((node) => record.members.includes(node.store.store));
+    if (living.length < record.minInSync || !living.some((node) => this.#mayLead(node)))
+      return world.count('beyondRepair');
+    const before = world.counts['answersQuorum'] ?? 0;
+    const commits = (): boolean => (world.counts['answersQuorum'] ?? 0) > before + 3;
+    if (!world.until(commits, QUIET_BOUND_MS))
+      throw new Violation('G8: in quiet, nothing is committed within the bound');
+    this.#clientsDone = true;
+    const { committed } = world.oracle;
+    const agreed = (): boolean =>
+      world.nodes.every(({ store }) => store.end.lsn === committed.length && store.watermark === committed.length);
+    if (!world.until(agreed, QUIET_BOUND_MS))
+      throw new Violation('G8: in quiet, a replica does not follow within the bound');
+    world.oracle.settle();
+    world.counts['rolledBackLocal'] = (world.counts['rolledBackLocal'] ?? 0) + world.oracle.rolledBackLocal;
+  }
+
+  #mayLead(node: SimNode): boolean {
+    return this.world.current.record.inSync.includes(node.store.store) && node.holdsCommitted;
+  }
+}

@@ -1,0 +1,788 @@
+/**
+ * A group in virtual time: the real machines on simulated stores, a network, a coordinator and clocks. Nothing goes wrong
+ * here by itself; `group-simulation.ts` does that at random, `group-scenarios.ts` by script.
+ */
+import { assert } from '../base/assert.ts';
+import type { BootId, Lsn, StoreId, Term } from '../base/brands.ts';
+import type { SeededRandom } from '../base/random.ts';
+import { seededRandom } from '../base/random.ts';
+import type { CasResult, GroupRecord, Versioned } from '../coordination/coordinator.ts';
+import type { Effect, GroupEvent, StopReason } from '../replication/effects.ts';
+import { GroupMachine } from '../replication/group-machine.ts';
+import type { Instant } from '../replication/lease.ts';
+import type { ChannelId, Message } from '../replication/messages.ts';
+import type { BrokenRule, GroupOptions } from '../replication/options.ts';
+import { DEFAULT_GROUP_LIMITS } from '../replication/options.ts';
+import { holdsDurably } from '../replication/store-view.ts';
+import { Waiters } from '../replication/waiters.ts';
+import { GroupOracle, Violation } from './group-oracle.ts';
+import type { SimRecord } from './group-store.ts';
+import { GENERATION, SimStore } from './group-store.ts';
+
+type Payload = readonly SimRecord[];
+
+export const SIM_LIMITS = {
+  ...DEFAULT_GROUP_LIMITS,
+  leaseMs: 1_000,
+  renewIntervalMs: 300,
+  coordinatorPollMs: 120,
+  coordinatorRetryMs: 60,
+  ackTimeoutMs: 250,
+  streamHeartbeatMs: 100,
+  streamTimeoutMs: 400,
+  reopenMs: 10,
+  streamWindowRecords: 50,
+  streamBatchRecords: 8,
+  streamsMax: 8,
+  probeWaitMs: 40,
+  termStartTimeoutMs: 2_000,
+  commitStallMs: 2_000,
+  candidateBackoffMs: 200,
+  candidateBackoffMaxMs: 2_000,
+  handoverTimeoutMs: 400,
+};
+
+export const COORDINATOR_TIMEOUT_MS = 150;
+
+export interface WorldOptions {
+  readonly seed: number;
+  readonly nodes: number;
+  readonly minInSync?: number;
+  readonly broken?: BrokenRule;
+  /** Replicas that are not members at first. */
+  readonly guests?: number;
+  readonly traced?: boolean;
+}
+
+/** What happens to one message. */
+export interface Fate {
+  readonly delayMs: number;
+  readonly ordered: boolean;
+  readonly copies: number;
+  /** It goes to this node instead. */
+  readonly astray?: number;
+}
+
+export interface Envelope {
+  readonly from: number;
+  readonly to: number;
+  readonly channel: ChannelId;
+  readonly message: Message<Payload>;
+}
+
+/** What happens to one request to the coordinator. `late`: performed so long after it was given up. */
+export interface RequestFate {
+  readonly kind: 'normal' | 'lost' | 'reply-lost' | 'late';
+  readonly delayMs: number;
+  readonly lateMs?: number;
+}
+
+export interface CasRequest {
+  readonly node: number;
+  readonly expectedVersion: number;
+  readonly record: GroupRecord;
+}
+
+interface Channel {
+  /** Opener and the other side: node and boot. */
+  readonly ends: { node: number; boot: number; closed: boolean; lastAtMs: number }[];
+}
+
+/** A binary heap of what is to happen, by time and then by the order in which it was asked for. */
+class Agenda {
+  #heap: { atMs: number; order: number; run: () => void }[] = [];
+  #order = 0;
+
+  add(atMs: number, run: () => void): void {
+    const heap = this.#heap;
+    const item = { atMs, order: this.#order++, run };
+    let at = heap.length;
+    heap.push(item);
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!before(item, heap[parent]!)) break;
+      heap[at] = heap[parent]!;
+      at = parent;
+    }
+    heap[at] = item;
+  }
+
+  get nextMs(): number {
+    return this.#heap[0]?.atMs ?? Infinity;
+  }
+
+  take(): () => void {
+    const heap = this.#heap;
+    const first = heap[0]!;
+    const last = heap.pop()!;
+    if (heap.length === 0) return first.run;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && before(heap[child + 1]!, heap[child]!)) child += 1;
+      if (!before(heap[child]!, last)) break;
+      heap[at] = heap[child]!;
+      at = child;
+    }
+    heap[at] = last;
+    return first.run;
+  }
+}
+
+function before(a: { atMs: number; order: number }, b: { atMs: number; order: number }): boolean {
+  return a.atMs < b.atMs || (a.atMs === b.atMs && a.order < b.order);
+}
+
+const TRACE_LINES = 80;
+
+export class World {
+  readonly random: SeededRandom;
+  readonly options: GroupOptions;
+  readonly oracle = new GroupOracle();
+  readonly nodes: SimNode[] = [];
+  readonly counts: Record<string, number> = {};
+  nowMs = 0;
+  /** The coordinator, and all that it ever held. */
+  readonly history: Versioned[] = [];
+  /** Replaced by those who make things go wrong. */
+  fate: (envelope: Envelope) => Fate | 'lost' = () => ({ delayMs: 1, ordered: true, copies: 1 });
+  requestFate: (node: number, cas: CasRequest | undefined) => RequestFate = () => ({ kind: 'normal', delayMs: 1 });
+  syncMs: (node: number) => number = () => 1;
+  /** After so many effects, the node that performs them crashes. */
+  crashAfterEffects = Infinity;
+  restartMs = 30;
+  readonly #agenda = new Agenda();
+  readonly #channels = new Map<ChannelId, Channel>();
+  readonly #trace: string[] = [];
+  readonly #traced: boolean;
+  #ids = 0;
+  #stores = 0;
+
+  constructor({
+    seed,
+    nodes,
+    minInSync = Math.floor(nodes / 2) + 1,
+    broken,
+    guests = 0,
+    traced = false,
+  }: WorldOptions) {
+    this.random = seededRandom(seed);
+    this.options = { ...SIM_LIMITS, ...(broken === undefined ? {} : { broken }) };
+    this.#traced = traced;
+    for (let index = 0; index < nodes + guests; index++) this.nodes.push(new SimNode(this, index));
+    const members = this.nodes.slice(0, nodes).map((node) => node.store.store);
+    this.history.push({
+      version: 1,
+      record: {
+        generation: GENERATION,
+        term: 0 as Term,
+        primary: null,
+        members,
+        inSync: members,
+        minInSync,
+        renewal: 0,
+        committed: null,
+        nonce: '0'.repeat(32),
+      },
+    });
+    for (const node of this.nodes) node.open();
+  }
+
+  get current(): Versioned {
+    return this.history.at(-1)!;
+  }
+
+  get traceLines(): readonly string[] {
+    return this.#trace;
+  }
+
+  nextId(): number {
+    return ++this.#ids;
+  }
+
+  nextStore(): StoreId {
+    return (++this.#stores).toString(16).padStart(32, '0') as StoreId;
+  }
+
+  count(name: string): void {
+    this.counts[name] = (this.counts[name] ?? 0) + 1;
+  }
+
+  trace(text: () => string): void {
+    if (!this.#traced) return;
+    this.#trace.push(`${String(this.nowMs).padStart(6)} ${text()}`);
+    if (this.#trace.length > TRACE_LINES) this.#trace.shift();
+  }
+
+  after(ms: number, run: () => void): void {
+    this.#agenda.add(this.nowMs + Math.max(0, Math.ceil(ms)), run);
+  }
+
+  run(ms: number): void {
+    const endMs = this.nowMs + ms;
+    while (this.#agenda.nextMs <= endMs) {
+      this.nowMs = this.#agenda.nextMs;
+      this.#agenda.take()();
+    }
+    this.nowMs = endMs;
+  }
+
+  /** Runs until it holds; false where it does not within that time. */
+  until(holds: () => boolean, ms: number): boolean {
+    const endMs = this.nowMs + ms;
+    while (!holds()) {
+      if (this.#agenda.nextMs > endMs) return false;
+      this.nowMs = this.#agenda.nextMs;
+      this.#agenda.take()();
+    }
+    return true;
+  }
+
+  // ─── Network ───
+
+  send(from: number, channel: ChannelId, to: StoreId | undefined, message: Message<Payload>): void {
+    const sender = this.nodes[from]!;
+    if (to !== undefined) {
+      const there = this.nodes.filter((node) => node.store.store === to && node.index !== from && node.isUp);
+      const target = there[there.length > 1 ? this.random.below(there.length) : 0];
+      if (target === undefined) return this.after(1, () => sender.step({ kind: 'channel-closed', channel }));
+      this.#channels.set(channel, {
+        ends: [
+          { node: from, boot: sender.boots, closed: false, lastAtMs: 0 },
+          { node: target.index, boot: target.boots, closed: false, lastAtMs: 0 },
+        ],
+      });
+    }
+    const known = this.#channels.get(channel);
+    const own = known?.ends.find((end) => end.node === from && end.boot === sender.boots);
+    const peer = known?.ends.find((end) => end !== own);
+    if (known === undefined || own === undefined || peer === undefined || own.closed) return;
+    const envelope: Envelope = { from, to: peer.node, channel, message };
+    const fate = this.fate(envelope);
+    if (fate === 'lost') return;
+    for (let copy = 0; copy < fate.copies; copy++) {
+      let atMs = this.nowMs + fate.delayMs * (copy + 1);
+      if (fate.ordered && copy === 0) peer.lastAtMs = atMs = Math.max(atMs, peer.lastAtMs);
+      this.after(atMs - this.nowMs, () => this.deliver(envelope, fate.astray));
+    }
+  }
+
+  deliver({ channel, to, message }: Envelope, astray?: number): void {
+    const known = this.#channels.get(channel);
+    if (astray !== undefined) return this.nodes[astray]!.step({ kind: 'message', channel, message });
+    const end = known?.ends.find((one) => one.node === to);
+    const node = this.nodes[to]!;
+    if (end === undefined || end.closed || !node.isUp || node.boots !== end.boot) return;
+    node.step({ kind: 'message', channel, message });
+  }
+
+  /** One side closes: what is on its way to it is gone, and the other side is told unless that is lost, too. */
+  close(from: number, channel: ChannelId): void {
+    const known = this.#channels.get(channel);
+    if (known === undefined) return;
+    for (const end of known.ends) {
+      if (end.node === from) end.closed = true;
+      else if (!end.closed) this.#tellClosed(from, end, channel);
+    }
+  }
+
+  #tellClosed(from: number, end: Channel['ends'][number], channel: ChannelId): void {
+    const message = { kind: 'lead', generation: GENERATION, term: 0 as Term } as const; // stands for the end of a stream
+    const fate = this.fate({ from, to: end.node, channel, message });
+    if (fate === 'lost') return;
+    this.after(Math.max(fate.delayMs, end.lastAtMs - this.nowMs), () => {
+      const node = this.nodes[end.node]!;
+      if (end.closed || !node.isUp || node.boots !== end.boot) return;
+      end.closed = true;
+      node.step({ kind: 'channel-closed', channel });
+    });
+  }
+
+  /** A process ended: whoever was connected learns of it. */
+  disconnect(index: number): void {
+    for (const [channel, { ends }] of this.#channels) {
+      if (ends.every((end) => end.closed)) this.#channels.delete(channel);
+      else if (ends.some((end) => end.node === index && !end.closed)) this.close(index, channel);
+    }
+  }
+
+  // ─── Coordinator ───
+
+  read(node: SimNode, request: number): void {
+    this.#request(node, request, undefined, () => ({ kind: 'read-answered', request, current: this.current }));
+  }
+
+  compareAndSet(node: SimNode, request: number, expectedVersion: number, record: GroupRecord): void {
+    const cas: CasRequest = { node: node.index, expectedVersion, record };
+    this.#request(node, request, cas, () => ({ kind: 'cas-answered', request, result: this.perform(cas) }));
+  }
+
+  perform({ node, expectedVersion, record }: CasRequest): CasResult {
+    const { current } = this;
+    if (current.version !== expectedVersion) {
+      if (current.record.nonce === record.nonce) return { ok: true, version: current.version };
+      return { ok: false, current };
+    }
+    assert(record.inSync.length >= record.minInSync, 'an in-sync set below the minimum was written');
+    const version = expectedVersion + 1;
+    this.history.push({ version, record });
+    const shorten = (stores: readonly StoreId[]): string => stores.map((store) => this.nameOf(store)).join();
+    this.trace(
+      () =>
+        `coordinator: n${node} writes version ${version}: term ${record.term} primary ${this.nameOf(record.primary?.store)} ` +
+        `inSync ${shorten(record.inSync)} of ${shorten(record.members)} committed ${record.committed?.lsn ?? 0}`,
+    );
+    return { ok: true, version };
+  }
+
+  #request(node: SimNode, request: number, cas: CasRequest | undefined, perform: () => GroupEvent<Payload>): void {
+    const boot = node.boots;
+    const tell = (event: GroupEvent<Payload>): void => {
+      if (node.boots === boot) node.step(event);
+    };
+    const fate = this.requestFate(node.index, cas);
+    this.after(COORDINATOR_TIMEOUT_MS, () => tell({ kind: 'request-failed', request }));
+    if (fate.kind === 'lost') return;
+    this.after(fate.kind === 'late' ? (fate.lateMs ?? 0) : fate.delayMs, () => {
+      const answer = perform();
+      if (fate.kind === 'normal') this.after(fate.delayMs, () => tell(answer));
+    });
+  }
+
+  // ─── For those who look ───
+
+  nameOf(store: StoreId | undefined): string {
+    return this.nodes.find((node) => node.store.store === store)?.name ?? `(${Number.parseInt(store ?? '0', 16)})`;
+  }
+
+  get leader(): SimNode | undefined {
+    const leading = this.nodes.filter((node) => node.isUp && node.machine.acceptsWrites);
+    return leading.toSorted((a, b) => b.machine.status.term - a.machine.status.term)[0];
+  }
+
+  /** What an operator, or the node itself after a restore, asks for: stores that are no members become some. */
+  admit(): void {
+    // One that cannot commit may be waiting for just this newcomer.
+    const leader = this.nodes.find((node) => node.isUp && node.reigns);
+    const { members } = this.current.record;
+    const node = this.nodes.find((one) => one.isUp && one.joins && !members.includes(one.store.store));
+    if (leader === undefined || node === undefined || leader === node) return;
+    const remove = node.formerStores.find((store) => members.includes(store));
+    const change = { add: node.store.store, ...(remove === undefined ? {} : { remove }) };
+    leader.step({ kind: 'change-members', change });
+  }
+}
+
+export class SimNode {
+  readonly world: World;
+  readonly index: number;
+  store: SimStore;
+  readonly formerStores: StoreId[] = [];
+  machine!: GroupMachine<Payload>;
+  readonly waiters = new Waiters<SimRecord>();
+  isUp = false;
+  /** Whether it should be a member. */
+  joins = true;
+  full = false;
+  /** Each opening of its store has another number. */
+  boots = 0;
+  clockRate = 1;
+  wallOffsetMs = 1_000_000;
+  syncHeld = false;
+  /** It has begun a reign, so that a higher W is a commit and not hearsay. */
+  reigns = false;
+  lastStop: StopReason | undefined;
+  #openedMs = 0;
+  #pausedUntilMs = 0;
+  #inbox: GroupEvent<Payload>[] = [];
+  #syncing = false;
+  #tickAtMs = Infinity;
+  #performing = false;
+
+  constructor(world: World, index: number) {
+    this.world = world;
+    this.index = index;
+    this.store = new SimStore(world.nextStore());
+  }
+
+  get name(): string {
+    return `n${this.index}`;
+  }
+
+  get now(): Instant {
+    const sinceMs = (this.world.nowMs - this.#openedMs) * this.clockRate;
+    return { monotonicMs: sinceMs, wallMs: sinceMs + this.wallOffsetMs };
+  }
+
+  get isPaused(): boolean {
+    return this.#pausedUntilMs > this.world.nowMs;
+  }
+
+  open(): void {
+    this.isUp = true;
+    this.boots += 1;
+    this.#openedMs = this.world.nowMs;
+    [this.#inbox, this.#syncing, this.#tickAtMs, this.reigns] = [[], false, Infinity, false];
+    const boot = (this.index.toString(16) + this.boots.toString(16).padStart(15, '0')).padEnd(32, '0') as BootId;
+    const { store } = this.store;
+    this.machine = new GroupMachine(
+      { generation: GENERATION, store, boot },
+      this.store,
+      this.world.options,
+      this.store.newest,
+    );
+    this.world.trace(() => `${this.name} opens its store: W ${this.store.watermark}, ${this.#logText()}`);
+    if (this.full) this.step({ kind: 'eligible', eligible: false });
+    this.step({ kind: 'tick' });
+  }
+
+  crash(keep?: number): void {
+    if (!this.isUp) return;
+    this.#end();
+    const lost = this.store.crash(this.world.random, keep);
+    this.world.oracle.torn(this.name, this.store.store, lost);
+    this.world.trace(() => `${this.name} crashes: ${this.#logText()}`);
+  }
+
+  /** The process is gone; writers that wait never hear of it. */
+  #end(): void {
+    this.isUp = false;
+    this.boots += 1;
+    this.#pausedUntilMs = 0;
+    this.waiters.end();
+    this.world.disconnect(this.index);
+  }
+
+  crashAndRestart(afterMs = this.world.restartMs): void {
+    this.crash();
+    this.restart(afterMs);
+  }
+
+  restart(afterMs: number): void {
+    this.world.after(afterMs, () => this.isUp || this.open());
+  }
+
+  /** SIGSTOP; SIGCONT comes by itself. */
+  pause(ms: number): void {
+    this.#pausedUntilMs = Math.max(this.#pausedUntilMs, this.world.nowMs + ms);
+    this.world.after(ms, () => this.#continue());
+  }
+
+  #continue(): void {
+    if (this.isPaused) return;
+    const inbox = this.#inbox;
+    this.#inbox = [];
+    for (const event of inbox) this.step(event);
+  }
+
+  /** The disk is another one, or the directory was given up: this node is a newcomer. */
+  renew(): void {
+    assert(!this.isUp, 'only a stopped node gets a new store');
+    const { newest, store } = this.store;
+    const keepsId = this.world.options.broken === 'noStoreId';
+    this.store = new SimStore(keepsId ? store : this.world.nextStore());
+    if (!keepsId) this.formerStores.push(store);
+    this.store.newest = newest;
+  }
+
+  /** Network restore: the committed log of another node, as a new store. */
+  restore(): void {
+    this.world.oracle.setAside(this.store);
+    this.renew();
+    const providers = this.world.nodes.filter((node) => node !== this && node.isUp);
+    const provider = providers.toSorted((a, b) => b.store.watermark - a.store.watermark)[0];
+    if (provider === undefined) return;
+    const { store } = this.store;
+    const { newest } = this.store;
+    this.store = provider.store.image();
+    this.store.cut(this.store.watermark);
+    Object.assign(this.store, { store, newest });
+    this.world.count('restores');
+  }
+
+  step(event: GroupEvent<Payload>): void {
+    if (!this.isUp) return;
+    if (this.isPaused) return void this.#inbox.push(event);
+    assert(!this.#performing, 'a step ends before the next one begins');
+    const boot = this.boots;
+    if (event.kind === 'read-answered' || event.kind === 'cas-answered') this.#keepNewest(event);
+    this.#performing = true;
+    try {
+      for (const effect of this.machine.step(event, this.now)) {
+        if (--this.world.crashAfterEffects <= 0) {
+          this.world.crashAfterEffects = Infinity;
+          this.world.count('crashesBetweenEffects');
+          this.crashAndRestart();
+        }
+        if (this.boots !== boot) return;
+        this.#perform(effect);
+      }
+    } finally {
+      this.#performing = false;
+    }
+    if (this.boots !== boot) return;
+    const { role } = this.machine.status;
+    this.reigns = role === 'starting' || role === 'leading' || role === 'draining';
+    this.#scheduleTick();
+  }
+
+  /** The adapter's side: what was read is on disk before anything is done on it. */
+  #keepNewest(event: Extract<GroupEvent<Payload>, { kind: 'read-answered' | 'cas-answered' }>): void {
+    const seen = event.kind === 'read-answered' ? event.current : event.result.ok ? undefined : event.result.current;
+    if (seen !== undefined && seen.version > (this.store.newest?.version ?? 0)) this.store.newest = seen;
+    const own = event.kind === 'cas-answered' && event.result.ok ? event.result.version : 0;
+    if (own > (this.store.newest?.version ?? 0)) this.store.newest = this.world.history[own - 1];
+  }
+
+  #scheduleTick(): void {
+    const atMs = this.#openedMs + Math.ceil(this.machine.wakeAtMs / this.clockRate) + 1;
+    if (atMs >= this.#tickAtMs || atMs === Infinity) return;
+    this.#tickAtMs = atMs;
+    const boot = this.boots;
+    this.world.after(atMs - this.world.nowMs, () => {
+      if (this.boots !== boot || this.#tickAtMs !== atMs) return;
+      this.#tickAtMs = Infinity;
+      this.step({ kind: 'tick' });
+    });
+  }
+
+  #later(ms: number, event: GroupEvent<Payload>): void {
+    const boot = this.boots;
+    this.world.after(ms, () => this.boots === boot && this.step(event));
+  }
+
+  #perform(effect: Effect<Payload>): void {
+    const { world, store } = this;
+    switch (effect.kind) {
+      case 'read':
+        return world.read(this, effect.request);
+      case 'cas':
+        return world.compareAndSet(this, effect.request, effect.expectedVersion, effect.record);
+      case 'send':
+        return world.send(this.index, effect.channel, effect.to, effect.message);
+      case 'feed':
+        return this.#feed(effect);
+      case 'close':
+        return world.close(this.index, effect.channel);
+      case 'start-term':
+        world.oracle.reignBegins(this.name, store);
+        world.count('reigns');
+        world.trace(() => `${this.name} begins term ${effect.term}: ${this.#logText()}`);
+        this.reigns = true;
+        return this.#append(store.make(effect.term, world.nextId(), 'start', effect.watermark));
+      case 'append':
+        return this.#appendReceived(effect.payload);
+      case 'watermark':
+        return this.#watermark(effect.lsn);
+      case 'rollback':
+        return this.#rollBack(effect.to.lsn);
+      case 'lead':
+        return world.count('leads');
+      case 'drain':
+        return this.#later(2, { kind: 'drained' });
+      case 'resume':
+        return world.count('handoversGivenUp');
+      case 'step-down':
+        world.count(effect.reason);
+        world.trace(() => `${this.name} steps down from term ${effect.term}: ${effect.reason}`);
+        // The broken rule keeps its writers waiting for their LSN, whoever's record that will be.
+        if (world.options.broken !== 'resolveByLsn') this.waiters.end();
+        return this.#later(3, { kind: 'stepped-down' });
+      case 'members-changed':
+        return world.count(effect.ok ? 'membersChanged' : 'membersRefused');
+      case 'stop':
+        return this.#stopped(effect.reason, effect.details);
+      default:
+        effect satisfies never;
+    }
+  }
+
+  #feed({ channel, term, from, to, watermark }: Extract<Effect<Payload>, { kind: 'feed' }>): void {
+    const { store, world } = this;
+    if (from <= store.anchor.lsn) {
+      world.close(this.index, channel);
+      return this.#later(0, { kind: 'channel-closed', channel });
+    }
+    const last = from + world.random.below(to - from + 1);
+    const payload = store.slice(from, last);
+    const [first, final] = [payload[0]!, payload.at(-1)!];
+    const previous = store.pointAt((first.lsn - 1) as Lsn);
+    const message = {
+      kind: 'records',
+      generation: GENERATION,
+      term,
+      watermark,
+      previous,
+      last: final,
+      payload,
+    } as const;
+    world.send(this.index, channel, undefined, message);
+    this.#later(0, { kind: 'fed', channel, to: last as Lsn });
+  }
+
+  #append(record: SimRecord): void {
+    this.world.oracle.appended(record);
+    this.store.append(record);
+    this.#sync();
+    this.#later(0, { kind: 'progress' });
+  }
+
+  #appendReceived(payload: Payload): void {
+    if (this.full) {
+      this.world.count('appendsFailed');
+      return this.#later(0, { kind: 'append-failed' });
+    }
+    for (const record of payload) {
+      this.world.oracle.appended(record);
+      this.store.append(record);
+    }
+    const last = payload.at(-1)!;
+    this.world.trace(() => `${this.name} takes records up to ${last.lsn} of term ${last.term}`);
+    this.#sync();
+  }
+
+  #sync(): void {
+    if (this.#syncing || this.syncHeld) return;
+    this.#syncing = true;
+    const { store, boots } = this;
+    const target = store.end.lsn;
+    this.world.after(this.world.syncMs(this.index), () => this.#synced(store, boots, target));
+  }
+
+  #synced(store: SimStore, boots: number, target: Lsn): void {
+    if (this.boots !== boots || this.store !== store) return;
+    // The thread of a stopped process notices when it goes on.
+    if (this.isPaused) return this.world.after(10, () => this.#synced(store, boots, target));
+    this.#syncing = false;
+    store.durable = Math.max(store.durable, Math.min(target, store.end.lsn)) as Lsn;
+    this.#settle();
+    this.step({ kind: 'progress' });
+    if (this.isUp && store.end.lsn > store.durable) this.#sync();
+  }
+
+  /** Goes on with the fsync that a script held back. */
+  releaseSync(): void {
+    this.syncHeld = false;
+    this.#sync();
+  }
+
+  #watermark(lsn: Lsn): void {
+    const { store, world } = this;
+    if (this.reigns) {
+      world.oracle.commit(this.name, store, lsn);
+      world.count('commits');
+    } else world.oracle.believes(this.name, store, lsn);
+    store.watermark = lsn;
+    world.trace(() => `${this.name} raises W to ${lsn}${this.reigns ? ' by a commit' : ''}`);
+    if (world.random.chance(0.3)) store.keptWatermark = lsn;
+    // On a primary that serves, a commit is applied before anybody is answered.
+    if (this.machine.acceptsWrites) store.applied = lsn;
+    this.#settle();
+    const { boots } = this;
+    world.after(1, () => {
+      if (this.boots !== boots || store.applied >= store.watermark) return;
+      store.applied = store.watermark;
+      this.step({ kind: 'progress' });
+    });
+  }
+
+  #settle(): void {
+    const { watermark, durable } = this.store;
+    for (const record of this.waiters.settle(watermark, durable, this.machine.holdsLease(this.now))) {
+      this.world.oracle.answered(this.name, this.store.store, record);
+      this.world.count(record.kind === 'local' ? 'answersLocal' : 'answersQuorum');
+    }
+  }
+
+  #rollBack(to: Lsn): void {
+    const { world, store, boots } = this;
+    const cut = (): boolean => {
+      const inSync = world.current.record.inSync.includes(store.store);
+      world.oracle.drops(this.name, store, to, inSync);
+      world.trace(() => `${this.name} drops ${store.end.lsn - to} records above ${to}: ${this.#logText()}`);
+      store.cut(to);
+      world.count('rollbacks');
+      return true;
+    };
+    // A new primary that drops its own tail does so before it goes on: the rule that is broken there.
+    if (world.options.broken === 'takerTruncates' && this.machine.status.role === 'starting') return void cut();
+    world.after(1 + world.random.below(20), () => {
+      if (this.boots !== boots) return;
+      const halfway = to + world.random.below(store.end.lsn - to + 1);
+      // It goes from the highest down: a crash in between leaves a longer prefix.
+      if (world.random.chance(0.1)) {
+        world.oracle.drops(this.name, store, halfway, world.current.record.inSync.includes(store.store));
+        store.cut(halfway);
+        world.count('crashesInRollback');
+        return this.crashAndRestart();
+      }
+      this.step({ kind: 'rolled-back', ok: cut() });
+    });
+  }
+
+  #stopped(reason: StopReason, details: object): void {
+    const { world } = this;
+    this.lastStop = reason;
+    world.count(reason);
+    world.trace(() => `${this.name} stops: ${reason} ${JSON.stringify(details)}`);
+    if (reason === 'log-failed') return world.after(5, () => this.crashAndRestart(5));
+    if (reason === 'network-restore' || reason === 'lost-records' || reason === 'superseded') {
+      const { boots } = this;
+      return world.after(5, () => {
+        if (this.boots !== boots) return;
+        this.crash(this.store.end.lsn);
+        this.restore();
+        this.restart(20);
+      });
+    }
+    if (reason === 'coordinator-regressed') return;
+    throw new Violation(`${this.name} refuses to go on: ${reason} ${JSON.stringify(details)}`);
+  }
+
+  // ─── What clients do ───
+
+  write(durability: 'quorum' | 'local' = 'quorum'): SimRecord | undefined {
+    if (!this.isUp || this.isPaused || !this.machine.acceptsWrites) return undefined;
+    if (this.full) {
+      this.step({ kind: 'log-failed' });
+      return undefined;
+    }
+    const { store, world } = this;
+    const record = store.make(store.end.term, world.nextId(), durability, store.watermark);
+    this.waiters.add(record.lsn, durability, record);
+    world.trace(
+      () => `${this.name} writes record ${record.id} at ${record.lsn} in term ${record.term} (${durability})`,
+    );
+    world.count(durability);
+    this.#append(record);
+    return record;
+  }
+
+  /** A read under the lease; the process may be stopped for a while between its snapshot and its answer. */
+  read(pauseMs: number): void {
+    if (!this.isUp || this.isPaused || !this.machine.acceptsWrites) return;
+    const { applied } = this.store;
+    const before = this.world.oracle.answeredLsn;
+    const answer = (): void => {
+      if (!this.machine.holdsLease(this.now)) return;
+      this.world.oracle.read(this.name, applied, before);
+      this.world.count('leasedReads');
+    };
+    if (pauseMs === 0) return answer();
+    const { boots } = this;
+    this.pause(pauseMs);
+    this.world.after(pauseMs, () => this.boots === boots && answer());
+  }
+
+  /** Whether the store has what the record says is committed. */
+  get holdsCommitted(): boolean {
+    return holdsDurably(this.store, this.world.current.record.committed);
+  }
+
+  #logText(): string {
+    const { store } = this;
+    const tail = store.above(Math.max(store.anchor.lsn, store.end.lsn - 8));
+    return `log ..${tail.map((record) => `${record.lsn}:${record.term}.${record.id}`).join(' ')} (fsynced ${store.durable}, W ${store.watermark})`;
+  }
+}
