@@ -364,7 +364,7 @@ export class GroupMachine<P> {
     const { reached, sinceMs } = this.#candidacy;
     const waited = this.#alarm.due(sinceMs + probeWaitMs);
     if (!record.inSync.every((member) => reached.has(member)) && !waited) return;
-    if (reached.size < record.minInSync) {
+    if (reached.size < record.minInSync && !this.#mayLeadAlone()) {
       if (this.#alarm.due(sinceMs + probeWaitMs * PROBE_WAITS)) this.#candidacy = this.#ping(record);
       return;
     }
@@ -382,6 +382,15 @@ export class GroupMachine<P> {
       renewal: record.renewal + 1,
       nonce: this.#nextNonce(),
     });
+  }
+
+  /**
+   * Nobody who reaches more has stood for long. Whoever leads then commits nothing either, but only a primary can admit the
+   * newcomers that the members who are gone have become.
+   */
+  #mayLeadAlone(): boolean {
+    const { leaseMs, clockDriftMax, commitStallMs } = this.#options;
+    return this.#alarm.due(this.#standstill.endsMs(leaseMs, clockDriftMax) + commitStallMs);
   }
 
   #ping(record: GroupRecord): Candidacy {

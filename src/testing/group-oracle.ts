@@ -2,7 +2,7 @@
  * What must hold of a group, whatever happens to it: DESIGN section 13, as far as it concerns replication. It sees every
  * record, commit, answer and loss, and throws at the first that must not be.
  */
-import type { Lsn, StoreId } from '../base/brands.ts';
+import type { Lsn, StoreId, Term } from '../base/brands.ts';
 import type { SimRecord, SimStore } from './group-store.ts';
 
 /** A promise of the design that does not hold. */
@@ -15,6 +15,8 @@ export class GroupOracle {
   readonly #ids = new Map<string, number>();
   /** The id of each committed record, from LSN 1. */
   readonly committed: number[] = [];
+  /** The term of the primary that committed it first. */
+  readonly #committedIn: Term[] = [];
   /** `local` writes that were acknowledged, and by which store. */
   readonly #localAnswered = new Map<number, { readonly record: SimRecord; readonly by: StoreId }>();
   readonly #preserved = new Set<number>();
@@ -31,14 +33,15 @@ export class GroupOracle {
     this.#ids.set(key, record.id);
   }
 
-  reignBegins(name: string, store: SimStore): void {
-    for (let lsn = store.anchor.lsn + 1; lsn <= this.committed.length; lsn++)
+  /** A primary that was stopped may begin its term after a later one has committed more: that is not its to have. */
+  reignBegins(name: string, store: SimStore, term: Term): void {
+    for (let lsn = store.anchor.lsn + 1; lsn <= this.committed.length && this.#committedIn[lsn - 1]! < term; lsn++)
       if (store.record(lsn)?.id !== this.committed[lsn - 1])
         throw new Violation(`G3: ${name} begins a reign without the committed record at LSN ${lsn}`);
   }
 
   /** The primary of a term commits up to there. */
-  commit(name: string, store: SimStore, to: Lsn): void {
+  commit(name: string, store: SimStore, term: Term, to: Lsn): void {
     for (let lsn = store.watermark + 1; lsn <= to; lsn++) {
       const id = store.record(lsn)?.id;
       if (id === undefined) throw new Violation(`G2: ${name} commits LSN ${lsn}, which it does not hold`);
@@ -47,6 +50,7 @@ export class GroupOracle {
         throw new Violation(`G2: ${name} commits record ${id} at LSN ${lsn}, where record ${known} was committed`);
       if (lsn > this.committed.length + 1) throw new Violation(`G2: ${name} commits LSN ${lsn} before the ones below`);
       this.committed[lsn - 1] = id;
+      if (known === undefined) this.#committedIn[lsn - 1] = term;
     }
   }
 

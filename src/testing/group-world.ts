@@ -366,11 +366,13 @@ export class World {
     // One that cannot commit may be waiting for just this newcomer.
     const leader = this.nodes.find((node) => node.isUp && node.reigns);
     const { members } = this.current.record;
-    const node = this.nodes.find((one) => one.isUp && one.joins && !members.includes(one.store.store));
-    if (leader === undefined || node === undefined || leader === node) return;
-    const remove = node.formerStores.find((store) => members.includes(store));
-    const change = { add: node.store.store, ...(remove === undefined ? {} : { remove }) };
-    leader.step({ kind: 'change-members', change });
+    for (const node of this.nodes) {
+      if (leader === undefined || node === leader || !node.isUp || !node.joins) continue;
+      const add = node.store.store;
+      if (members.includes(add)) continue;
+      const remove = node.formerStores.find((store) => members.includes(store));
+      leader.step({ kind: 'change-members', change: { add, ...(remove === undefined ? {} : { remove }) } });
+    }
   }
 }
 
@@ -566,7 +568,7 @@ export class SimNode {
       case 'close':
         return world.close(this.index, effect.channel);
       case 'start-term':
-        world.oracle.reignBegins(this.name, store);
+        world.oracle.reignBegins(this.name, store, effect.term);
         world.count('reigns');
         world.trace(() => `${this.name} begins term ${effect.term}: ${this.#logText()}`);
         this.reigns = true;
@@ -670,7 +672,7 @@ export class SimNode {
   #watermark(lsn: Lsn): void {
     const { store, world } = this;
     if (this.reigns) {
-      world.oracle.commit(this.name, store, lsn);
+      world.oracle.commit(this.name, store, store.end.term, lsn);
       world.count('commits');
     } else world.oracle.believes(this.name, store, lsn);
     store.watermark = lsn;
