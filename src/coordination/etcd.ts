@@ -40,7 +40,7 @@ class EtcdStore implements ConditionalStore {
   }
 
   async get(key: string): Promise<Stored | undefined> {
-    return valueOf(await this.#client.ask('/v3/kv/range', { key: toBase64(key) }));
+    return valueOf(answered(await this.#client.ask('/v3/kv/range', { key: toBase64(key) })));
   }
 
   async putIf(key: string, bytes: Uint8Array, tag: string | undefined): Promise<PutResult> {
@@ -52,7 +52,7 @@ class EtcdStore implements ConditionalStore {
       success: [{ request_put: { key: name, value } }],
       failure: [{ request_range: { key: name } }],
     });
-    if (answer.succeeded === true) return { written: true, tag: value };
+    if (answered(answer).succeeded === true) return { written: true, tag: value };
     return { written: false, current: valueOf(object(object(list(answer.responses)[0]).response_range)) };
   }
 
@@ -62,7 +62,7 @@ class EtcdStore implements ConditionalStore {
       range_end: toBase64(prefix.slice(0, -1) + String.fromCharCode(prefix.charCodeAt(prefix.length - 1) + 1)),
       limit: String(limit),
     });
-    return list(answer.kvs).map((kv) => ({ key: fromBase64(object(kv).key).toString(), ...storedOf(kv) }));
+    return list(answered(answer).kvs).map((kv) => ({ key: fromBase64(object(kv).key).toString(), ...storedOf(kv) }));
   }
 
   async check(): Promise<void> {
@@ -101,6 +101,12 @@ class EtcdStore implements ConditionalStore {
   }
 }
 
+/** The gateway leaves out what is empty, but never this: without it, an empty object would pass for "no record". */
+function answered(answer: Json): Json {
+  if (typeof object(answer.header).revision !== 'string') throw unexpected('an answer has no revision');
+  return answer;
+}
+
 /** The one value of a range over one key. The bytes come from etcd as base64, which also serves as their tag. */
 function valueOf(range: Json): Stored | undefined {
   const [kv] = list(range.kvs);
@@ -122,7 +128,6 @@ function fromBase64(value: unknown): Buffer {
   return Buffer.from(value, 'base64');
 }
 
-/** The gateway leaves out what is empty. */
 function list(value: unknown): readonly unknown[] {
   if (value === undefined) return [];
   if (!Array.isArray(value)) throw unexpected('a list is none');

@@ -44,8 +44,10 @@ const OPEN: Readonly<Record<Scheme, Open>> = {
 };
 
 function openEmbedded(rest: string, parameters: UrlParameters): Coordination {
-  const dir = decoded(parameters.url, rest.replace(/^\/\/(?=\/)/, ''));
-  if (!isAbsolute(dir)) throw refused(parameters.url, 'the path of its directory is not absolute');
+  const path = rest.replace(/^\/\/(?=\/)/, '');
+  const dir = decoded(parameters.url, path);
+  if (!isAbsolute(dir) || path.startsWith('//'))
+    throw refused(parameters.url, 'what follows is not the absolute path of a directory');
   return embeddedCoordination({ dir, ...parameters.milliseconds({ pollMs: 'poll-ms' }) });
 }
 
@@ -189,8 +191,11 @@ function decoded(url: string, text: string): string {
 }
 
 function refused(url: string, reason: string, cause?: unknown): NostosError {
-  // What stands before an @ may be a password that somebody put there.
-  const shown = url.replace(/\/\/[^/@]*@/, '//…@').slice(0, 300);
+  // Somebody may have put a password before an @, or a key into a parameter.
+  const shown = url
+    .replace(/\?.*$/s, '?…')
+    .replace(/\/\/.*@/s, '//…@')
+    .slice(0, 300);
   return new NostosError('INVALID_ARGUMENT', `${JSON.stringify(shown)} is no URL of a coordinator: ${reason}`, {
     details: { url: shown, reason },
     ...(cause !== undefined && { cause }),
