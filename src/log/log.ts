@@ -1,5 +1,5 @@
 /** The log of one store: opened, appended to, made durable, read, and pruned. One thread owns it. */
-import type { Generation, Lsn, Position, Term } from '../base/brands.ts';
+import type { Generation, Hlc, Lsn, Position, Term } from '../base/brands.ts';
 import { NO_LSN } from '../base/brands.ts';
 import type { HybridClock } from '../base/clock.ts';
 import type { Disk } from '../base/disk.ts';
@@ -8,7 +8,7 @@ import { DEFAULT_LIMITS } from '../base/limits.ts';
 import type { ChainPoint } from './chain.ts';
 import { RECORD_HEADER_BYTES, type LogRecord } from './record.ts';
 import type { LogBatch, ReadableSegment, ReadOptions, ReaderSource } from './reader.ts';
-import { locateRecord, pruned, readLog } from './reader.ts';
+import { locateRecord, placeBehind, pruned, readLog } from './reader.ts';
 import type { RecoveryOptions, RecoveryReport } from './recovery.ts';
 import { recover } from './recovery.ts';
 import type { PruneOptions, PruneReport, Reservation } from './retention.ts';
@@ -17,7 +17,7 @@ import type { SealedSegment } from './sealed.ts';
 import type { SharedTail } from './shared-tail.ts';
 import { SEGMENT_HEADER_BYTES } from './segment-header.ts';
 import type { TermEntry } from './terms.ts';
-import type { Appended, LogEntry, WriterState } from './writer.ts';
+import type { Appended, LogEntry, LogPlace, WriterState } from './writer.ts';
 import { LogWriter } from './writer.ts';
 
 export interface LogDeps {
@@ -44,7 +44,7 @@ export interface LogOptions {
   readonly scanFrom?: Lsn;
   /**
    * Called with each record that is read on opening, in order: from `scanFrom` on all of them, below it some. Also with
-   * those that another thread has appended.
+   * those that another thread has appended, and those that came from a primary.
    */
   readonly onRecord?: (record: LogRecord) => void;
 }
@@ -56,6 +56,7 @@ export class Log {
   readonly #options: RecoveryOptions & { readonly recordBytesMax: number };
   readonly #reservations: Reservations;
   #writer: LogWriter;
+  #cuts = 0;
   /** Whether a record is committed once it is on this disk, so that who borrows the tail may say so. */
   lending = false;
 
@@ -191,6 +192,55 @@ export class Log {
   }
 
   /**
+   * Takes in a W that was heard from a primary: it counts up to `matched`, where this log is known to equal the primary's,
+   * and only as far as records are durable. Answers with W as it is then.
+   */
+  raiseWatermark(heard: Lsn, matched: Lsn): Lsn {
+    this.#writer.setWatermark(Math.min(heard, matched, this.durable.lsn) as Lsn);
+    return this.watermark;
+  }
+
+  /**
+   * Makes W durable, and answers with it: it never falls below that, whatever happens to this process. Between such calls
+   * durable are those that records name.
+   */
+  saveWatermark(): Lsn {
+    this.#writer.saveWatermark();
+    return this.watermark;
+  }
+
+  /**
+   * Writes records from a primary as they are, back to back in `run`; durable with the next `sync`. Refuses all of them
+   * with `RECORD_REFUSED` where one does not go on with the history of this log.
+   */
+  appendReplicated(run: Uint8Array): void {
+    this.#writer.appendReplicated(run, this.#options.onRecord);
+  }
+
+  /** A record that is held, or the anchor. */
+  pointAt(lsn: Lsn): ChainPoint {
+    return lsn === this.end.lsn ? this.end : this.#placeBehind(lsn).point;
+  }
+
+  /**
+   * Gives up every record above `lsn`, which costs what these records and one segment take. Never one at or below W. In no
+   * term of its own; after a failure the log is `failed`, and `reopen` and a second call go on.
+   */
+  cutTo(lsn: Lsn): void {
+    this.sync(); // what it has heard of W counts
+    if (lsn >= this.end.lsn) return;
+    if (lsn < this.watermark)
+      throw new NostosError(
+        'WATERMARK_VIOLATION',
+        `The log cannot be cut to LSN ${lsn}: everything up to ${this.watermark} is committed`,
+        { details: { lsn, watermark: this.watermark } },
+      );
+    const place = this.#placeBehind(lsn);
+    this.#cuts += 1;
+    this.#writer.cutTo(place);
+  }
+
+  /**
    * Finds out what the disk really holds, after a failed sync or a cut that failed. What comes after the last sync that
    * is known to hold is read back, checked, and written once more; it may be there in whole, in part, or not at all.
    */
@@ -261,8 +311,19 @@ export class Log {
       get firstLsn() {
         return log.firstLsn;
       },
+      get cuts() {
+        return log.#cuts;
+      },
       segmentOf: (lsn) => this.#segmentOf(lsn),
     };
+  }
+
+  #placeBehind(lsn: Lsn): LogPlace {
+    const { anchor } = this;
+    if (lsn < anchor.lsn) throw pruned(lsn, this.firstLsn);
+    const segment = this.sealed[0]?.number ?? this.openSegment;
+    if (lsn === anchor.lsn) return { segment, offset: SEGMENT_HEADER_BYTES, point: anchor, hlc: 0n as Hlc };
+    return placeBehind(this.#source(), lsn);
   }
 
   #segmentOf(lsn: Lsn): ReadableSegment {

@@ -6,7 +6,8 @@
  * A reader holds one file open between batches; close the iteration (leave the loop) to let go of it.
  */
 import { join } from 'node:path';
-import type { Hash, Lsn, TenantId } from '../base/brands.ts';
+import type { Hash, Hlc, Lsn, TenantId } from '../base/brands.ts';
+import { assert } from '../base/assert.ts';
 import type { Disk, DiskFile } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { ChainPoint } from './chain.ts';
@@ -16,6 +17,7 @@ import type { LogRecord } from './record.ts';
 import { hashRecord } from './record.ts';
 import { SegmentCursor } from './segment-cursor.ts';
 import { SEGMENT_HEADER_BYTES, segmentName } from './segment-header.ts';
+import type { LogPlace } from './writer.ts';
 import type { IndexEntry, SparseIndex } from './sparse-index.ts';
 
 export interface ReadOptions {
@@ -55,6 +57,8 @@ export interface ReaderSource {
   readonly dir: string;
   readonly durable: ChainPoint;
   readonly firstLsn: Lsn;
+  /** How often the log was cut: what a reader knows of its segments from before does not hold after. */
+  readonly cuts: number;
   /** The segment that holds this record, which is from `firstLsn` to `durable`. */
   segmentOf(lsn: Lsn): ReadableSegment;
 }
@@ -64,6 +68,7 @@ const BATCH_BYTES = 1024 * 1024;
 export function* readLog(source: ReaderSource, options: ReadOptions): Generator<LogBatch, void, void> {
   const bytesMax = options.bytesMax ?? BATCH_BYTES;
   const to = Math.min(options.to ?? Infinity, source.durable.lsn) as Lsn;
+  const { cuts } = source;
   let next = options.from;
   let previous: ChainPoint | undefined;
   while (next <= to) {
@@ -74,6 +79,7 @@ export function* readLog(source: ReaderSource, options: ReadOptions): Generator<
     try {
       walk.start(previous);
       while (next <= to && next <= segment.lastLsn) {
+        if (source.cuts !== cuts) throw cutMeanwhile(next);
         const batch = walk.batch(next, to, options.tenant);
         next = (batch.through + 1) as Lsn;
         if (batch.records.length > 0 || next > to) yield batch;
@@ -94,15 +100,43 @@ export function locateRecord(source: ReaderSource, lsn: Lsn): { segment: string;
       details: { lsn, durable: source.durable.lsn },
     });
   const segment = source.segmentOf(lsn);
-  const file = openSegment(source, segment, lsn);
-  const walk = new SegmentWalk(file, segment, { from: lsn, bytesMax: BATCH_BYTES, passing: true });
+  return walkTo(source, segment, { from: lsn }, ({ offset }) => ({ segment: segmentName(segment.number), offset }));
+}
+
+/** The place right behind a record that is held. */
+export function placeBehind(source: ReaderSource, lsn: Lsn): LogPlace {
+  const segment = source.segmentOf(lsn);
+  const from = (lsn + 1) as Lsn;
+  return walkTo(source, segment, { from, behind: true }, ({ offset, previous, hlc }) => {
+    assert(previous?.lsn === lsn, `the walk to LSN ${lsn} ended at ${previous?.lsn}`);
+    return { segment: segment.number, offset, point: previous, hlc };
+  });
+}
+
+/** Calls back with a walk that stands at the record `from`, or where it would follow the last one of the segment. */
+function walkTo<T>(
+  source: ReaderSource,
+  segment: ReadableSegment,
+  options: Pick<WalkOptions, 'from' | 'behind'>,
+  fn: (walk: SegmentWalk) => T,
+): T {
+  const file = openSegment(source, segment, options.from);
+  const walk = new SegmentWalk(file, segment, { ...options, bytesMax: BATCH_BYTES, passing: true });
   try {
     walk.start(undefined);
-    return { segment: segmentName(segment.number), offset: walk.offset };
+    return fn(walk);
   } finally {
     walk.release();
     file.close();
   }
+}
+
+interface WalkOptions {
+  readonly from: Lsn;
+  readonly bytesMax: number;
+  readonly passing: boolean;
+  /** `start` walks over the record before `from`, and so knows it. */
+  readonly behind?: boolean;
 }
 
 class SegmentWalk {
@@ -112,16 +146,14 @@ class SegmentWalk {
   readonly #from: Lsn;
   readonly #start: IndexEntry | undefined;
   previous: ChainPoint | undefined;
+  /** Of `previous`, where it was walked over. */
+  hlc = 0n as Hlc;
 
-  constructor(
-    file: DiskFile,
-    segment: ReadableSegment,
-    { from, bytesMax, passing }: { readonly from: Lsn; readonly bytesMax: number; readonly passing: boolean },
-  ) {
+  constructor(file: DiskFile, segment: ReadableSegment, { from, bytesMax, passing, behind = false }: WalkOptions) {
     this.#segment = segment;
     this.#bytesMax = bytesMax;
     this.#from = from;
-    this.#start = segment.index.floor(from);
+    this.#start = segment.index.floor((behind ? from - 1 : from) as Lsn);
     this.#cursor = new SegmentCursor(file, this.#start?.offset ?? SEGMENT_HEADER_BYTES, segment.endOffset, {
       chunkBytes: Math.min(BATCH_BYTES, Math.max(64 * 1024, bytesMax)),
       reuse: passing,
@@ -180,7 +212,7 @@ class SegmentWalk {
       const record = this.#record(at);
       if (record.lsn !== at) throw this.#damage(at, `LSN ${record.lsn} stands in its place`, offset);
       this.#segment.index.add(at, offset);
-      if (at + 1 === lsn) this.previous = pointOf(record, hashRecord(record));
+      if (at + 1 === lsn) [this.previous, this.hlc] = [pointOf(record, hashRecord(record)), record.hlc];
     }
   }
 
@@ -204,6 +236,12 @@ function openSegment(source: ReaderSource, segment: ReadableSegment, lsn: Lsn): 
   if (!source.disk.exists(path))
     throw logDamaged({ segment: segmentName(segment.number), offset: 0, lsn, reason: 'the segment is missing' });
   return source.disk.open(path, 'read');
+}
+
+function cutMeanwhile(lsn: Lsn): NostosError {
+  return new NostosError('POSITION_LOST', `The log was cut while it was read, before LSN ${lsn}; read it again`, {
+    details: { lsn },
+  });
 }
 
 export function pruned(lsn: Lsn, firstLsn: Lsn): NostosError {

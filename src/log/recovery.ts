@@ -21,6 +21,8 @@ import { NostosError } from '../base/errors.ts';
 import type { ChainPoint } from './chain.ts';
 import { genesis, sameBytes, samePoint } from './chain.ts';
 import { logDamaged } from './damage.ts';
+import type { Marks } from './marks-file.ts';
+import { loadMarks } from './marks-file.ts';
 import { OpenSegment, digestFile } from './open-segment.ts';
 import { RecordKind, type LogRecord } from './record.ts';
 import type { OnRecord } from './scan.ts';
@@ -77,6 +79,7 @@ export interface Recovered {
   readonly end: ChainPoint;
   readonly endHlc: Hlc;
   readonly watermark: Lsn;
+  readonly marks: Marks | undefined;
   readonly report: RecoveryReport;
 }
 
@@ -96,6 +99,7 @@ interface Findings {
   readonly end: ChainPoint;
   readonly endHlc: Hlc;
   readonly watermark: Lsn;
+  readonly marks: Marks | undefined;
   readonly recordsScanned: number;
   readonly rebuilt: readonly string[];
 }
@@ -103,13 +107,15 @@ interface Findings {
 class RecoveryPlan {
   readonly #disk: Disk;
   readonly #options: RecoveryOptions;
+  readonly #marks: Marks | undefined;
   #records = 0;
   #watermark: Lsn;
 
   constructor(disk: Disk, options: RecoveryOptions) {
     this.#disk = disk;
     this.#options = options;
-    this.#watermark = options.knownWatermark;
+    this.#marks = loadMarks(disk, options.dir);
+    this.#watermark = Math.max(options.knownWatermark, this.#marks?.watermark.lsn ?? NO_LSN) as Lsn;
   }
 
   read(): Findings | undefined {
@@ -185,6 +191,16 @@ class RecoveryPlan {
     try {
       const bytes = new Uint8Array(SEGMENT_HEADER_BYTES);
       return decodeSegmentHeader(bytes.subarray(0, file.read(bytes, 0)));
+    } finally {
+      file.close();
+    }
+  }
+
+  /** Reads a sealed segment once more, for what W its records name. */
+  #watermarkIn({ number, sizeBytes, anchor }: SealedSegment): Lsn {
+    const file = this.#disk.open(join(this.#options.dir, segmentName(number)), 'read');
+    try {
+      return scanChain(new SegmentCursor(file, SEGMENT_HEADER_BYTES, sizeBytes, { reuse: true }), anchor).watermark;
     } finally {
       file.close();
     }
@@ -286,12 +302,16 @@ class RecoveryPlan {
         },
       );
       this.#saw(scan.records, scan.watermark);
+      // Then the segment before it is open again, and its records are the last that name a W.
+      const before = scan.records === 0 ? sealed.at(-1) : undefined;
+      if (before !== undefined) this.#saw(0, this.#watermarkIn(before));
       const tail = judgeTail({
         file,
         name,
         sizeBytes,
         scan,
         knownWatermark: this.#watermark,
+        bulkFrom: this.#marks?.bulkFrom?.lsn,
         highestApplied: this.#options.highestApplied,
       });
       this.#checkTerms(sealed, header, scan.last, terms);
@@ -303,6 +323,7 @@ class RecoveryPlan {
         end: scan.last,
         endHlc: scan.lastRecord?.hlc ?? sealed.at(-1)?.lastHlc ?? (0n as Hlc),
         watermark: this.#watermark,
+        marks: this.#marks,
         recordsScanned: this.#records,
         rebuilt,
       };
@@ -366,6 +387,7 @@ function createLog(disk: Disk, options: RecoveryOptions): Recovered {
     end: anchor,
     endHlc: 0n as Hlc,
     watermark: NO_LSN,
+    marks: undefined,
     report: {
       created: true,
       firstLsn: 1 as Lsn,
@@ -391,6 +413,7 @@ function carryOut(disk: Disk, options: RecoveryOptions, found: Findings): Recove
     end: found.end,
     endHlc: found.endHlc,
     watermark: found.watermark,
+    marks: found.marks,
     report: {
       created: false,
       firstLsn: ((found.sealed[0]?.anchor.lsn ?? header.anchor.lsn) + 1) as Lsn,

@@ -1,7 +1,7 @@
 /**
  * What stands behind the last record that checks out: nothing, a tear, or damage. A tear is what a power cut leaves of
  * records that nobody was told about; it may be cut. If any of it was committed it is damage: the caller knows of it,
- * or a whole record further on names a watermark that reaches into it.
+ * or a whole record further on names a watermark that reaches into it and that was synced before that record came.
  */
 import { NO_LSN, type Generation, type Lsn } from '../base/brands.ts';
 import type { Disk, DiskFile } from '../base/disk.ts';
@@ -22,11 +22,14 @@ export interface TailQuestion {
   readonly sizeBytes: number;
   readonly scan: ScanResult;
   readonly knownWatermark: Lsn;
+  /** What was received in bulk above this record may name parts of itself that a power cut has taken. */
+  readonly bulkFrom?: Lsn | undefined;
   /** What takes long to find out, asked only where something would be cut. */
   readonly highestApplied?: (() => Lsn) | undefined;
 }
 
-export function judgeTail({ file, name, sizeBytes, scan, knownWatermark, highestApplied }: TailQuestion): Tail {
+export function judgeTail(question: TailQuestion): Tail {
+  const { file, name, sizeBytes, scan, knownWatermark, bulkFrom = Infinity, highestApplied } = question;
   const { endOffset, last } = scan;
   const missing = (last.lsn + 1) as Lsn;
   const tornBytes = lastNonZero(file, endOffset, sizeBytes) - endOffset;
@@ -38,7 +41,8 @@ export function judgeTail({ file, name, sizeBytes, scan, knownWatermark, highest
       reason: `${scan.fault ?? 'the log ends here'}, but LSN ${missing} to ${knownWatermark} were committed`,
     });
   if (tornBytes === 0) return { endOffset, tornBytes };
-  const later = highestWatermark(file, endOffset, endOffset + tornBytes, last.generation);
+  const later =
+    missing > bulkFrom ? undefined : highestWatermark(file, endOffset, endOffset + tornBytes, last.generation);
   if (later !== undefined && later >= missing)
     throw logDamaged({
       segment: name,

@@ -11,6 +11,7 @@ import { yieldToEventLoop } from '../base/event-loop.ts';
 import type { ChainPoint } from './chain.ts';
 import { sameBytes, samePoint } from './chain.ts';
 import type { Damage } from './damage.ts';
+import { loadMarks } from './marks-file.ts';
 import { digestFile } from './open-segment.ts';
 import { RecordKind } from './record.ts';
 import type { ScanResult } from './scan.ts';
@@ -85,12 +86,14 @@ class Verifier {
   /** The record before the open segment. */
   #openFrom = NO_LSN;
   readonly #inUseFrom: Lsn | undefined;
+  readonly #bulkFrom: Lsn | undefined;
   #records = 0;
   #bytes = 0;
   #tailBytes = 0;
 
   constructor(disk: Disk, dir: string, inUseFrom: Lsn | undefined) {
     this.#inUseFrom = inUseFrom;
+    this.#bulkFrom = loadMarks(disk, dir)?.bulkFrom?.lsn;
     this.#disk = disk;
     this.#dir = dir;
     const table = loadTable(disk, join(dir, SEALED_FILE), sealedTable);
@@ -193,6 +196,7 @@ class Verifier {
     this.#tailBytes = lastNonZero(file, scan.endOffset, sizeBytes) - scan.endOffset;
     if (this.#tailBytes === 0) return;
     if (this.#inUseFrom !== undefined && scan.last.lsn + 1 >= this.#inUseFrom) return;
+    if (scan.last.lsn >= (this.#bulkFrom ?? Infinity)) return;
     const later = highestWatermark(file, scan.endOffset, scan.endOffset + this.#tailBytes, scan.last.generation);
     if (later !== undefined && later > scan.last.lsn)
       this.#damage(name, scan.endOffset, scan.last.lsn + 1, scan.fault ?? 'zeros stand where a record should');

@@ -11,14 +11,18 @@
  */
 import { join } from 'node:path';
 import type { Hlc, Lsn, Position, TenantId, Term } from '../base/brands.ts';
-import { HASH_BYTES, NO_TENANT } from '../base/brands.ts';
+import { HASH_BYTES, NO_LSN, NO_TENANT, NO_TERM } from '../base/brands.ts';
 import type { HybridClock } from '../base/clock.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { ChainPoint } from './chain.ts';
+import type { Marks } from './marks-file.ts';
+import { saveMarks } from './marks-file.ts';
 import { OpenSegment } from './open-segment.ts';
 import { GroupEncoder, RECORD_HEADER_BYTES, RecordKind, type LogRecord } from './record.ts';
 import type { Recovered } from './recovery.ts';
+import type { ReplicatedRecord } from './replicated-run.ts';
+import { checkRun } from './replicated-run.ts';
 import type { SealedSegment } from './sealed.ts';
 import { SEALED_FILE, sealedTable } from './sealed.ts';
 import { segmentName } from './segment-header.ts';
@@ -41,6 +45,16 @@ export interface Appended {
   readonly positions: readonly Position[];
   /** The hash of each record, 32 bytes after one another. */
   readonly hashes: Uint8Array;
+  /** The records as they stand in the log, for those who follow; valid until the next append. */
+  readonly bytes: Uint8Array;
+}
+
+/** A place in the log right behind a record. */
+export interface LogPlace {
+  readonly segment: number;
+  readonly offset: number;
+  readonly point: ChainPoint;
+  readonly hlc: Hlc;
 }
 
 export interface WriterOptions {
@@ -52,15 +66,6 @@ export interface WriterOptions {
 
 /** A borrower may write so much before the owner takes it in, which is not to take long. */
 const LEND_BYTES = 256 * 1024;
-
-/** Where to go back to when an append fails. */
-interface Mark {
-  readonly segment: number;
-  readonly offset: number;
-  readonly end: ChainPoint;
-  readonly endHlc: Hlc;
-  readonly sealed: number;
-}
 
 export class LogWriter {
   readonly #disk: Disk;
@@ -76,6 +81,10 @@ export class LogWriter {
   #endHlc: Hlc;
   #durable: ChainPoint;
   #watermark: Lsn;
+  /** As they are on disk. */
+  #marks: Marks | undefined;
+  /** The highest W that records name which were received since the last sync. */
+  #heardWatermark = NO_LSN;
   #generationBytes: Buffer;
 
   constructor(deps: { disk: Disk; clock: HybridClock }, options: WriterOptions, recovered: Recovered) {
@@ -89,6 +98,7 @@ export class LogWriter {
     this.#endHlc = recovered.endHlc;
     this.#durable = recovered.end;
     this.#watermark = recovered.watermark;
+    this.#marks = recovered.marks;
     this.#generationBytes = Buffer.from(recovered.end.generation, 'hex');
     this.#clock.resume(recovered.endHlc);
   }
@@ -115,11 +125,40 @@ export class LogWriter {
 
   /** W goes into the records from now on; it only rises. */
   setWatermark(lsn: Lsn): void {
-    if (lsn > this.#end.lsn)
-      throw new NostosError('INVALID_ARGUMENT', `Watermark ${lsn} is above the end of the log, ${this.#end.lsn}`, {
-        details: { watermark: lsn, end: this.#end.lsn },
-      });
+    if (lsn > this.#durable.lsn)
+      throw new NostosError(
+        'INVALID_ARGUMENT',
+        `Watermark ${lsn} is above what is durable here, ${this.#durable.lsn}`,
+        {
+          details: { watermark: lsn, durable: this.#durable.lsn },
+        },
+      );
     if (lsn > this.#watermark) this.#watermark = lsn;
+  }
+
+  /** Makes W durable where no record that is names it. */
+  saveWatermark(): void {
+    if (this.#state === 'closed') throw this.#refusal('save the watermark');
+    if (this.#watermark > (this.#marks?.watermark.lsn ?? NO_LSN)) this.#saveMarks(this.#marks?.bulkFrom);
+  }
+
+  #saveMarks(bulkFrom: Position | undefined): void {
+    const marks = { watermark: this.#positionOf(this.#watermark), bulkFrom };
+    saveMarks(this.#disk, this.#options.dir, marks);
+    this.#marks = marks;
+  }
+
+  #positionOf(lsn: Lsn): Position {
+    const { generation, term } = this.terms.at(lsn) ?? { generation: this.#end.generation, term: NO_TERM };
+    return { generation, term, lsn };
+  }
+
+  /** Notes durably, before they are written, that records come which name what is not synced here; see `marks-file.ts`. */
+  #noteBulk(records: readonly ReplicatedRecord[]): void {
+    const isBulk = records.some(({ record }) => record.watermark > this.#durable.lsn);
+    const isNoted = this.#marks?.bulkFrom !== undefined;
+    if (isBulk && !isNoted) this.#saveMarks(this.#positionOf(this.#durable.lsn));
+    else if (!isBulk && isNoted && this.#durable === this.#end) this.#saveMarks(undefined);
   }
 
   append(entries: readonly LogEntry[]): Appended {
@@ -138,11 +177,50 @@ export class LogWriter {
         `Term ${term} cannot start: the log is in term ${this.#end.term}; ask the coordinator for a higher one`,
         { details: { term, current: this.#end.term } },
       );
+    this.sync(); // what was received may name a W above the one that this term's records will name
+    if (this.#marks?.bulkFrom !== undefined) this.#saveMarks(undefined);
     const previous = this.#end;
     const appended = this.#write([{ tenant: NO_TENANT, kind: RecordKind.termStart, payload }], term);
     this.terms.add({ term, generation: previous.generation, firstLsn: appended.firstLsn, previous });
     this.#state = 'open';
     return appended;
+  }
+
+  /**
+   * Writes records that a primary has sent, exactly as they are; durable after the next `sync`. Not while this log has a
+   * term of its own. All of them are checked before one is written.
+   */
+  appendReplicated(run: Uint8Array, onRecord?: (record: LogRecord) => void): void {
+    if (this.#state !== 'term-ended') throw this.#refusal('take records from a primary');
+    const records = checkRun(run, this.#end, this.#options.recordBytesMax);
+    if (records.length === 0) return;
+    this.#noteBulk(records);
+    this.#attempt(() => this.#writeRun(run, records));
+    for (const { record } of records) {
+      onRecord?.(record);
+      if (record.watermark > this.#heardWatermark) this.#heardWatermark = record.watermark;
+    }
+    this.#clock.resume(this.#endHlc);
+  }
+
+  /**
+   * Gives up every record behind `place`, which is at or above W: whole segments from the highest down, then the rest of
+   * the one that stays. A crash in between leaves a longer prefix, never a hole; so does a failure, after which `reopen`
+   * finds out what is left, and the cut is made again.
+   */
+  cutTo(place: LogPlace): void {
+    if (this.#state === 'open')
+      throw new NostosError('INVALID_ARGUMENT', `The log is in term ${this.#end.term}; end it before records are cut`);
+    if (this.#state !== 'term-ended') throw this.#refusal('cut');
+    // Records to be cut may be the only ones that name W, and what comes in their place is synced up to here only.
+    const bulkFrom = this.#marks?.bulkFrom;
+    if (bulkFrom !== undefined && bulkFrom.lsn > place.point.lsn) this.#saveMarks(this.#positionOf(place.point.lsn));
+    else this.saveWatermark();
+    this.#state = 'failed';
+    if (this.#durable.lsn > place.point.lsn) this.#durable = place.point; // what is above need not be found again
+    this.#goBack(place);
+    this.#durable = this.#end;
+    this.#state = 'term-ended';
   }
 
   /** Makes everything appended so far durable. A failure ends the term, and only `reopen` tells what is left. */
@@ -157,6 +235,7 @@ export class LogWriter {
       throw error;
     }
     this.#durable = end;
+    if (this.#heardWatermark > this.#watermark) this.#watermark = this.#heardWatermark;
   }
 
   /** The tail as another thread may have it now; undefined where nobody but us may append. */
@@ -211,17 +290,17 @@ export class LogWriter {
 
   #write(entries: readonly LogEntry[], term: Term): Appended {
     const totalBytes = this.#measure(entries);
-    const mark: Mark = {
-      segment: this.#open.number,
-      offset: this.#open.endOffset,
-      end: this.#end,
-      endHlc: this.#endHlc,
-      sealed: this.sealed.length,
-    };
+    return this.#attempt(() => this.#encode(entries, term, totalBytes));
+  }
+
+  /** Runs `write`, which appends; where it throws, nothing of it stays, or the writer is `failed`. */
+  #attempt<T>(write: () => T): T {
+    const { number: segment, endOffset: offset } = this.#open;
+    const before = { segment, offset, point: this.#end, hlc: this.#endHlc };
     try {
-      return this.#encode(entries, term, totalBytes);
+      return write();
     } catch (error) {
-      this.#undo(mark, error);
+      this.#undo(before, error);
       throw error;
     }
   }
@@ -255,8 +334,7 @@ export class LogWriter {
       written = encoder.length;
     };
     for (const { tenant, kind, payload } of entries) {
-      const offset = this.#open.endOffset + encoder.length - written;
-      if (offset + RECORD_HEADER_BYTES + payload.length > this.#options.segmentBytesMax) {
+      if (this.#isBeyond(encoder.length - written + RECORD_HEADER_BYTES + payload.length)) {
         flush();
         this.#roll(last, hlc);
       }
@@ -272,7 +350,34 @@ export class LogWriter {
     flush();
     this.#end = last;
     this.#endHlc = hlc;
-    return { firstLsn, positions, hashes };
+    return { firstLsn, positions, hashes, bytes: encoder.bytes(0, encoder.length) };
+  }
+
+  #writeRun(run: Uint8Array, records: readonly ReplicatedRecord[]): void {
+    let [written, at] = [0, 0];
+    const flush = (): void => {
+      if (at > written) this.#open.append(run.subarray(written, at));
+      written = at;
+    };
+    for (const { record, point } of records) {
+      if (this.#isBeyond(at - written + record.bytes.length)) {
+        flush();
+        this.#roll(this.#end, this.#endHlc);
+      }
+      this.#open.index.add(record.lsn, this.#open.endOffset + at - written);
+      at += record.bytes.length;
+      const { term, generation, lsn } = record;
+      if (record.kind === RecordKind.termStart)
+        this.terms.add({ term, generation, firstLsn: lsn, previous: this.#end });
+      this.#end = point;
+      this.#endHlc = record.hlc;
+    }
+    flush();
+  }
+
+  /** Whether so many bytes more pass the end of the open segment. */
+  #isBeyond(bytes: number): boolean {
+    return this.#open.endOffset + bytes > this.#options.segmentBytesMax;
   }
 
   /** Seals the open segment and makes the next one; terms first, as `terms.ts` promises. */
@@ -289,41 +394,50 @@ export class LogWriter {
       base: (this.sealed[0] as SealedSegment).number,
       rows: this.sealed,
     });
+    if (this.#marks?.bulkFrom !== undefined) this.#saveMarks(this.#positionOf(last.lsn));
     const next = OpenSegment.create({ disk: this.#disk, number: row.number + 1, anchor: last, ...this.#options });
     this.#open.close();
     this.#open = next;
   }
 
-  /**
-   * Takes back what an append has done, durably: the segments that it made go first, from the highest down, then the
-   * records in the one where it began. A crash in between leaves a longer prefix, never a hole.
-   */
-  #undo(mark: Mark, cause: unknown): void {
+  /** Takes back what an append has done, durably. */
+  #undo(before: LogPlace, cause: unknown): void {
     this.#state = 'failed';
     if (isFailedSync(cause)) return;
     try {
-      if (this.sealed.length > mark.sealed || this.#disk.exists(this.#path(mark.segment + 1))) this.#unroll(mark);
-      this.#open.cut(mark.offset);
-      this.#end = mark.end;
-      this.#endHlc = mark.endHlc;
+      this.#goBack(before);
       this.#state = 'term-ended';
     } catch {
       // What is on disk is not known now; the first error tells why, and `reopen` finds out.
     }
   }
 
-  #unroll(mark: Mark): void {
-    for (let number = this.#open.number + 1; number > mark.segment; number--) {
+  /**
+   * Makes the log end at `place`: segments behind it go first, from the highest down, then the records behind it in its
+   * own. A crash in between leaves a longer prefix, never a hole.
+   */
+  #goBack(place: LogPlace): void {
+    const wasSealed = this.sealed.some((row) => row.number === place.segment);
+    if (wasSealed || this.#disk.exists(this.#path(place.segment + 1))) this.#removeBehind(place);
+    this.#open.cut(place.offset);
+    this.terms.cut(place.point.lsn);
+    this.#end = place.point;
+    this.#endHlc = place.hlc;
+  }
+
+  #removeBehind({ segment, offset }: LogPlace): void {
+    for (let number = this.#open.number + 1; number > segment; number--) {
       if (!this.#disk.exists(this.#path(number))) continue;
       this.#disk.remove(this.#path(number));
       this.#disk.syncDirectory(this.#options.dir);
     }
-    const { anchor } = this.sealed[mark.sealed] ?? this.#open;
-    this.sealed.length = mark.sealed;
+    const kept = this.sealed.findIndex((row) => row.number === segment);
+    const { anchor } = this.sealed[kept] ?? this.#open;
+    if (kept >= 0) this.sealed.length = kept;
     const reopened = OpenSegment.resume(
-      { disk: this.#disk, number: mark.segment, anchor, ...this.#options },
-      mark.offset,
-      this.#open.number === mark.segment ? this.#open.index : this.indexes.get(mark.segment),
+      { disk: this.#disk, number: segment, anchor, ...this.#options },
+      offset,
+      this.#open.number === segment ? this.#open.index : this.indexes.get(segment),
     );
     this.#open.close();
     this.#open = reopened;

@@ -1,15 +1,18 @@
 /**
  * The log under a disk that loses power, fills up and fails, for as many seeds as one likes. Each seed writes groups of
- * random sizes, by the log's owner and by a borrower of its tail, rolls, prunes and reads, meets one fault after another at a random step, recovers, and goes on. A seed
- * that finds something wrong throws, and does so again when it is run again.
+ * random sizes, by the log's owner, by a borrower of its tail and by a primary whom it follows, rolls, prunes, cuts and
+ * reads, meets one fault after another at a random step, recovers, and goes on. A seed that finds something wrong throws,
+ * and does so again when it is run again.
  *
  * After each recovery it is checked that every record that was synced is there byte for byte, that the rest was really
- * appended, that the segments are what `layoutSegments` makes of the records, and that nothing was left open.
+ * appended, that W is not below what was ever durable of it, that the segments are what `layoutSegments` makes of the
+ * records, and that nothing was left open.
  */
 import { assert } from '../base/assert.ts';
-import type { Generation, Lsn, TenantId, Term } from '../base/brands.ts';
+import type { Generation, Hlc, Lsn, TenantId, Term } from '../base/brands.ts';
 import { NO_TENANT } from '../base/brands.ts';
 import { HybridClock } from '../base/clock.ts';
+import type { ErrorCode } from '../base/errors.ts';
 import { isNostosError } from '../base/errors.ts';
 import type { SeededRandom } from '../base/random.ts';
 import { seededRandom } from '../base/random.ts';
@@ -19,7 +22,7 @@ import { VirtualClock } from './virtual-clock.ts';
 import { DirectAppendFailed, DirectAppender } from '../log/direct-append.ts';
 import { layoutSegments } from '../log/layout.ts';
 import { Log } from '../log/log.ts';
-import { RecordKind } from '../log/record.ts';
+import { GroupEncoder, RecordKind } from '../log/record.ts';
 import { segmentName } from '../log/segment-header.ts';
 import { SharedTail } from '../log/shared-tail.ts';
 import { verifyLog } from '../log/verify.ts';
@@ -42,6 +45,13 @@ export interface LogSimulation {
   directAppends: number;
   directRefused: number;
   directFailed: number;
+  /** Runs of records from a primary that were taken, and that were refused since a bit of them had flipped. */
+  replicatedRuns: number;
+  refusedRuns: number;
+  /** Cuts that were completed, and those that a fault interrupted; times that W was said to be durable. */
+  cuts: number;
+  interruptedCuts: number;
+  savedWatermarks: number;
   recordsChecked: number;
 }
 
@@ -78,6 +88,11 @@ export async function simulateLog({
     directAppends: 0,
     directRefused: 0,
     directFailed: 0,
+    replicatedRuns: 0,
+    refusedRuns: 0,
+    cuts: 0,
+    interruptedCuts: 0,
+    savedWatermarks: 0,
     recordsChecked: 0,
   };
   for (const seed of seeds) {
@@ -104,6 +119,10 @@ class LogSimulator {
   /** LSN → bytes, of everything that may be in the log now: synced records, and those written since. */
   #written = new Map<number, Buffer>();
   #synced = 0;
+  /** The highest W that was said to be durable. */
+  #durableWatermark = 0;
+  /** The term of the primary whose records were taken last; another one begins with a term-start. */
+  #following: number | undefined;
   /** Every payload that was ever given to an append, also to one that failed: only these may come back. */
   readonly #attempted = new Set<string>();
 
@@ -231,8 +250,12 @@ class LogSimulator {
       log.reopen();
       this.#totals.reopened += 1;
       this.#check(log);
+    } else if (log.state === 'term-ended' && this.#random.chance(0.6)) {
+      if (this.#random.chance(0.25)) this.#cut(log);
+      else this.#replicate(log);
     } else if (log.state === 'term-ended') {
       this.#term += 1;
+      this.#following = undefined;
       const payload = Buffer.from(`term ${this.#term}`);
       const entries = [{ tenant: NO_TENANT, kind: RecordKind.termStart, payload }];
       this.#append(log, entries, () => log.startTerm(this.#term as Term, payload));
@@ -240,7 +263,12 @@ class LogSimulator {
       log.sync();
       this.#synced = log.durable.lsn;
       if (this.#random.chance(0.7)) log.setWatermark(log.durable.lsn);
+      if (this.#random.chance(0.1)) {
+        this.#durableWatermark = log.saveWatermark();
+        this.#totals.savedWatermarks += 1;
+      }
     } else if (this.#random.chance(0.1)) this.#prune(log);
+    else if (this.#random.chance(0.15)) log.endTerm();
     else {
       const entries = this.#entries();
       this.#append(log, entries, () => log.append(entries));
@@ -256,6 +284,77 @@ class LogSimulator {
     assert(appended.positions.length === entries.length, 'a record for each entry');
     this.#totals.rolls += log.sealed.length - segments;
     this.#remember(before);
+  }
+
+  /** Takes records as a follower does; of a run in which a bit has flipped, none. */
+  #replicate(log: Log): void {
+    const run = this.#run(log);
+    const before = log.end.lsn;
+    const segments = log.sealed.length;
+    if (this.#random.chance(0.15)) {
+      const flipped = Buffer.from(run);
+      const at = this.#random.below(run.length);
+      flipped[at] = flipped[at]! ^ (1 << this.#random.below(8));
+      assertRefused('RECORD_REFUSED', () => log.appendReplicated(flipped));
+      assert(log.end.lsn === before && log.state === 'term-ended', 'a refused run changes nothing');
+      this.#totals.refusedRuns += 1;
+    }
+    log.appendReplicated(run);
+    this.#totals.replicatedRuns += 1;
+    this.#totals.rolls += log.sealed.length - segments;
+    this.#remember(before);
+    if (this.#random.chance(0.5)) {
+      log.sync();
+      this.#synced = log.durable.lsn;
+    }
+  }
+
+  #run(log: Log): Buffer {
+    const encoder = new GroupEncoder();
+    encoder.begin(64 * 1024);
+    const entries = this.#entries();
+    if (this.#following !== log.end.term || this.#random.chance(0.2)) {
+      this.#term += 1;
+      entries.unshift({ tenant: NO_TENANT, kind: RecordKind.termStart, payload: Buffer.from(`term ${this.#term}`) });
+    }
+    let { hash, lsn } = log.end;
+    // A primary knows what its log names, and what it was told.
+    const named = [...this.#written.values()].map((bytes) => Number(bytes.readBigUInt64LE(56)));
+    let watermark = Math.max(log.watermark, ...named) as Lsn;
+    for (const entry of entries) {
+      this.#attempted.add(asKey(entry));
+      if (this.#random.chance(0.2)) watermark = (watermark + this.#random.below(lsn - watermark + 1)) as Lsn;
+      lsn = (lsn + 1) as Lsn;
+      const fields = { ...entry, term: this.#term as Term, lsn, hlc: BigInt(lsn) as Hlc, watermark };
+      hash = encoder.add(Buffer.from(GENERATION, 'hex'), fields, hash);
+    }
+    this.#following = this.#term;
+    return Buffer.from(encoder.bytes(0, encoder.length));
+  }
+
+  #cut(log: Log): void {
+    log.sync();
+    this.#synced = log.durable.lsn;
+    const { watermark, end, firstLsn } = log;
+    if (watermark >= firstLsn) assertRefused('WATERMARK_VIOLATION', () => log.cutTo((watermark - 1) as Lsn));
+    const lsn = (watermark + this.#random.below(end.lsn - watermark + 1)) as Lsn;
+    // From here on what is above may be gone or not, until the call has returned.
+    this.#synced = lsn;
+    this.#following = undefined;
+    const steps = this.#disk.trace.length;
+    try {
+      log.cutTo(lsn);
+    } catch (error) {
+      if (this.#disk.trace.length > steps + 1) this.#totals.interruptedCuts += 1;
+      throw error;
+    }
+    for (const held of this.#written.keys()) if (held > lsn) this.#written.delete(held);
+    assert(log.end.lsn === lsn && log.durable.lsn === lsn, `cut to ${lsn}, the log ends at ${log.end.lsn}`);
+    if (lsn < end.lsn) {
+      this.#durableWatermark = watermark;
+      this.#totals.cuts += 1;
+    }
+    this.#check(log);
   }
 
   /** The last records, by their owner: all that anybody synced. */
@@ -313,11 +412,13 @@ class LogSimulator {
   /** The log after it was opened: all that was synced, in order, and nothing that nobody wrote. */
   #check(log: Log): void {
     assert(log.end.lsn >= this.#synced, `the log ends at ${log.end.lsn}, but ${this.#synced} was synced`);
+    assert(log.watermark >= this.#durableWatermark, `W is ${log.watermark}, durable was ${this.#durableWatermark}`);
     const records: Uint8Array[] = [];
     const held = new Map<number, Buffer>();
     for (const batch of log.read({ from: log.firstLsn, bytesMax: 2048 }))
       for (const { record } of batch.records) {
         const bytes = Buffer.from(record.bytes);
+        assert(record.watermark <= log.watermark, `W is ${log.watermark}, LSN ${record.lsn} names ${record.watermark}`);
         records.push(bytes);
         held.set(record.lsn, bytes);
         const known = this.#written.get(record.lsn);
@@ -372,6 +473,16 @@ function recordsOnDisk(disk: FaultyDisk): Map<number, Buffer> {
 
 function asKey({ tenant, kind, payload }: Pick<LogEntry, 'tenant' | 'kind' | 'payload'>): string {
   return `${tenant} ${kind} ${Buffer.from(payload).toString('latin1')}`;
+}
+
+function assertRefused(code: ErrorCode, run: () => void): void {
+  try {
+    run();
+  } catch (error) {
+    if (isNostosError(error, code)) return;
+    throw error;
+  }
+  assert(false, `${code} was expected`);
 }
 
 function isDiskError(error: unknown): boolean {
