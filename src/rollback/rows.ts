@@ -107,8 +107,9 @@ export function isRawText(value: Value): value is RawText {
   return typeof value === 'object' && value !== null && !(value instanceof Uint8Array);
 }
 
-export function sameValue(a: Value, b: Value | undefined): boolean {
-  if (a instanceof Uint8Array) return b instanceof Uint8Array && Buffer.compare(a, b) === 0;
-  if (isRawText(a)) return b !== undefined && isRawText(b) && Buffer.compare(a.text, b.text) === 0;
-  return a === b;
+/** `present` as SQLite hands it out, which replaces what is not UTF-8 in a text. */
+export function sameValue(a: Value, present: Value | undefined): boolean {
+  if (a instanceof Uint8Array) return present instanceof Uint8Array && Buffer.compare(a, present) === 0;
+  if (isRawText(a)) return Buffer.from(a.text).toString() === present;
+  return a === present;
 }

@@ -25,5 +25,6 @@ test('a tail of 300 MiB is written, verified and read in the memory of one of 10
   assert.equal(large.read, 4_800);
   assert.ok(large.fileBytes > 300 * 1024 * 1024);
   t.diagnostic(`100 MiB: peak ${small.peakMiB.toFixed(0)} MiB; 300 MiB: ${large.peakMiB.toFixed(0)} MiB`);
-  assert.ok(large.peakMiB < small.peakMiB + 40, `${small.peakMiB} and ${large.peakMiB} MiB`);
+  // What the collector has not got to yet varies; a tail that is kept would be 200 MiB more.
+  assert.ok(large.peakMiB < small.peakMiB + 80, `${small.peakMiB} and ${large.peakMiB} MiB`);
 });
