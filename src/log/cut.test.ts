@@ -320,7 +320,8 @@ test('W of a follower counts up to what matches and is durable, and what was sav
   assert.throws(() => again.cutTo(lsn(19)), code('WATERMARK_VIOLATION'));
 });
 
-test('a tear in what was received in bulk is cut; the same in what was received in step is damage', () => {
+/** Eight records, of which the last three name the one before them, or near it, as committed. */
+function recordsInStep(): Uint8Array[] {
   const primary = openLog(new FaultyDisk());
   write(primary, { terms: 1, groups: 1 });
   primary.startTerm(2 as Term, Buffer.from('two'));
@@ -330,8 +331,17 @@ test('a tear in what was received in bulk is cut; the same in what was received 
     primary.sync();
     primary.setWatermark(primary.durable.lsn); // each record names the one before as committed
   }
-  primary.endTerm();
-  const records = recordsOf(primary);
+  return recordsOf(primary);
+}
+
+/** As a power cut does that keeps the last sectors of a write and loses earlier ones. */
+function tear(disk: FaultyDisk, records: readonly Uint8Array[], behind: number): void {
+  const offset = 84 + Buffer.concat(records.slice(0, behind)).length;
+  disk.overwrite(`${DIR}/00000001.ndb`, (bytes) => bytes.fill(0, offset, offset + 100));
+}
+
+test('a tear in what was received in bulk is cut; the same in what was received in step is damage', () => {
+  const records = recordsInStep();
   for (const bulk of [true, false]) {
     const disk = new FaultyDisk();
     const log = openLog(disk);
@@ -340,11 +350,24 @@ test('a tear in what was received in bulk is cut; the same in what was received 
       if (!bulk) log.sync();
     }
     log.close();
-    const offset = 84 + Buffer.concat(records.slice(0, -2)).length;
-    const name = `${DIR}/00000001.ndb`;
-    assert.ok(offset < 2048);
-    disk.overwrite(name, (bytes) => bytes.fill(0, offset, offset + 100));
-    if (bulk) assert.equal(openLog(disk).end.lsn, records.length - 2);
+    tear(disk, records, 6);
+    if (bulk) assert.equal(openLog(disk).end.lsn, 6);
     else assert.throws(() => openLog(disk), code('LOG_DAMAGED'));
   }
+});
+
+test('where bulk began is noted anew when the log was cut below it', () => {
+  const records = recordsInStep();
+  const disk = new FaultyDisk();
+  const log = openLog(disk);
+  log.appendReplicated(Buffer.concat(records.slice(0, 5)));
+  log.sync();
+  disk.inject({ atStep: disk.trace.length + 4, kind: 'ENOSPC' });
+  assert.throws(() => log.appendReplicated(Buffer.concat(records.slice(5))), code('DISK_FULL'));
+  assert.match(disk.fired[0]!.path, /ndb$/, 'where bulk begins was noted, and the records refused');
+  log.cutTo(lsn(2));
+  log.appendReplicated(Buffer.concat(records.slice(2)));
+  log.close();
+  tear(disk, records, 3);
+  assert.equal(openLog(disk).end.lsn, 3);
 });
