@@ -170,12 +170,18 @@ export class EtcdClient {
     if (user !== undefined) this.#token ??= await this.#authenticate(endpoint, this.#attemptTimeoutMs);
     if (signal.aborted || this.#closed) return;
     const request = this.#request(endpoints[endpoint]!, path, Buffer.from(JSON.stringify(body)));
-    const end = (): void => void request.destroy();
+    let wanted = false;
+    const end = (): void => {
+      wanted = true;
+      request.destroy();
+    };
     const stream = { endpoint, end };
     this.#streams.add(stream);
     signal.addEventListener('abort', end, { once: true });
     request.on('response', (response) => readLines(response, onMessage, end));
-    request.on('error', () => this.#leave(endpoint));
+    request.on('error', () => {
+      if (!wanted) this.#leave(endpoint);
+    });
     request.on('close', () => ended.resolve());
     await ended.promise;
     signal.removeEventListener('abort', end);

@@ -54,6 +54,9 @@ export interface HeldWrite {
   deliver(): Promise<void>;
 }
 
+/** Of one test: an adapter that hangs fails, whatever runs it. */
+const TIMEOUT_MS = 60_000;
+const WATCH_TIMEOUT_MS = 10_000;
 const WRITERS = 8;
 const RACES = 15;
 const CHILD_WRITES = 40;
@@ -80,7 +83,7 @@ export function directoryEntry(change: Partial<DirectoryEntry> = {}): DirectoryE
 }
 
 export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
-  const options = subject.skip === undefined ? {} : { skip: subject.skip };
+  const options = { timeout: TIMEOUT_MS, ...(subject.skip !== undefined && { skip: subject.skip }) };
   const check = (title: string, body: (t: TestContext, args: unknown) => Promise<void>): void => {
     test(`${subject.name}: ${title}`, options, async (t) => body(t, await subject.fresh(t)));
   };
@@ -173,6 +176,7 @@ function registerCompliance<R extends { readonly nonce: string }>(
   check(`${what}: what one handle wrote, another one reads and replaces`, async (t, args) => {
     const [a, b] = [await register(t, args), await register(t, args)];
     const [first, second] = [make(1), make(2)];
+    for (const handle of [a, b]) assert.equal(await handle.read(), undefined);
     assert.deepEqual(await a.compareAndSet(0, first), { ok: true, version: 1 });
     assert.deepEqual(await b.read(), { version: 1, record: first });
     assert.deepEqual(await b.compareAndSet(1, second), { ok: true, version: 2 });
@@ -222,12 +226,20 @@ function registerCompliance<R extends { readonly nonce: string }>(
       },
       { signal: ended.signal },
     );
-    await other.compareAndSet(1, make(2));
     const last = make(3);
+    await other.compareAndSet(1, make(2));
     await other.compareAndSet(2, last);
-    await third.promise;
+    await soon(third.promise, 'the watch tells of version 3');
     ended.abort();
+    // Another watch hears of two more versions, time enough for the first one.
+    const [fourth, fifth] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const later = new AbortController();
+    t.after(() => later.abort());
     await other.compareAndSet(3, make(4));
+    handle.watch(({ version }) => (version === 4 ? fourth : fifth).resolve(), { signal: later.signal });
+    await soon(fourth.promise, 'a new watch tells of version 4');
+    await other.compareAndSet(4, make(5));
+    await soon(fifth.promise, 'a new watch tells of version 5');
     const versions = seen.map(({ version }) => version);
     assert.deepEqual(
       versions,
@@ -414,6 +426,12 @@ function directoryCompliance(subject: CoordinatorUnderTest, check: Check): void 
       await assert.rejects(entry.compareAndSet(0, directoryEntry(change)));
     assert.equal(await entry.read(), undefined);
   });
+}
+
+async function soon(promise: Promise<void>, what: string): Promise<void> {
+  const late = AbortSignal.timeout(WATCH_TIMEOUT_MS);
+  const timeout = once(late, 'abort').then(() => Promise.reject(new Error(`${what} within ${WATCH_TIMEOUT_MS} ms`)));
+  await Promise.race([promise, timeout]);
 }
 
 async function open(t: TestContext, subject: CoordinatorUnderTest, args: unknown): Promise<Coordination> {

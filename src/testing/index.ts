@@ -9,6 +9,8 @@ export type {
   DisturbedNetwork,
   HeldWrite,
 } from './coordinator-compliance.ts';
+export { startCoordinatorProxy } from './coordinator-proxy.ts';
+export type { ProxyOptions } from './coordinator-proxy.ts';
 export { channelCompliance, COMPLIANCE_FRAME_BYTES_MAX } from './channel-compliance.ts';
 export type { ChannelsUnderTest } from './channel-compliance.ts';
 export { diskCompliance } from './disk-compliance.ts';
