@@ -1,9 +1,10 @@
 /**
- * `npm run sim -- [log] [schemas] [restore] [--seeds 100] [--seed 1] [--rounds n]`: simulations with a seed each. `log`:
+ * `npm run sim -- [log] [schemas] [restore] [groups] [--seeds 100] [--seed 1] [--rounds n]`: simulations with a seed each. `log`:
  * the log on a disk that loses power and fails; `restore`: the directory that a node is restored into, on such a disk;
- * `schemas`: random schemas and histories, forward and inverse.
+ * `schemas`: random schemas and histories, forward and inverse; `groups`: replication and failover under faults.
  */
 import type { runSchemaHistories } from '../src/testing/schema-histories.ts';
+import type { simulateGroups } from '../src/testing/group-simulation.ts';
 import type { simulateRestore } from '../src/testing/restore-simulation.ts';
 import type { simulateLog } from '../src/testing/log-simulation.ts';
 import { load, readFlags, runAll, runSeeds } from './long-run.ts';
@@ -35,6 +36,13 @@ await runAll(
         return runSeeds('restore', flags, (seed) =>
           simulate({ seeds: [seed], ...(rounds === undefined ? {} : { rounds }) }),
         );
+      },
+    },
+    {
+      name: 'groups',
+      run: async (flags) => {
+        const simulate = await load<typeof simulateGroups>('src/testing/group-simulation.ts', 'simulateGroups');
+        return runSeeds('groups', flags, (seed) => simulate({ seeds: [seed] }));
       },
     },
   ],

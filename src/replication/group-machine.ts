@@ -314,19 +314,14 @@ export class GroupMachine<P> {
       return;
     }
     if (this.#isNamed(record) && record.term > this.#termLed) return this.#begin(current, won);
-    if (this.#resumes(record)) return this.#begin(current, won);
     const named = record.primary;
     const other = named !== null && named.store !== this.#self.store;
     this.#follower.follow(other ? { ...named, term: record.term } : undefined);
   }
 
   #isNamed({ primary }: GroupRecord): boolean {
-    return primary?.store === this.#self.store && primary.boot === this.#self.boot;
-  }
-
-  /** The broken rule that a new boot goes on in the term of the one before. */
-  #resumes({ primary, term }: GroupRecord): boolean {
-    return this.#options.broken === 'resumeTerm' && primary?.store === this.#self.store && term > this.#termLed;
+    if (primary?.store !== this.#self.store) return false;
+    return primary.boot === this.#self.boot || this.#options.broken === 'resumeTerm';
   }
 
   // ─── Standing ───

@@ -43,6 +43,8 @@ export const SIM_LIMITS = {
 };
 
 export const COORDINATOR_TIMEOUT_MS = 150;
+/** Within this, a group that is left alone commits again. */
+export const QUIET_BOUND_MS = 20 * SIM_LIMITS.leaseMs;
 
 export interface WorldOptions {
   readonly seed: number;
@@ -135,6 +137,8 @@ function before(a: { atMs: number; order: number }, b: { atMs: number; order: nu
 }
 
 const TRACE_LINES = 80;
+/** Events within one millisecond. */
+const STILL_EVENTS_MAX = 10_000;
 
 export class World {
   readonly random: SeededRandom;
@@ -157,6 +161,7 @@ export class World {
   readonly #trace: string[] = [];
   readonly #traced: boolean;
   #ids = 0;
+  #stillEvents = 0;
   #stores = 0;
 
   constructor({
@@ -221,10 +226,7 @@ export class World {
 
   run(ms: number): void {
     const endMs = this.nowMs + ms;
-    while (this.#agenda.nextMs <= endMs) {
-      this.nowMs = this.#agenda.nextMs;
-      this.#agenda.take()();
-    }
+    while (this.#agenda.nextMs <= endMs) this.#advance();
     this.nowMs = endMs;
   }
 
@@ -233,10 +235,17 @@ export class World {
     const endMs = this.nowMs + ms;
     while (!holds()) {
       if (this.#agenda.nextMs > endMs) return false;
-      this.nowMs = this.#agenda.nextMs;
-      this.#agenda.take()();
+      this.#advance();
     }
     return true;
+  }
+
+  #advance(): void {
+    this.#stillEvents = this.#agenda.nextMs > this.nowMs ? 0 : this.#stillEvents + 1;
+    if (this.#stillEvents > STILL_EVENTS_MAX)
+      throw new Violation('time stands still: somebody repeats without a pause');
+    this.nowMs = this.#agenda.nextMs;
+    this.#agenda.take()();
   }
 
   // ─── Network ───

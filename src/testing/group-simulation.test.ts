@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { BROKEN_RULES } from '../replication/options.ts';
+import { Violation } from './group-oracle.ts';
+import { playScenario } from './group-scenarios.ts';
+import { simulateGroups } from './group-simulation.ts';
+
+const SEEDS = Array.from({ length: 400 }, (_, index) => index + 1);
+
+test('groups keep what they promise under random faults, each of which was seen to happen', () => {
+  const counts = simulateGroups({ seeds: SEEDS });
+  for (const fault of [
+    'crashes',
+    'crashesBetweenEffects',
+    'crashesInRollback',
+    'partitions',
+    'pauses',
+    'clockJumps',
+    'coordinatorAway',
+    'messagesLost',
+    'messagesTwice',
+    'messagesLate',
+    'messagesAstray',
+    'cas-lost',
+    'cas-reply-lost',
+    'cas-late',
+    'disksFull',
+    'appendsFailed',
+    'disksLost',
+    'oldDisks',
+    'lost-records',
+    'log-failed',
+    'handovers',
+    'regressions',
+    'coordinator-regressed',
+    // What a run must have come to, or it has not shown much.
+    'reigns',
+    'deposed',
+    'handed-over',
+    'stalled',
+    'rollbacks',
+    'rolledBackLocal',
+    'network-restore',
+    'membersChanged',
+    'answersLocal',
+    'answersQuorum',
+    'leasedReads',
+  ])
+    assert.ok((counts[fault] ?? 0) > 0, `${fault} never happened`);
+});
+
+for (const rule of BROKEN_RULES) {
+  test(`${rule}: where it is broken data is lost, and found to be`, () => {
+    assert.throws(() => playScenario(rule, true), Violation);
+  });
+
+  test(`${rule}: on the same schedule the right rules lose nothing, and the group goes on`, () => {
+    playScenario(rule, false);
+  });
+}
+
+for (const rule of ['anyTakes', 'resolveByLsn', 'resumeTerm', 'truncToW', 'wBeforeMatch'] as const)
+  test(`${rule}: random faults find it, too, and the seed comes with what led to it`, () => {
+    assert.throws(() => simulateGroups({ seeds: SEEDS, broken: rule }), /^Error: seed \d+: G\d: [^]+n\d /);
+  });
+
+test('a seed replays', () => {
+  assert.deepEqual(simulateGroups({ seeds: [7] }), simulateGroups({ seeds: [7] }));
+});
