@@ -82,7 +82,8 @@ function valueAt(bytes: Uint8Array, view: DataView, start: number, end: number):
     case CELL_TEXT:
       return textOf(bytes.subarray(payloadAt(bytes, start), end));
     case CELL_BLOB:
-      return bytes.slice(payloadAt(bytes, start), end);
+      // Copied: `slice` of a Buffer is a view, and the reader uses its memory again.
+      return new Uint8Array(bytes.subarray(payloadAt(bytes, start), end));
     default:
       return null;
   }
@@ -92,7 +93,7 @@ function textOf(bytes: Uint8Array): string | RawText {
   try {
     return utf8.decode(bytes);
   } catch {
-    return { text: bytes.slice() };
+    return { text: new Uint8Array(bytes) };
   }
 }
 

@@ -40,10 +40,10 @@ export interface Present {
 /** The answers that a transaction leaves; they are no rows of the user. */
 export function answersOf(rows: readonly TailRow[]): Answer[] {
   return rows.flatMap(({ table, op, new: values }) => {
-    const { id, result } = values ?? {};
-    const isAnswer =
-      table === RESULTS_TABLE && op === 'insert' && typeof id === 'string' && result instanceof Uint8Array;
-    return isAnswer ? [{ id, result }] : [];
+    if (table !== RESULTS_TABLE || op !== 'insert') return [];
+    // By place, since a file may lack the names of this table.
+    const [id, result] = Object.values(values ?? {});
+    return typeof id === 'string' && result instanceof Uint8Array ? [{ id, result }] : [];
   });
 }
 

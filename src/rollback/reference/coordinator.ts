@@ -2,7 +2,6 @@
  * The reference's coordinator, on the journalled runner: its order of calls, outcomes and errors, without its defects.
  * `SPEC.md` has the table of differences.
  */
-import { join } from 'node:path';
 import type { Clock } from '../../base/clock.ts';
 import { systemClock } from '../../base/clock.ts';
 import type { Disk } from '../../base/disk.ts';
@@ -10,9 +9,10 @@ import { systemDisk } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
 import type { Random } from '../../base/random.ts';
 import { systemRandom } from '../../base/random.ts';
-import { FileJournal, MemoryJournal, type JournalStore } from '../run/journal.ts';
+import { openRollbackDirectory } from '../run/directory.ts';
+import { MemoryJournal, type JournalStore } from '../run/journal.ts';
 import { resume } from '../run/machine.ts';
-import { FileOutbox, MemoryOutbox, deliver, type Delivery, type NoticeSink, type Outbox } from '../run/outbox.ts';
+import { MemoryOutbox, deliver, type Delivery, type NoticeSink, type Outbox } from '../run/outbox.ts';
 import { RollbackRunner, type Frozen, type RollbackHost, type RollbackResult } from '../run/runner.ts';
 import { TailCheck, tailUnreadable } from '../tail-check.ts';
 import { ROLLBACK_LIMITS, reasonOf, type Plan, type PreservedFile, type RollbackNotice } from '../types.ts';
@@ -109,7 +109,7 @@ export class RollbackCoordinator {
     const memory =
       journal === undefined
         ? { journal: new MemoryJournal(), outbox: new MemoryOutbox() }
-        : openMemory(journal.disk ?? systemDisk, journal.dir);
+        : openRollbackDirectory(journal.disk ?? systemDisk, journal.dir);
     this.#memories.set(transport, memory);
     return memory;
   }
@@ -132,13 +132,6 @@ export class RollbackCoordinator {
       await this.#options.onNotice?.(notice);
     };
   }
-}
-
-function openMemory(disk: Disk, dir: string): Memory {
-  const outbox = join(dir, 'outbox');
-  disk.makeDirectory(outbox);
-  disk.syncDirectory(dir);
-  return { journal: new FileJournal(disk, dir), outbox: new FileOutbox(disk, outbox) };
 }
 
 class TransportHost implements RollbackHost {

@@ -3,18 +3,16 @@
  * time as a real one drops segments, and the outside world, which remembers what it was told.
  */
 import assert from 'node:assert/strict';
-import { join } from 'node:path';
 import type { Disk } from '../../base/disk.ts';
 import { readIfExists, writeDurably } from '../../base/durable-file.ts';
 import { isNostosError } from '../../base/errors.ts';
 import { seededRandom } from '../../base/random.ts';
-import { VirtualClock } from '../../testing/virtual-clock.ts';
 import { COMMON, DIR, GENERATION, makeTail, plainRecords, writerDeps } from '../file/tail.fixture.ts';
 import { listRollbackFiles } from '../file/list.ts';
 import { headerOfPlan, writeRollbackFile } from '../file/writer.ts';
 import { ROLLBACK_LIMITS, type NewPrimary, type Plan, type RollbackNotice } from '../types.ts';
+import { openRollbackDirectory } from './directory.ts';
 import { FileJournal } from './journal.ts';
-import { FileOutbox } from './outbox.ts';
 import { RollbackRunner, type Frozen, type RollbackHost, type RollbackRequest } from './runner.ts';
 
 const LOG = '/node/log';
@@ -36,6 +34,10 @@ export class World {
   failCall: { readonly number: number; readonly when: 'before' | 'after' } | undefined;
   fired = 0;
 
+  tell(notice: RollbackNotice): void {
+    this.told.push(notice);
+  }
+
   async call<T>(name: HostCall, run: () => Promise<T>): Promise<T> {
     const number = this.calls.push(name) - 1;
     const fault = number === this.failCall?.number ? this.failCall : undefined;
@@ -48,9 +50,7 @@ export class World {
 }
 
 export function formatNode(disk: Disk): void {
-  disk.makeDirectory(join(DIR, 'outbox'));
-  disk.syncDirectory(DIR);
-  disk.syncDirectory('/node');
+  openRollbackDirectory(disk, DIR);
   disk.syncDirectory('/');
   writeFrontier(disk, COMMON.lsn + TAIL);
 }
@@ -119,10 +119,9 @@ class SimulatedHost implements RollbackHost {
 export function openRunner(disk: Disk, world: World, { seed = 1, watermark = 90, limits = {} } = {}): RollbackRunner {
   return new RollbackRunner({
     host: new SimulatedHost(disk, world, watermark),
-    journal: new FileJournal(disk, DIR),
-    outbox: new FileOutbox(disk, join(DIR, 'outbox')),
-    sink: (notice) => world.call('sink', async () => void world.told.push(notice)),
-    clock: new VirtualClock(),
+    ...openRollbackDirectory(disk, DIR),
+    sink: (notice) => world.call('sink', async () => world.tell(notice)),
+    clock: { nowMs: () => 1_700_000_200_000, monotonicMs: () => 0 },
     random: seededRandom(seed),
     limits: { ...ROLLBACK_LIMITS, ...limits },
   });
