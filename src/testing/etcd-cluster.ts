@@ -171,7 +171,8 @@ export class EtcdCluster implements AsyncDisposable {
       logger: 'zap',
     };
     const args = Object.entries(settings).map(([flag, value]) => `--${flag}=${value}`);
-    member.process = spawn('etcd', [...args, ...flags], { stdio: 'ignore' });
+    const [command = '', ...before] = endsWithParent();
+    member.process = spawn(command, [...before, ...args, ...flags], { stdio: 'ignore' });
   }
 
   async #ready(index: number): Promise<void> {
@@ -198,6 +199,12 @@ export class EtcdCluster implements AsyncDisposable {
       return undefined;
     }
   }
+}
+
+/** etcd, on Linux by way of a command that has the kernel end it with this process, also when that one is killed. */
+function endsWithParent(): string[] {
+  const linux = spawnSync('setpriv', ['--version'], { stdio: 'ignore' }).status === 0;
+  return linux ? ['setpriv', '--pdeathsig', 'KILL', 'etcd'] : ['etcd'];
 }
 
 async function listens(port: number): Promise<string> {
