@@ -176,6 +176,17 @@ test('etcd: one that is too old, or is none, is refused before anything is writt
   }
 });
 
+test('etcd: a renewal is one request', async (t) => {
+  const paths: string[] = [];
+  const endpoint = await startFakeEtcd(t, (path) => {
+    paths.push(path);
+    return { text: path === '/version' ? '{"etcdserver":"3.5.0"}' : '{"header":{"revision":"1"},"succeeded":true}' };
+  });
+  const group = (await openAt(t, `etcd://${endpoint}/a`)).group();
+  for (let version = 0; version < 4; version++) assert.ok((await group.compareAndSet(version, groupRecord())).ok);
+  assert.deepEqual(paths, ['/version', '/v3/kv/range', ...Array.from({ length: 4 }, () => '/v3/kv/txn')]);
+});
+
 test('etcd: answers that no etcd gives are errors with a code, never a record', async (t) => {
   const stored = encodeEnvelope(GROUP_RECORD, { version: 1, parent: null, record: groupRecord() });
   const good = JSON.stringify({
