@@ -1,12 +1,16 @@
 /**
- * What the layers above see of the log, whichever thread runs it. Everything that passes here is committed: `append`
- * resolves once its records can never be lost, and `readPage` shows nothing above the watermark.
+ * What the layers above see of the log, whichever thread runs it. What passes here is committed: `append` resolves once its
+ * records can never be lost, and `readPage` shows nothing above the watermark. Both have one exception, which never leaves
+ * this node: `local` appends, and pages of `uncommitted` records.
  */
 import type { Generation, Hash, Hlc, Lsn, TenantId, Term } from '../base/brands.ts';
 import type { RecordKind } from './record.ts';
 import type { LogEntry } from './writer.ts';
 
 export type { LogEntry };
+
+/** When an append is answered: once the group can never lose it, or once this node has it and leads. */
+export type Durability = 'quorum' | 'local';
 
 export interface Appended {
   readonly generation: Generation;
@@ -36,6 +40,11 @@ export interface PageRequest {
   readonly to?: Lsn;
   readonly tenant?: TenantId;
   readonly kinds?: readonly RecordKind[];
+  /**
+   * Also what is durable here and not committed, up to `to`: for the files of this node, which may hold `local` writes.
+   * Where it is absent nothing above the watermark is shown.
+   */
+  readonly uncommitted?: boolean;
   readonly bytesMax: number;
 }
 
@@ -43,7 +52,7 @@ export interface LogPage {
   readonly records: readonly CommittedRecord[];
   /** Where the next page begins; above `end` when there is nothing more. */
   readonly next: Lsn;
-  /** The watermark, or `to` where that is lower. */
+  /** The watermark (with `uncommitted`, what is durable), or `to` where that is lower. */
   readonly end: Lsn;
 }
 
@@ -52,7 +61,7 @@ export interface TenantLocation {
   readonly last: Lsn;
   /** The files of all tenants have everything up to here durably. */
   readonly durable: Lsn;
-  /** The record at the asked LSN; undefined where the log does not hold it any more, or not yet. */
+  /** The record at the asked LSN, committed or not; undefined where the log does not hold it any more, or not yet. */
   readonly at?: { readonly term: Term; readonly lsn: Lsn; readonly hash: Hash };
 }
 
@@ -65,10 +74,13 @@ export interface LogHold {
 
 export interface CommitLog {
   /**
-   * Rejects with DISK_FULL or IO_FAILED when nothing was kept, OUTCOME_UNKNOWN when that is not known. Once it has settled
-   * the payloads are the caller's again, who may give their memory back.
+   * `durability` is `quorum` where it is absent; for a lone node both are the same moment.
+   *
+   * Rejects with DISK_FULL or IO_FAILED when nothing was kept, NOT_PRIMARY when this node does not lead, OUTCOME_UNKNOWN
+   * {position} when it is not known whether something was kept: also for all that wait when this node steps down. Once it
+   * has settled the payloads are the caller's again, who may give their memory back.
    */
-  append(entries: readonly LogEntry[]): Promise<Appended>;
+  append(entries: readonly LogEntry[], options?: { readonly durability: Durability }): Promise<Appended>;
   readPage(request: PageRequest): Promise<LogPage>;
   /** What a tenant that says it is at `lsn` must know to catch up; `NO_TENANT` asks for the catalog. */
   locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation>;
@@ -78,6 +90,25 @@ export interface CommitLog {
   readonly watermark: Lsn;
   /** Calls back whenever `watermark` has risen; returns what ends that. */
   onWatermark(listener: () => void): () => void;
+}
+
+/** Resolves when everything up to `lsn` is committed; rejects with the signal's reason. */
+export function untilCommitted(log: CommitLog, lsn: Lsn, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const end = (settle: () => void): void => {
+      stop();
+      signal?.removeEventListener('abort', abort);
+      settle();
+    };
+    const abort = (): void => end(() => reject(signal?.reason));
+    const look = (): void => {
+      if (log.watermark >= lsn) end(resolve);
+    };
+    const stop = log.onWatermark(look);
+    signal?.addEventListener('abort', abort, { once: true });
+    if (signal?.aborted === true) abort();
+    else look();
+  });
 }
 
 /**

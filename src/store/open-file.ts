@@ -1,5 +1,6 @@
 /**
- * The file of a tenant while it is open: its connections, what it holds, and up to where it holds that durably.
+ * The file of a tenant while it is open: its connections, what it holds, and up to where it holds that durably. What
+ * changes it is one connection: of a primary the writer, of a replica the applier, which is never queried.
  *
  * `stale` says that the connections are not to be used any more, because the file may lack what the log has, or SQLite
  * could not go back: the next use opens it anew and catches up (`recover-file.ts`).
@@ -9,11 +10,12 @@ import { NO_LSN, type Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { Connection, type ConnectionRole } from './connection.ts';
-import type { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { autoincrementTables } from './migration.ts';
+import type { SequenceValue } from './payload.ts';
+import { Replay, type FileContent } from './replay.ts';
 import { schemaMayRollBack } from './schema-check.ts';
 import type { SchemaShape } from './schema-shape.ts';
-import { writeFingerprint, type AppliedPosition, type TenantIdentity } from './tenant-file.ts';
+import { readSequences, writeFingerprint, type AppliedPosition, type TenantIdentity } from './tenant-file.ts';
 
 /** What the write path must know about a schema, worked out once. */
 export interface SchemaTraits {
@@ -24,23 +26,26 @@ export interface SchemaTraits {
   readonly mayRollBack: boolean;
 }
 
-/** What the file holds, as it was read when it was opened and has moved since. */
-export interface FileContent {
-  applied: AppliedPosition;
-  schemaVersion: number;
-  /** Those of all schema versions so far. */
-  readonly shapes: Map<number, SchemaShape>;
-  readonly expected: ExpectedFingerprint;
-}
+export type TenantRole = 'primary' | 'replica';
+
+const NO_TRAITS: SchemaTraits = { counters: [], deferredKeys: false, mayRollBack: false };
 
 export class OpenFile {
   readonly path: string;
   readonly identity: TenantIdentity;
   readonly #limits: Limits;
-  #writer: Connection | undefined;
+  #main: Connection | undefined;
   #reader: Connection | undefined;
   #content: FileContent | undefined;
-  #traits: SchemaTraits | undefined;
+  #replay: Replay | undefined;
+  #traits: SchemaTraits = NO_TRAITS;
+  /** AUTOINCREMENT counters at the applied position, by table. */
+  #counters = new Map<string, bigint>();
+  role: TenantRole;
+  /** The last `local` record of this reign: committed or not, the file must have it. */
+  acknowledged: Lsn = NO_LSN;
+  /** Everything of this tenant up to here is in the file, committed or `local`. */
+  appliedTo: Lsn = NO_LSN;
   /** Everything up to here is in the file even after a power cut. */
   durable: Lsn = NO_LSN;
   /** LSN up to which the stored fingerprint counts. */
@@ -52,7 +57,8 @@ export class OpenFile {
   stale = false;
   closed = false;
 
-  constructor(path: string, identity: TenantIdentity, limits: Limits) {
+  constructor(path: string, identity: TenantIdentity, { limits, role }: { limits: Limits; role: TenantRole }) {
+    this.role = role;
     this.path = path;
     this.identity = identity;
     this.#limits = limits;
@@ -74,16 +80,17 @@ export class OpenFile {
 
   /** Connections to it, each with its WAL, and who maps the index of the WAL. */
   get openFiles(): number {
-    return (this.#writer === undefined ? 0 : 3) + (this.#reader === undefined ? 0 : 2);
+    return (this.#main === undefined ? 0 : 3) + (this.#reader === undefined ? 0 : 2);
   }
 
-  get writer(): Connection {
-    if (this.#writer === undefined) throw this.closedError();
-    return this.#writer;
+  /** What changes the file. */
+  get main(): Connection {
+    if (this.#main === undefined) throw this.closedError();
+    return this.#main;
   }
 
-  get hasWriter(): boolean {
-    return this.#writer !== undefined;
+  get isOpen(): boolean {
+    return this.#main !== undefined;
   }
 
   get reader(): Connection {
@@ -91,48 +98,86 @@ export class OpenFile {
     return (this.#reader ??= this.connect('reader'));
   }
 
+  /** Applies records of the log, on a replica. */
+  get replay(): Replay {
+    return (this.#replay ??= new Replay(this.main, this.content));
+  }
+
   get traits(): SchemaTraits {
-    return (this.#traits ??= {
-      counters: autoincrementTables(this.shape),
-      deferredKeys: [...this.shape.tables.values()].some((table) => table.hasDeferrableForeignKeys),
-      mayRollBack: schemaMayRollBack(this.writer.database),
-    });
+    return this.#traits;
+  }
+
+  get counters(): ReadonlyMap<string, bigint> {
+    return this.#counters;
   }
 
   connect(role: ConnectionRole): Connection {
     return new Connection(this.path, { role, statementCacheMax: this.#limits.statementCacheMax });
   }
 
-  openWriter(): Connection {
-    return (this.#writer ??= this.connect('writer'));
+  openMain(): Connection {
+    return (this.#main ??= this.connect(this.role === 'primary' ? 'writer' : 'applier'));
   }
 
   /** Closes the connections; what is known of the content stays. */
   release(): void {
     this.#reader?.close();
     this.#reader = undefined;
-    this.#writer?.close();
-    this.#writer = undefined;
+    this.#main?.close();
+    this.#main = undefined;
+    this.#replay = undefined;
   }
 
   /** The content was read anew. */
   hold(content: FileContent): void {
     this.#content = content;
-    this.#traits = undefined;
+    this.#replay = undefined;
+    this.readTraits();
+  }
+
+  /** The role has changed: the connection that changes the file is of another kind now. */
+  reopenMain(): void {
+    this.stale = true; // unless all of it succeeds
+    this.#main?.close();
+    this.#main = undefined;
+    this.#replay = undefined;
+    this.openMain();
+    this.readTraits();
+    this.stale = false;
+  }
+
+  /** A record was committed; `counters` are those that it carried. */
+  moved(applied: AppliedPosition, counters: readonly SequenceValue[]): void {
+    this.content.applied = applied;
+    if (applied.lsn > this.appliedTo) this.appliedTo = applied.lsn;
+    for (const { table, value } of counters) this.#counters.set(table, value);
   }
 
   /** A migration was committed. */
   moveSchema(version: number, shape: SchemaShape): void {
     this.content.schemaVersion = version;
     this.content.shapes.set(version, shape);
-    this.#traits = undefined;
+    this.readTraits();
+  }
+
+  /** For a writer only: a replica writes nothing. */
+  readTraits(): void {
+    if (this.role !== 'primary') return;
+    const { tables } = this.shape;
+    const counters = autoincrementTables(this.shape);
+    this.#traits = {
+      counters,
+      deferredKeys: [...tables.values()].some((table) => table.hasDeferrableForeignKeys),
+      mayRollBack: schemaMayRollBack(this.main.database),
+    };
+    this.#counters = new Map(readSequences(this.main, counters).map(({ table, value }) => [table, value]));
   }
 
   /** Undoes the open transaction, where there is one. */
   rollback(): void {
-    if (this.#writer?.inTransaction !== true) return;
+    if (this.#main?.inTransaction !== true) return;
     try {
-      this.#writer.internal('rollback').run();
+      this.#main.internal('rollback').run();
     } catch {
       this.stale = true; // SQLite itself could not go back: open the file anew
     }
@@ -142,7 +187,7 @@ export class OpenFile {
   noteFingerprint(): void {
     const { lsn } = this.applied;
     if (this.noted === lsn) return;
-    writeFingerprint(this.writer, lsn, this.content.expected.serialize());
+    writeFingerprint(this.main, lsn, this.content.expected.serialize());
     this.noted = lsn;
   }
 

@@ -3,6 +3,7 @@
  *
  * changeset: u8 version=1 | u8 0 | u32 schema version | 16 bytes fingerprint after | u16 count of sequences,
  *            each u16 length, UTF-8 table name, i64 value | the changeset of SQLite's session extension.
+ *            Of a `local` write: u8 version=2, and after each value i64 the value before, -1 where there was none.
  * schema:    u8 version=1, then a MessagePack map (see SchemaPayload).
  * tenant-create: u8 version=1, then a MessagePack map {name, uuid}. tenant-drop: u8 version=1.
  */
@@ -11,6 +12,7 @@ import { toTenantUuid, type TenantUuid } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 
 const PAYLOAD_VERSION = 1;
+const LOCAL_VERSION = 2;
 const FINGERPRINT_BYTES = 16;
 const FIXED_BYTES = 1 + 1 + 4 + FINGERPRINT_BYTES + 2;
 
@@ -18,7 +20,12 @@ const FIXED_BYTES = 1 + 1 + 4 + FINGERPRINT_BYTES + 2;
 export interface SequenceValue {
   readonly table: string;
   readonly value: bigint;
+  /** Of a `local` write, which may have to be undone: the counter before it, -1 where there was none. */
+  readonly before?: bigint;
 }
+
+/** Instead of a counter, where the table has none yet. */
+export const NO_COUNTER = -1n;
 
 export interface ChangesetPayload {
   readonly schemaVersion: number;
@@ -26,31 +33,40 @@ export interface ChangesetPayload {
   readonly fingerprint: Uint8Array;
   readonly sequences: readonly SequenceValue[];
   readonly changeset: Uint8Array;
+  /** It is acknowledged and visible on its primary before the group has it, and may be undone there. */
+  readonly local?: boolean;
 }
 
 export function encodeChangesetPayload(payload: ChangesetPayload): Uint8Array {
+  const local = payload.local === true;
+  const valueBytes = local ? 16 : 8;
   const names = payload.sequences.map((sequence) => Buffer.from(sequence.table, 'utf8'));
-  const sequenceBytes = names.reduce((sum, name) => sum + 2 + name.length + 8, 0);
+  const sequenceBytes = names.reduce((sum, name) => sum + 2 + name.length + valueBytes, 0);
   const bytes = Buffer.allocUnsafeSlow(FIXED_BYTES + sequenceBytes + payload.changeset.length);
-  bytes[0] = PAYLOAD_VERSION;
+  bytes[0] = local ? LOCAL_VERSION : PAYLOAD_VERSION;
   bytes[1] = 0;
   bytes.writeUInt32LE(payload.schemaVersion, 2);
   bytes.set(payload.fingerprint, 6);
   bytes.writeUInt16LE(names.length, 22);
   let offset = FIXED_BYTES;
-  names.forEach((name, index) => {
+  for (const [index, name] of names.entries()) {
+    const { value, before = NO_COUNTER } = payload.sequences[index] as SequenceValue;
+    const valueAt = offset + 2 + name.length;
     bytes.writeUInt16LE(name.length, offset);
     bytes.set(name, offset + 2);
-    bytes.writeBigInt64LE((payload.sequences[index] as SequenceValue).value, offset + 2 + name.length);
-    offset += 2 + name.length + 8;
-  });
+    bytes.writeBigInt64LE(value, valueAt);
+    if (local) bytes.writeBigInt64LE(before, valueAt + 8);
+    offset = valueAt + valueBytes;
+  }
   bytes.set(payload.changeset, offset);
   return bytes;
 }
 
 /** The changeset is a view into `bytes`. */
 export function decodeChangesetPayload(bytes: Uint8Array): ChangesetPayload {
-  checkVersion(bytes, FIXED_BYTES);
+  const local = bytes[0] === LOCAL_VERSION;
+  if (!local || bytes.length < FIXED_BYTES) checkVersion(bytes, FIXED_BYTES);
+  const valueBytes = local ? 16 : 8;
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
   const count = view.readUInt16LE(22);
   const sequences: SequenceValue[] = [];
@@ -58,15 +74,17 @@ export function decodeChangesetPayload(bytes: Uint8Array): ChangesetPayload {
   for (let index = 0; index < count; index += 1) {
     if (offset + 2 > view.length) throw invalid('a sequence is cut short');
     const end = offset + 2 + view.readUInt16LE(offset);
-    if (end + 8 > view.length) throw invalid('a sequence is cut short');
-    sequences.push({ table: view.toString('utf8', offset + 2, end), value: view.readBigInt64LE(end) });
-    offset = end + 8;
+    if (end + valueBytes > view.length) throw invalid('a sequence is cut short');
+    const sequence = { table: view.toString('utf8', offset + 2, end), value: view.readBigInt64LE(end) };
+    sequences.push(local ? { ...sequence, before: view.readBigInt64LE(end + 8) } : sequence);
+    offset = end + valueBytes;
   }
   return {
     schemaVersion: view.readUInt32LE(2),
     fingerprint: view.subarray(6, 22),
     sequences,
     changeset: view.subarray(offset),
+    local,
   };
 }
 

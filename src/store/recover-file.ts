@@ -56,12 +56,17 @@ async function makeFile(file: OpenFile, log: CommitLog, options: RecoverOptions)
 async function catchUp(file: OpenFile, log: CommitLog, options: RecoverOptions, found: Found): Promise<void> {
   const { createdAt, held } = options;
   const { identity } = file;
-  const opened = file.openWriter();
+  const opened = file.openMain();
   const meta = readOwnMeta(file, opened);
   const noted = readFingerprint(opened);
   const expected = ExpectedFingerprint.parse(identity.uuid, noted?.buckets);
   if (noted !== undefined) releaseBuffer(noted.buckets);
-  const state = { applied: meta, shapes: shapesFrom(readShapes(opened)), expected };
+  const content = {
+    applied: meta,
+    schemaVersion: meta.schemaVersion,
+    shapes: shapesFrom(readShapes(opened)),
+    expected,
+  };
   file.noted = noted?.lsn ?? NO_LSN;
   // When it was closed like that, everything was synced, the directories too.
   file.findable ||= !found.made && meta.lsn > NO_LSN && held === meta.lsn;
@@ -75,18 +80,26 @@ async function catchUp(file: OpenFile, log: CommitLog, options: RecoverOptions, 
   const rebuild = older || (found.made && options.opened);
   // Up to `location.durable` the file lacks nothing, and the log below may be gone.
   const from = Math.max(file.noted + 1, rebuild ? createdAt : Math.max(createdAt, location.durable + 1)) as Lsn;
-  const to = rebuild ? log.watermark : location.last;
+  // What this node has acknowledged as `local` is in its file, or must come into it, before the group has it.
+  const local = Math.max(meta.lsn, file.acknowledged) as Lsn;
+  const uncommitted = local > until;
+  const to = uncommitted ? local : rebuild ? log.watermark : location.last;
   if (to >= from) {
-    file.release();
-    using applier = file.connect('applier');
-    await new Replay(applier, state).run(log, from, to, { tenant: identity.id }).catch((error: unknown) => {
+    if (file.role === 'primary') file.release();
+    const applier = file.role === 'primary' ? file.connect('applier') : opened;
+    try {
+      await new Replay(applier, content).run(log, { from, to, tenant: identity.id, uncommitted });
+    } catch (error) {
       throw older && isNostosError(error, 'LOG_PRUNED') ? olderFile(file, meta.lsn, { held, cause: error }) : error;
-    });
+    } finally {
+      if (applier !== opened) applier.close();
+    }
   }
-  file.openWriter();
-  const { applied, shapes } = state;
+  file.openMain();
+  const { applied } = content;
   file.quiet = { after: applied.lsn, until };
-  file.hold({ applied, schemaVersion: applied.schemaVersion, shapes, expected });
+  file.appliedTo = Math.max(applied.lsn, until) as Lsn;
+  file.hold(content);
   if (!Buffer.from(expected.total()).equals(applied.fingerprint))
     throw new NostosError(
       'TENANT_DAMAGED',

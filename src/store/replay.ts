@@ -14,7 +14,7 @@ import { constants } from 'node:sqlite';
 import { toHash, type Lsn } from '../base/brands.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import { releaseBuffer } from '../base/release.ts';
-import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
+import type { CommitLog, CommittedRecord, PageRequest } from '../log/commit-log.ts';
 import { readCommitted } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import { concatByTable, concatChangesets } from './changeset.ts';
@@ -24,7 +24,13 @@ import { advanceFingerprint, applySchemaCounters, replaySteps } from './migratio
 import { decodeChangesetPayload, decodeSchemaPayload, type ChangesetPayload } from './payload.ts';
 import { parseShape, readSchemaShape, serializeShape, type SchemaShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
-import { raiseSequences, writeApplied, writeFingerprint, writeSchemaVersion, type TenantMeta } from './tenant-file.ts';
+import {
+  raiseSequences,
+  writeApplied,
+  writeFingerprint,
+  writeSchemaVersion,
+  type AppliedPosition,
+} from './tenant-file.ts';
 
 const BATCH_RECORDS_MAX = 4096;
 const BATCH_BYTES_MAX = 1024 * 1024;
@@ -34,33 +40,52 @@ interface PendingRecord {
   readonly payload: ChangesetPayload;
 }
 
-export interface ReplayState {
-  /** Position in the file; moves with each batch. */
-  applied: Pick<TenantMeta, 'term' | 'lsn' | 'hash' | 'fingerprint' | 'schemaVersion'>;
+/** What a file holds; moves with each batch. */
+export interface FileContent {
+  applied: AppliedPosition;
+  schemaVersion: number;
+  /** Those of all schema versions so far. */
   readonly shapes: Map<number, SchemaShape>;
   readonly expected: ExpectedFingerprint;
 }
 
 export class Replay {
   readonly #connection: Connection;
-  readonly #state: ReplayState;
+  readonly #state: FileContent;
   #batch: PendingRecord[] = [];
   #batchBytes = 0;
+  /** Changes that were applied since somebody asked. */
+  #appliedBytes = 0;
 
-  constructor(connection: Connection, state: ReplayState) {
+  constructor(connection: Connection, state: FileContent) {
     this.#connection = connection;
     this.#state = state;
   }
 
-  async run(
-    log: CommitLog,
-    from: Lsn,
-    to: Lsn,
-    options: { tenant: CommittedRecord['tenant']; signal?: AbortSignal },
-  ): Promise<void> {
-    for await (const page of readCommitted(log, { from, to, ...options }))
-      for (const record of page) this.#take(record);
+  async run(log: CommitLog, range: Pick<PageRequest, 'from' | 'to' | 'tenant' | 'uncommitted'>): Promise<void> {
+    this.#forget();
+    for await (const page of readCommitted(log, range)) for (const record of page) this.#take(record);
     this.#flush();
+  }
+
+  /** Records of this tenant, in order and without a gap to what the file holds; those that it holds are left out. */
+  apply(records: readonly CommittedRecord[]): void {
+    this.#forget();
+    for (const record of records) if (record.lsn > this.#state.applied.lsn) this.#take(record);
+    this.#flush();
+  }
+
+  /** How much was applied since the last call. */
+  takeAppliedBytes(): number {
+    const bytes = this.#appliedBytes;
+    this.#appliedBytes = 0;
+    return bytes;
+  }
+
+  /** What a call that failed has left. */
+  #forget(): void {
+    this.#batch = [];
+    this.#batchBytes = 0;
   }
 
   #take(record: CommittedRecord): void {
@@ -75,11 +100,13 @@ export class Replay {
         }
         this.#batch.push({ record, payload });
         this.#batchBytes += payload.changeset.length;
+        this.#appliedBytes += payload.changeset.length;
         if (this.#batch.length >= BATCH_RECORDS_MAX || this.#batchBytes >= BATCH_BYTES_MAX) this.#flush();
         return;
       }
       case RecordKind.schema:
         this.#flush();
+        this.#appliedBytes += record.payload.length;
         if (record.lsn > applied.lsn) this.#applySchema(record);
         return;
       case RecordKind.tenantCreate:
@@ -96,8 +123,7 @@ export class Replay {
 
   #flush(): void {
     const batch = this.#batch;
-    this.#batch = [];
-    this.#batchBytes = 0;
+    this.#forget();
     if (batch.length === 0) return;
     if (this.#apply(batch, concatByTable)) return;
     if (batch.length > 1 && this.#apply(batch, concatChangesets)) return;
@@ -126,7 +152,7 @@ export class Replay {
       }
       for (const { payload } of batch)
         if (payload.sequences.length > 0) raiseSequences(this.#connection, payload.sequences);
-      this.#moveTo(last.record, last.payload.fingerprint, this.#state.applied.schemaVersion);
+      this.#moveTo(last.record, last.payload.fingerprint, this.#state.schemaVersion);
       this.#connection.internal('commit').run();
       releaseBuffer(before);
       return true;
@@ -180,7 +206,8 @@ export class Replay {
       fingerprint: Uint8Array.from(fingerprint),
     };
     writeApplied(this.#connection, applied);
-    this.#state.applied = { ...applied, hash: toHash(Uint8Array.from(record.hash)), schemaVersion };
+    this.#state.applied = { ...applied, hash: toHash(Uint8Array.from(record.hash)) };
+    this.#state.schemaVersion = schemaVersion;
   }
 
   #shape(version: number): SchemaShape {

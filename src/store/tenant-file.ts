@@ -25,7 +25,7 @@ import type { DatabaseSync } from 'node:sqlite';
 import { NostosError } from '../base/errors.ts';
 import { releaseBuffer } from '../base/release.ts';
 import type { Connection } from './connection.ts';
-import type { SequenceValue } from './payload.ts';
+import { NO_COUNTER, type SequenceValue } from './payload.ts';
 import { readSchemaShape, serializeShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 
@@ -167,6 +167,14 @@ export function raiseSequences(connection: Connection, sequences: readonly Seque
     connection,
     sequences.filter(({ table, value }) => value > (held.get(table) ?? -1n)),
   );
+}
+
+/** Puts counters back to what they were, or takes them away. */
+export function restoreSequences(connection: Connection, before: ReadonlyMap<string, bigint>): void {
+  for (const [table, value] of before) {
+    if (value === NO_COUNTER) connection.internal('delete from sqlite_sequence where name = ?').run(table);
+    else writeSequences(connection, [{ table, value }]);
+  }
 }
 
 function damaged(path: string, why: string): NostosError {

@@ -5,18 +5,25 @@
  * are committed; then answer the callers. So the file never holds what the log may lose. A crash before the append
  * leaves neither; one after it leaves the record, which the next open applies.
  *
+ * A group of `local` writes alone is committed to the file, and answered, once this node has synced it. Then the file holds
+ * what the group may yet drop, and `undoTo` takes back. Records of a tenant are appended one group after another, so
+ * a file holds all of its records up to its position, and what a `quorum` write left uncommitted is never visible.
+ *
+ * Of a replica it applies committed records (`applyUpTo`) and writes nothing.
+ *
  * If COMMIT fails on committed records, or SQLite rolled the group back after they were captured, the writes have
  * succeeded all the same: the file is closed and catches up from the log (`recover-file.ts`).
  *
  * The parts: `write-queue.ts` who has the writer, `open-file.ts` connections and positions, `wal-keeper.ts` checkpoints,
  * `file-hold.ts` copies.
  */
-import type { Lsn } from '../base/brands.ts';
+import { NO_LSN, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { releaseBuffer } from '../base/release.ts';
-import type { Appended, CommitLog, LogEntry } from '../log/commit-log.ts';
+import { untilCommitted, type Appended, type CommitLog, type Durability, type LogEntry } from '../log/commit-log.ts';
+import type { CommittedRecord } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import { stripTables, touchedTables } from './changeset.ts';
 import type { Connection } from './connection.ts';
@@ -24,9 +31,9 @@ import type { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { FileHold, type HeldFile, type Holder } from './file-hold.ts';
 import { runGroup, type Job, type Outcome } from './group.ts';
 import type { Maintenance } from './maintenance.ts';
-import { OpenFile } from './open-file.ts';
+import { OpenFile, type TenantRole } from './open-file.ts';
 import { isUnreplicated } from './own-tables.ts';
-import { encodeChangesetPayload } from './payload.ts';
+import { NO_COUNTER, encodeChangesetPayload, type SequenceValue } from './payload.ts';
 import { recoverFile, type RecoverOptions } from './recover-file.ts';
 import { serializeShape, type SchemaShape } from './schema-shape.ts';
 import {
@@ -39,10 +46,11 @@ import {
   type TenantIdentity,
 } from './tenant-file.ts';
 import type { Int64Mode } from './values.ts';
+import { undoFile, type UndoTarget } from './undo.ts';
 import { WalKeeper } from './wal-keeper.ts';
 import { WriteQueue } from './write-queue.ts';
 
-export type { HeldFile, Holder };
+export type { HeldFile, Holder, TenantRole, UndoTarget };
 
 export interface TenantDeps {
   readonly log: CommitLog;
@@ -50,15 +58,20 @@ export interface TenantDeps {
   readonly maintenance: Maintenance;
   /** Called when the queue has run empty. */
   readonly onIdle?: () => void;
+  /** Why a replica writes nothing: names who leads. */
+  readonly notPrimary?: () => NostosError;
 }
 
 export interface TenantOptions extends RecoverOptions {
   readonly identity: TenantIdentity;
   readonly path: string;
   readonly limits: Limits;
+  /** `primary` where it is absent. */
+  readonly role?: TenantRole;
 }
 
 interface WriteJob extends Job {
+  readonly durability: Durability;
   readonly signal: AbortSignal | undefined;
   readonly onSettled: QueuedWriteOptions['onSettled'];
   resolve(result: unknown): void;
@@ -67,9 +80,20 @@ interface WriteJob extends Job {
 
 export interface QueuedWriteOptions {
   readonly int64: Int64Mode;
+  /**
+   * `quorum` where it is absent. `local` is answered once this node, which must lead, has synced it: the group may yet
+   * drop it, into a rollback file. A group of both waits for the quorum.
+   */
+  readonly durability?: Durability;
   readonly signal?: AbortSignal | undefined;
   /** Called once the transaction has ended, with how. */
   readonly onSettled?: ((outcome: 'committed' | 'failed') => void) | undefined;
+}
+
+interface Finish {
+  readonly state: 'intact' | 'spoilt';
+  readonly counters?: readonly SequenceValue[];
+  readonly extra?: (connection: Connection) => void;
 }
 
 /** Room in a record for what stands beside the changeset. */
@@ -88,14 +112,18 @@ export class TenantStore {
   readonly #hold: FileHold;
   #appending = false;
   #closing: Promise<void> | undefined;
+  /** Aborted when this node no longer leads. */
+  #reign = new AbortController();
+  /** The furthest that anybody wants applied. */
+  #wanted: Lsn = NO_LSN;
 
   private constructor(deps: TenantDeps, options: TenantOptions) {
-    const { identity, path, limits } = options;
+    const { identity, path, limits, role = 'primary' } = options;
     this.#deps = deps;
     this.#options = options;
     this.identity = identity;
     this.path = path;
-    this.#file = new OpenFile(path, identity, limits);
+    this.#file = new OpenFile(path, identity, { limits, role });
     this.#wal = new WalKeeper(this.#file, deps, limits);
     this.#hold = new FileHold({ file: this.#file, wal: this.#wal, onEnded: () => this.#relieveSoon() }, limits);
     this.#queue = new WriteQueue(
@@ -124,10 +152,20 @@ export class TenantStore {
     return this.#file.durable;
   }
 
+  get role(): TenantRole {
+    return this.#file.role;
+  }
+
+  /** Everything of this tenant up to here is in the file, committed or `local`. */
+  get appliedTo(): Lsn {
+    return this.#file.appliedTo;
+  }
+
   /** Where the file lacks something that the log has, the position up to which it lacks nothing. */
   get lag(): Lsn | undefined {
-    const { durable, applied, stale } = this.#file;
-    return durable < applied.lsn || stale || this.#appending ? durable : undefined;
+    const { durable, applied, appliedTo, stale, role } = this.#file;
+    if (durable < applied.lsn || stale || this.#appending) return durable;
+    return role === 'replica' && appliedTo < this.#deps.log.watermark ? appliedTo : undefined;
   }
 
   /** Whether a power cut leaves the file where it is, as it was when it was last said to hold everything. */
@@ -166,10 +204,15 @@ export class TenantStore {
     return this.#file.openFiles + this.#hold.openFiles;
   }
 
-  write<T>(run: Job['run'], { int64, signal, onSettled }: QueuedWriteOptions): Promise<T> {
+  write<T>(run: Job['run'], { int64, durability = 'quorum', signal, onSettled }: QueuedWriteOptions): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.#queue.write({ int64, signal, onSettled, run, resolve, reject });
+      this.#queue.write({ int64, durability, signal, onSettled, run, resolve, reject });
     });
+  }
+
+  /** Aborted, with `NOT_PRIMARY`, when this node no longer leads: open transactions end. */
+  get reign(): AbortSignal {
+    return this.#reign.signal;
   }
 
   /** Runs `fn` while nothing else writes to this tenant. Work of a user counts against the length of the queue. */
@@ -192,7 +235,8 @@ export class TenantStore {
 
   /** The writer's connection, for callers inside `exclusive`. */
   get writer(): Connection {
-    return this.#file.writer;
+    this.#assertPrimary();
+    return this.#file.main;
   }
 
   /** A connection that sees what is committed; to be used at once, since later it may be closed. */
@@ -212,39 +256,44 @@ export class TenantStore {
    */
   async commit(
     changesets: readonly Uint8Array[],
-    state: 'intact' | 'spoilt' = 'intact',
+    { state = 'intact', durability = 'quorum' }: { state?: 'intact' | 'spoilt'; durability?: Durability } = {},
   ): Promise<Appended | undefined> {
-    let entries: LogEntry[];
+    const entries: LogEntry[] = [];
+    const counters: SequenceValue[] = [];
     try {
-      entries = changesets.flatMap((changeset) => this.#entry(changeset, state));
+      for (const changeset of changesets) entries.push(...this.#entry(changeset, { state, durability, counters }));
     } catch (error) {
       this.rollback();
       this.#file.stale = true; // the expected fingerprint has moved already
       throw error;
     }
     if (entries.length === 0) {
-      this.#endEmpty();
+      await this.#endEmpty(durability);
       return undefined;
     }
     const fingerprint = this.expected.total();
     const bytes = entries.reduce((sum, entry) => sum + entry.payload.length, 0);
-    const appended = await this.append(entries, () => this.expected.revert(changesets, this.shape)).finally(() => {
+    const undo = (): void => this.expected.revert(changesets, this.shape);
+    const appended = await this.append(entries, undo, durability).finally(() => {
       for (const { payload } of entries) releaseBuffer(payload);
       for (const changeset of changesets) releaseBuffer(changeset);
     });
     const last = (appended.firstLsn + entries.length - 1) as Lsn;
-    this.#finishCommit({ term: appended.term, lsn: last, hash: lastHash(appended.hashes), fingerprint }, state);
+    if (durability === 'local') this.#file.acknowledged = last;
+    const applied = { term: appended.term, lsn: last, hash: lastHash(appended.hashes), fingerprint };
+    this.#finishCommit(applied, { state, counters });
     this.#wal.changed(bytes);
     return appended;
   }
 
   /** Appends records of this tenant; if they were not kept, undoes the open transaction and calls `undo`. */
-  async append(entries: readonly LogEntry[], undo: () => void): Promise<Appended> {
+  async append(entries: readonly LogEntry[], undo: () => void, durability: Durability = 'quorum'): Promise<Appended> {
     this.#appending = true;
     try {
+      this.#assertPrimary(); // no longer, where a transaction took long
       // Here, since the log would refuse all records that come in the same group, those of others too.
       for (const { payload } of entries) assertFits(payload.length, this.#options.limits.recordBytesMax);
-      return await this.#deps.log.append(entries);
+      return await this.#deps.log.append(entries, { durability });
     } catch (error) {
       this.#appending = false;
       undo();
@@ -256,9 +305,12 @@ export class TenantStore {
 
   /** COMMIT of a migration: like `commit`, with the schema that it led to. */
   finishSchema(applied: AppliedPosition, schemaVersion: number, shape: SchemaShape): void {
-    this.#finishCommit(applied, 'intact', () => {
-      writeSchemaVersion(this.writer, schemaVersion, serializeShape(shape));
-      writeFingerprint(this.writer, applied.lsn, this.expected.serialize());
+    this.#finishCommit(applied, {
+      state: 'intact',
+      extra: (connection) => {
+        writeSchemaVersion(connection, schemaVersion, serializeShape(shape));
+        writeFingerprint(connection, applied.lsn, this.expected.serialize());
+      },
     });
     if (this.#file.stale) return;
     this.#file.noted = applied.lsn;
@@ -329,7 +381,7 @@ export class TenantStore {
 
   /**
    * Brings everything into the file and keeps it as it is until `releaseHold`, while writers go on in the WAL. Undefined
-   * where a reader that began earlier is in the way: try again.
+   * where a reader that began earlier is in the way, or a `local` write that the group does not have yet: try again.
    */
   async hold(holder: Holder): Promise<HeldFile | undefined> {
     // Most of the WAL is moved beside the writers, so that they are held up for the rest only.
@@ -337,11 +389,104 @@ export class TenantStore {
       if (!this.#hold.active && !this.#wal.isWhole) this.#wal.checkpointAside();
     });
     await this.#wal.settled();
-    return this.exclusive(() => this.#hold.add(holder));
+    // What is not committed leaves no node.
+    return this.exclusive(async () =>
+      this.applied.lsn > this.#deps.log.watermark ? undefined : this.#hold.add(holder),
+    );
   }
 
   releaseHold(holder: Holder): void {
     this.#hold.remove(holder);
+  }
+
+  /**
+   * On a replica: brings everything of this tenant up to `lsn`, which is committed, into the file. Who has read the records
+   * for all tenants at once gives them: `records` are all there are of this one above `after`. Answers with `appliedTo`.
+   *
+   * Readers go on beside it; each sees the rows of one position. Calls that wait while one works are done with it.
+   */
+  async applyUpTo(
+    lsn: Lsn,
+    given?: { readonly after: Lsn; readonly records: readonly CommittedRecord[] },
+  ): Promise<Lsn> {
+    if (given === undefined && lsn > this.#wanted) this.#wanted = lsn;
+    await this.exclusive(async () => {
+      if (this.role === 'replica' && lsn > this.appliedTo) await this.#apply(lsn, given);
+    });
+    return this.appliedTo;
+  }
+
+  async #apply(lsn: Lsn, given: Parameters<TenantStore['applyUpTo']>[1]): Promise<void> {
+    const file = this.#file;
+    const { log } = this.#deps;
+    const isNext = given !== undefined && given.after <= file.appliedTo;
+    const to = isNext ? lsn : (Math.min(Math.max(lsn, this.#wanted), log.watermark) as Lsn);
+    if (isNext) file.replay.apply(given.records);
+    else await file.replay.run(log, { from: (file.appliedTo + 1) as Lsn, to, tenant: this.identity.id });
+    if (to > file.appliedTo) file.appliedTo = to;
+    this.#wal.changed(file.replay.takeAppliedBytes());
+  }
+
+  /**
+   * This node no longer leads: from now on writes and open transactions get `NOT_PRIMARY`. What was appended and waits for
+   * the group is answered by the log. Resolves when nothing of the reign is under way any more.
+   */
+  async becomeReplica(): Promise<void> {
+    if (this.role === 'replica') return;
+    this.#file.role = 'replica';
+    this.#reign.abort(this.#notPrimary());
+    await this.#queue.exclusive(async () => {
+      this.#file.rollback();
+      this.#file.acknowledged = NO_LSN;
+      if (!this.#file.stale) this.#file.reopenMain();
+    });
+  }
+
+  /** This node leads, and its term-start is committed: applies what is, and then takes writes. */
+  async becomePrimary(): Promise<void> {
+    await this.exclusive(async () => {
+      if (this.role === 'primary') return;
+      const { watermark } = this.#deps.log;
+      if (watermark > this.appliedTo) await this.#apply(watermark, undefined);
+      this.#file.role = 'primary';
+      this.#reign = new AbortController();
+      this.#file.reopenMain();
+    });
+  }
+
+  /**
+   * On a replica: takes back what the file holds above `target`, before the log is cut there, and makes that durable. Ends
+   * copies that are being made of it. Answers with the number of records that were undone; a call that failed or was cut
+   * off is made again.
+   */
+  undoTo(target: UndoTarget): Promise<number> {
+    return this.exclusive(async () => {
+      if (this.role === 'primary')
+        throw new NostosError('INVALID_ARGUMENT', `tenant ${this.identity.name} is undone on a replica only`);
+      if (this.applied.lsn < target.lsn) return 0;
+      const { name } = this.identity;
+      this.#hold.end(new NostosError('POSITION_LOST', `tenant ${name} was rolled back while it was copied`));
+      const undone = await undoFile(this.#file, this.#deps.log, target);
+      await this.#wal.settled();
+      if (!this.#wal.isWhole && !(await this.#wal.checkpointWhole()))
+        throw new NostosError(
+          'RECOVER_FAILED',
+          `tenant ${name} is rolled back to LSN ${target.lsn}, but a reader with an older snapshot keeps that from its file; try again`,
+          { details: { tenant: name, lsn: target.lsn } },
+        );
+      return undone;
+    });
+  }
+
+  #notPrimary(): NostosError {
+    return (
+      this.#deps.notPrimary?.() ??
+      new NostosError('NOT_PRIMARY', 'this node does not lead its group; write to the one that does')
+    );
+  }
+
+  #assertPrimary(): void {
+    if (this.role !== 'primary') throw this.#notPrimary();
   }
 
   #relieveSoon(): void {
@@ -359,6 +504,7 @@ export class TenantStore {
     let outcomes: Outcome<WriteJob>[] = [];
     let left: readonly WriteJob[] = [];
     try {
+      this.#assertPrimary();
       await this.recovered();
       const { mayRollBack, deferredKeys } = this.#file.traits;
       const result = runGroup(this.writer, jobs, mayRollBack ? 'separate' : 'shared', {
@@ -367,7 +513,8 @@ export class TenantStore {
         deferredKeys,
       });
       ({ outcomes, left } = result);
-      await this.commit(result.records, result.state);
+      const durability = outcomes.every(({ job }) => job.durability === 'local') ? 'local' : 'quorum';
+      await this.commit(result.records, { state: result.state, durability });
       if (this.#file.stale) await this.#recover().catch(() => {}); // tried again by whoever comes next
     } catch (error) {
       this.rollback();
@@ -385,42 +532,75 @@ export class TenantStore {
     return left;
   }
 
-  #entry(captured: Uint8Array, state: 'intact' | 'spoilt'): LogEntry[] {
+  #entry(
+    captured: Uint8Array,
+    { state, durability, counters }: { state: 'intact' | 'spoilt'; durability: Durability; counters: SequenceValue[] },
+  ): LogEntry[] {
     const changeset = stripTables(captured, isUnreplicated);
     if (changeset.length === 0) return [];
     this.expected.apply(changeset, this.shape);
-    // SQLite has rolled the counters of a spoilt group back; there the inserted rows themselves will raise them.
-    const counters = state === 'spoilt' ? [] : this.#file.traits.counters;
-    const touched = counters.length === 0 ? [] : touchedTables(changeset).filter((table) => counters.includes(table));
+    const local = durability === 'local';
+    const sequences = state === 'spoilt' ? [] : this.#sequences(changeset, counters);
     const payload = encodeChangesetPayload({
       schemaVersion: this.schemaVersion,
       fingerprint: this.expected.total(),
-      sequences: touched.length === 0 ? [] : readSequences(this.writer, touched),
+      sequences,
       changeset,
+      local,
     });
+    counters.push(...sequences);
     if (changeset !== captured) releaseBuffer(changeset);
     return [{ tenant: this.identity.id, kind: RecordKind.changeset, payload }];
   }
 
-  #endEmpty(): void {
-    if (this.#file.hasWriter && this.writer.inTransaction) this.writer.internal('commit').run();
+  /**
+   * Counters of the tables that a changeset touches. SQLite has rolled those of a spoilt group back; there the inserted
+   * rows themselves will raise them.
+   */
+  #sequences(changeset: Uint8Array, earlier: readonly SequenceValue[]): SequenceValue[] {
+    const { traits, counters } = this.#file;
+    if (traits.counters.length === 0) return [];
+    const touched = touchedTables(changeset).filter((table) => traits.counters.includes(table));
+    return readSequences(this.#file.main, touched).map(({ table, value }) => {
+      const before = earlier.findLast((sequence) => sequence.table === table)?.value ?? counters.get(table);
+      return { table, value, before: before ?? NO_COUNTER };
+    });
   }
 
-  #finishCommit(applied: AppliedPosition, state: 'intact' | 'spoilt', extra?: () => void): void {
+  /** A transaction without a record may have read what the group does not have yet. */
+  async #endEmpty(durability: Durability): Promise<void> {
+    const { main, applied } = this.#file;
+    if (main.inTransaction) main.internal('commit').run();
+    const { log } = this.#deps;
+    if (durability === 'local' || applied.lsn <= log.watermark) return;
+    try {
+      await untilCommitted(log, applied.lsn, this.#reign.signal);
+    } catch (cause) {
+      const { term, lsn } = applied;
+      throw new NostosError(
+        'OUTCOME_UNKNOWN',
+        `the transaction has read record ${lsn}, and it is not known whether that was kept`,
+        { cause, details: { position: { term, lsn } } },
+      );
+    }
+  }
+
+  #finishCommit(applied: AppliedPosition, { state, counters = [], extra }: Finish): void {
+    const file = this.#file;
     try {
       if (state === 'spoilt') {
-        this.#file.stale = true;
+        file.stale = true;
       } else {
         // Without its transaction this would commit by itself: a position without the rows.
-        if (!this.writer.inTransaction) throw new NostosError('INTERNAL', 'SQLite has lost the transaction');
-        writeApplied(this.writer, applied);
-        extra?.();
-        this.writer.internal('commit').run();
-        this.#file.content.applied = applied;
+        if (!file.main.inTransaction) throw new NostosError('INTERNAL', 'SQLite has lost the transaction');
+        writeApplied(file.main, applied);
+        extra?.(file.main);
+        file.main.internal('commit').run();
+        file.moved(applied, counters);
       }
     } catch {
       this.rollback();
-      this.#file.stale = true;
+      file.stale = true;
     }
     this.#appending = false;
   }

@@ -4,7 +4,7 @@ import type { Lsn, Position } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import { readCommitted, type CommitLog, type CommittedRecord } from '../log/commit-log.ts';
+import { readCommitted, type CommitLog, type CommittedRecord, type Durability } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { CatalogEntry } from './catalog.ts';
 import { ChangesetCursor } from './changeset-cursor.ts';
@@ -118,6 +118,7 @@ export async function runTransaction<T>(
   options: {
     readonly int64: Int64Mode;
     readonly timeoutMs: number;
+    readonly durability?: Durability;
     readonly signal?: AbortSignal;
     readonly id?: string;
   },
@@ -136,7 +137,8 @@ export async function runTransaction<T>(
     try {
       const known = options.id === undefined ? undefined : knownResult(connection, options.id);
       if (known === undefined) {
-        result = await withinTime(Promise.resolve(fn(tx)), options);
+        const signal = AbortSignal.any(options.signal === undefined ? [store.reign] : [store.reign, options.signal]);
+        result = await withinTime(Promise.resolve(fn(tx)), { timeoutMs: options.timeoutMs, signal });
         tx.finish();
         if (options.id !== undefined) rememberResult(connection, options.id, result, deps);
       } else result = known.result as T;
@@ -152,7 +154,8 @@ export async function runTransaction<T>(
       throw fromSqlite(error);
     }
     session.close();
-    await store.commit(changeset.length === 0 ? [] : [changeset]);
+    const { durability = 'quorum' } = options;
+    await store.commit(changeset.length === 0 ? [] : [changeset], { durability });
     return result;
   };
   return store.exclusive(run, { ofUser: true });
@@ -160,7 +163,7 @@ export async function runTransaction<T>(
 
 async function withinTime<T>(
   running: Promise<T>,
-  options: { readonly timeoutMs: number; readonly signal?: AbortSignal },
+  options: { readonly timeoutMs: number; readonly signal: AbortSignal },
 ): Promise<T> {
   const { timeoutMs, signal } = options;
   const { promise, reject } = Promise.withResolvers<never>();
@@ -169,15 +172,15 @@ async function withinTime<T>(
       reject(new NostosError('TRANSACTION_TIMEOUT', `the transaction took longer than ${timeoutMs} ms and was undone`)),
     Math.min(timeoutMs, TIMER_MAX_MS),
   );
-  const abort = (): void => reject(signal?.reason);
-  if (signal?.aborted === true) abort(); // the callback itself may have done so
-  signal?.addEventListener('abort', abort, { once: true });
+  const abort = (): void => reject(signal.reason);
+  if (signal.aborted) abort(); // the callback itself may have done so
+  signal.addEventListener('abort', abort, { once: true });
   running.catch(() => {}); // if its time is up, nobody waits for it any more
   try {
     return await Promise.race([running, promise]);
   } finally {
     clearTimeout(timer);
-    signal?.removeEventListener('abort', abort);
+    signal.removeEventListener('abort', abort);
   }
 }
 

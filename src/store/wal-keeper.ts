@@ -50,7 +50,7 @@ export class WalKeeper {
   async relieve(): Promise<void> {
     this.#changedBytes = 0;
     const { checkpointBytes, checkpointHoldBytes } = this.#limits;
-    const bytes = walContentBytes(this.#file.writer);
+    const bytes = walContentBytes(this.#file.main);
     if (this.#frozen !== undefined) return this.#frozen.onGrown(bytes);
     if (bytes < this.#extendedAtBytes) [this.#extendedAtBytes, this.#holdAtBytes] = [0, checkpointHoldBytes];
     if (bytes >= this.#holdAtBytes) {
@@ -69,6 +69,11 @@ export class WalKeeper {
     return this.#checkpoint('passive');
   }
 
+  /** The same, and waits a little for readers that are in the way. */
+  async checkpointWhole(): Promise<boolean> {
+    return (await this.checkpoint()) || (await this.#checkpoint('restart'));
+  }
+
   /** For callers between two transactions; beside it writers go on. */
   checkpointAside(): void {
     this.#running ??= this.#checkpoint('passive')
@@ -83,7 +88,7 @@ export class WalKeeper {
 
   /** Whether the file itself has everything. A cold tenant was closed like that: nothing has to be moved for its copy. */
   get isWhole(): boolean {
-    const { log, checkpointed } = this.#file.writer.internal(WAL_STATE).get() as { log: bigint; checkpointed: bigint };
+    const { log, checkpointed } = this.#file.main.internal(WAL_STATE).get() as { log: bigint; checkpointed: bigint };
     return log === checkpointed && this.#file.noted === this.#file.applied.lsn;
   }
 
@@ -93,9 +98,9 @@ export class WalKeeper {
 
   thaw(): void {
     this.#frozen = undefined;
-    if (!this.#file.hasWriter) return;
+    if (!this.#file.isOpen) return;
     // What has gathered meanwhile is moved in the background, which takes its time, before writers are held up for it.
-    this.#extendedAtBytes = walContentBytes(this.#file.writer);
+    this.#extendedAtBytes = walContentBytes(this.#file.main);
     const roomBytes = Math.max(this.#limits.checkpointHoldBytes, this.#extendedAtBytes / 2);
     this.#holdAtBytes = this.#extendedAtBytes + roomBytes;
   }
@@ -104,7 +109,7 @@ export class WalKeeper {
   async checkpointAndClose(): Promise<void> {
     await this.#running;
     const file = this.#file;
-    if (file.stale || !file.hasWriter) return;
+    if (file.stale || !file.isOpen) return;
     const { lsn } = file.applied;
     file.noteFingerprint();
     // Nothing is to be moved or synced, so nothing takes long.
@@ -116,7 +121,7 @@ export class WalKeeper {
 
   async #checkpoint(mode: 'passive' | 'restart'): Promise<boolean> {
     const file = this.#file;
-    if (file.stale || !file.hasWriter || this.#frozen !== undefined) return false;
+    if (file.stale || !file.isOpen || this.#frozen !== undefined) return false;
     const { lsn } = file.applied;
     file.noteFingerprint();
     const { complete } = await this.#maintenance.checkpoint(file.path, mode, this.#unfound());
@@ -133,7 +138,7 @@ export class WalKeeper {
 }
 
 /** What is in the WAL since it began anew; its file keeps the size that it once had. */
-function walContentBytes(writer: Connection): number {
-  const row = writer.internal(WAL_STATE).get() as { log: bigint };
+function walContentBytes(connection: Connection): number {
+  const row = connection.internal(WAL_STATE).get() as { log: bigint };
   return Number(row.log) * WAL_FRAME_BYTES;
 }

@@ -1,0 +1,163 @@
+/**
+ * Brings the file of a tenant back to an earlier record, to which the log is about to be cut: undoes what it holds above
+ * that, newest first, in one SQLite transaction that moves the applied position as well. So after any crash the file is
+ * at one of the two positions, and the call is made again.
+ *
+ * - Only `local` changesets can be there: everything else that a file holds is committed, and no rollback gives that up.
+ *   This is checked for all of them before anything changes.
+ * - What the transaction really changed is captured, and must be what the inverse says.
+ * - Answers of idempotent writes go with their writes, since they are rows. AUTOINCREMENT counters go back to what they
+ *   were, which `local` records carry for this; a replica that never had the records has the same.
+ *
+ * It costs what the records above the position cost. Memory is one page of them.
+ */
+import { constants } from 'node:sqlite';
+import type { Lsn } from '../base/brands.ts';
+import { NostosError } from '../base/errors.ts';
+import { releaseBuffer } from '../base/release.ts';
+import type { ChainPoint } from '../log/chain.ts';
+import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import { invertAll, invertChangeset } from './changeset.ts';
+import type { OpenFile } from './open-file.ts';
+import { decodeChangesetPayload, type ChangesetPayload } from './payload.ts';
+import { checkChain } from './replay.ts';
+import { fromSqlite } from './sqlite-errors.ts';
+import { restoreSequences, writeApplied, writeFingerprint } from './tenant-file.ts';
+
+const PAGE_BYTES = 4 * 1024 * 1024;
+
+/** Of the record that stays the last one, of whichever tenant. */
+export type UndoTarget = Pick<ChainPoint, 'term' | 'lsn' | 'hash'>;
+
+interface Range {
+  readonly from: Lsn;
+  readonly to: Lsn;
+}
+
+interface Page extends Range {
+  readonly count: number;
+  /** Where they need not be read again. */
+  records: readonly CommittedRecord[] | undefined;
+}
+
+/** Answers with the number of records that were undone. The caller has the file to itself, and makes it durable. */
+export async function undoFile(file: OpenFile, log: CommitLog, target: UndoTarget): Promise<number> {
+  const { applied } = file;
+  if (applied.lsn < target.lsn) return 0;
+  if (applied.lsn === target.lsn) {
+    checkChain(target, applied);
+    return 0;
+  }
+  const pages = await findPages(file, log, target.lsn);
+  const { main, content } = file;
+  const before = content.expected.snapshot();
+  const counters = new Map<string, bigint>();
+  try {
+    main.internal('begin immediate').run();
+    for (const page of pages.toReversed()) {
+      const records = page.records ?? (await readPage(file, log, page)).records;
+      const payloads = records.map(({ payload }) => decodeChangesetPayload(payload));
+      undoPage(file, payloads);
+      for (const { sequences } of payloads.toReversed())
+        for (const { table, before: value } of sequences) if (value !== undefined) counters.set(table, value);
+    }
+    restoreSequences(main, counters);
+    const { term, lsn, hash } = target;
+    const position = { term, lsn, hash, fingerprint: content.expected.total() };
+    writeApplied(main, position);
+    writeFingerprint(main, lsn, content.expected.serialize());
+    main.internal('commit').run();
+    content.applied = position;
+    file.noted = lsn;
+    file.durable = Math.min(file.durable, lsn) as Lsn;
+    file.appliedTo = lsn;
+    return pages.reduce((sum, { count }) => sum + count, 0);
+  } catch (error) {
+    file.rollback();
+    content.expected.restore(before);
+    throw fromSqlite(error);
+  } finally {
+    releaseBuffer(before);
+  }
+}
+
+/** The records above `lsn` that the file holds, each checked; those of the last page are kept. */
+async function findPages(file: OpenFile, log: CommitLog, lsn: Lsn): Promise<Page[]> {
+  const { applied } = file;
+  const pages: Page[] = [];
+  for (let from = (lsn + 1) as Lsn; from <= applied.lsn;) {
+    const { records, next } = await readPage(file, log, { from, to: applied.lsn });
+    for (const record of records) {
+      checkUndoable(file, record);
+      if (record.lsn === applied.lsn) checkChain(record, applied);
+    }
+    const last = pages.at(-1);
+    if (last !== undefined && records.length > 0) last.records = undefined;
+    const to = Math.min(next - 1, applied.lsn) as Lsn;
+    if (records.length > 0) pages.push({ from, to, count: records.length, records });
+    from = next;
+  }
+  return pages;
+}
+
+async function readPage(
+  file: OpenFile,
+  log: CommitLog,
+  { from, to }: Range,
+): Promise<{ records: readonly CommittedRecord[]; next: Lsn }> {
+  const { records, next } = await log.readPage({
+    ...{ from, to, tenant: file.identity.id, uncommitted: true },
+    bytesMax: PAGE_BYTES,
+  });
+  if (next <= from)
+    throw new NostosError('LOG_DAMAGED', `the log has no record ${from}, which ${file.path} holds`, {
+      details: { lsn: from, path: file.path },
+    });
+  return { records, next };
+}
+
+function checkUndoable({ path, content }: OpenFile, record: CommittedRecord): void {
+  const { lsn, kind } = record;
+  const payload = kind === RecordKind.changeset ? decodeChangesetPayload(record.payload) : undefined;
+  if (payload?.local === true && payload.schemaVersion === content.schemaVersion) return;
+  const what = payload === undefined ? `of kind ${kind}` : payload.local === true ? 'of another schema' : 'of quorum';
+  throw new NostosError(
+    'ROLLBACK_REFUSED',
+    `${path} holds record ${lsn}, which is ${what}: it is committed, and a rollback below it would lose it`,
+    { details: { lsn, kind, path } },
+  );
+}
+
+/** One page of records, which are given in the order in which they happened. */
+function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
+  const { content, shape, path } = file;
+  const { database } = file.main;
+  const { expected } = content;
+  const changesets = payloads.map(({ changeset }) => changeset);
+  const inverse = invertAll(changesets);
+  const before = expected.snapshot();
+  expected.apply(inverse, shape);
+  const due = Buffer.from(expected.total());
+  expected.restore(before);
+  releaseBuffer(before);
+  const session = database.createSession();
+  try {
+    const apply = (changeset: Uint8Array): boolean =>
+      database.applyChangeset(changeset, { onConflict: () => constants.SQLITE_CHANGESET_ABORT });
+    // Joined they may conflict with each other where one by one they do not.
+    const fits = apply(inverse) || changesets.toReversed().every((changeset) => apply(invertChangeset(changeset)));
+    const captured = session.changeset();
+    expected.apply(captured, shape);
+    releaseBuffer(captured);
+    if (!fits || !due.equals(expected.total()))
+      throw new NostosError(
+        'TENANT_DAMAGED',
+        `${path}: its rows differ from what the log says, so they cannot be brought back along it; restore this tenant`,
+        { details: { path } },
+      );
+  } finally {
+    session.close();
+    releaseBuffer(inverse);
+  }
+}
