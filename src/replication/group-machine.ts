@@ -8,6 +8,7 @@
 import { assert } from '../base/assert.ts';
 import type { Lsn, Position, StoreId, Term } from '../base/brands.ts';
 import type { CasResult, GroupRecord, Versioned } from '../coordination/coordinator.ts';
+import { MEMBERS_MAX } from '../coordination/coordinator.ts';
 import { Alarm } from './alarm.ts';
 import type { Effect, GroupEvent, MemberChange, StepDownReason, StopReason } from './effects.ts';
 import { FollowerMachine } from './follower-machine.ts';
@@ -73,6 +74,8 @@ export class GroupMachine<P> {
   #proposal: Proposal | undefined;
   #nextReadMs = 0;
   #hinted = true;
+  /** When the coordinator answered last. */
+  #answeredMs = 0;
   #candidacy: Candidacy | undefined;
   #backoffUntilMs = 0;
   #backoffMs: number;
@@ -177,7 +180,10 @@ export class GroupMachine<P> {
         this.#eligible = false;
         return this.#follower.onAppendFailed();
       case 'rolled-back':
-        return this.#follower.onRolledBack(event.ok);
+        this.#follower.onRolledBack(event.ok);
+        // Meanwhile a takeover of its own may have succeeded.
+        if (this.#newest !== undefined && this.#role === 'follower') this.#consider(this.#newest, undefined);
+        return;
       case 'stepped-down':
         if (this.#role !== 'stepping-down') return;
         this.#role = this.#stopped === undefined ? 'follower' : 'stopped';
@@ -279,6 +285,7 @@ export class GroupMachine<P> {
       });
     if (current === undefined) return;
     this.#newest = current;
+    this.#answeredMs = this.#now.monotonicMs;
     this.#standstill.observe(current.record, this.#now.monotonicMs);
     const resolved = this.#resolve(current);
     if (this.#role !== 'stepping-down') this.#consider(current, resolved);
@@ -313,7 +320,11 @@ export class GroupMachine<P> {
       this.#settleChanges(primary);
       return;
     }
-    if (this.#isNamed(record) && record.term > this.#termLed) return this.#begin(current, won);
+    if (this.#isNamed(record) && record.term > this.#termLed) {
+      // In its term a primary only appends, so what is being dropped goes first.
+      if (this.#follower.phase !== 'rolling-back') this.#begin(current, won);
+      return;
+    }
     const named = record.primary;
     const other = named !== null && named.store !== this.#self.store;
     this.#follower.follow(other ? { ...named, term: record.term } : undefined);
@@ -436,14 +447,17 @@ export class GroupMachine<P> {
 
   #reign(primary: PrimaryMachine<P>): void {
     primary.advance();
+    // While the coordinator is away nobody else can lead: whoever does goes on.
+    const answers = this.#now.monotonicMs < this.#answeredMs + this.#options.leaseMs;
     if (this.#role === 'starting') {
       if (primary.watermark >= primary.termStart && this.#view.applied >= primary.termStart) {
         this.#role = 'leading';
         this.#backoffMs = this.#options.candidateBackoffMs;
         this.#emit({ kind: 'lead', term: primary.term });
-      } else if (this.#alarm.due(this.#startedMs + this.#options.termStartTimeoutMs)) return this.#resign();
+      } else if (!answers) this.#startedMs = this.#now.monotonicMs;
+      else if (this.#alarm.due(this.#startedMs + this.#options.termStartTimeoutMs)) return this.#resign();
     }
-    if (primary.isStalled()) return this.#resign();
+    if (primary.isStalled(answers)) return this.#resign();
     const handover = this.#handover;
     if (handover === undefined || this.#proposal?.purpose === 'handover' || !this.#alarm.due(handover.untilMs)) return;
     this.#handover = undefined;
@@ -608,12 +622,18 @@ function isOlder(current: Versioned, seen: Versioned): boolean {
   return current.record.nonce !== seen.record.nonce;
 }
 
-function unfit<P>(primary: PrimaryMachine<P>, { add, remove }: MemberChange, self: StoreId): string | undefined {
-  const { members } = primary.confirmed.record;
+function unfit<P>(primary: PrimaryMachine<P>, change: MemberChange, self: StoreId): string | undefined {
+  const { add, remove } = change;
+  const { members, minInSync } = primary.confirmed.record;
+  const wanted = change.minInSync ?? minInSync;
+  const count = members.length + (add === undefined ? 0 : 1) - (remove === undefined ? 0 : 1);
   if (primary.changes.length >= CHANGES_MAX) return 'too many changes are waiting';
   if (primary.changes.some((other) => other.add === add && other.remove === remove)) return 'it is under way';
   if (add !== undefined && members.includes(add)) return 'it is a member';
   if (remove !== undefined && !members.includes(remove)) return 'it is no member';
   if (remove === self) return 'it leads: hand over first';
+  if (!Number.isSafeInteger(wanted) || wanted < 1) return 'minInSync is a whole number from 1';
+  if (count < wanted) return `${count} members cannot keep ${wanted} in sync`;
+  if (count > MEMBERS_MAX) return `a group has at most ${MEMBERS_MAX} members`;
   return undefined;
 }

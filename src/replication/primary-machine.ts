@@ -73,11 +73,11 @@ export class PrimaryMachine<P> {
   changes: MemberChange[] = [];
   #watermark: Lsn;
   readonly #streams = new Map<ChannelId, Stream>();
-  /** The highest ack of each store in this reign. */
+  /** What each store acknowledged in this reign, and has as far as we know. */
   readonly #acked = new Map<StoreId, Lsn>();
+  /** What each store ever acknowledged in this reign: one that comes back with less lost it. */
+  readonly #everAcked = new Map<StoreId, Lsn>();
   readonly #boots = new Map<StoreId, Set<BootId>>();
-  /** They have less than they acknowledged. */
-  readonly #lost = new Set<StoreId>();
   readonly #ineligible = new Set<StoreId>();
   readonly #marks = new Map<StoreId, Mark>();
   #ownMark: Mark | undefined;
@@ -99,7 +99,6 @@ export class PrimaryMachine<P> {
   }
 
   onOpen(channel: ChannelId, { store, boot, eligible, point }: OpenMessage): RefusalReason | undefined {
-    if (this.#lost.has(store)) return 'lost-acknowledged';
     const boots = this.#boots.get(store) ?? new Set();
     // The last one that was added is the living one.
     if (boots.has(boot) && [...boots].at(-1) !== boot) return 'superseded';
@@ -134,9 +133,12 @@ export class PrimaryMachine<P> {
     const { view, emit, alarm, self, options } = this.#deps;
     const answer = answerPoint(view, point);
     stream.heardMs = alarm.nowMs;
-    if (answer.held === 'held' && point.lsn < (this.#acked.get(stream.store) ?? 0) && options.broken !== 'diskOld') {
-      // It answered for records that it no longer has: nothing that it said counts any more.
-      this.#lost.add(stream.store);
+    if (
+      answer.held === 'held' &&
+      point.lsn < (this.#everAcked.get(stream.store) ?? 0) &&
+      options.broken !== 'diskOld'
+    ) {
+      // It answered for records that it no longer has: what it said does not count any more.
       this.#acked.delete(stream.store);
       this.#streams.delete(channel);
       return 'lost-acknowledged';
@@ -157,8 +159,8 @@ export class PrimaryMachine<P> {
     const anyTerm = options.broken === 'ackNoTerm';
     const stream = this.#streams.get(channel);
     const known = stream !== undefined && stream.store === store && stream.boot === boot && term === this.term;
-    if ((!known && !anyTerm) || lsn > view.end.lsn || this.#lost.has(store)) return;
-    this.#acked.set(store, Math.max(this.#acked.get(store) ?? 0, lsn) as Lsn);
+    if ((!known && !anyTerm) || lsn > view.end.lsn) return;
+    for (const acks of [this.#acked, this.#everAcked]) acks.set(store, Math.max(acks.get(store) ?? 0, lsn) as Lsn);
     if (stream === undefined) return;
     stream.acked = Math.max(stream.acked, lsn) as Lsn;
     stream.heardMs = alarm.nowMs;
@@ -273,10 +275,10 @@ export class PrimaryMachine<P> {
     return alarm.due(this.#marks.get(store)!.atMs + options.ackTimeoutMs);
   }
 
-  /** Whether there are records, and nothing was committed for too long. */
-  isStalled(): boolean {
+  /** Whether there are records, and nothing was committed for too long while the set could have been changed. */
+  isStalled(setCanChange: boolean): boolean {
     const { alarm, view, options } = this.#deps;
-    if (this.#ownMark === undefined || this.#watermark >= this.#ownMark.lsn)
+    if (!setCanChange || this.#ownMark === undefined || this.#watermark >= this.#ownMark.lsn)
       this.#ownMark = view.end.lsn > this.#watermark ? { lsn: view.end.lsn, atMs: alarm.nowMs } : undefined;
     return this.#ownMark !== undefined && alarm.due(this.#ownMark.atMs + options.commitStallMs);
   }

@@ -81,8 +81,19 @@ class GroupSimulator {
     const nodes = [3, 3, 3, 3, 3, 2, 4, 5][shape.below(8)]!;
     const minInSync = shape.chance(0.7) ? Math.floor(nodes / 2) + 1 : 1 + shape.below(nodes);
     const rule = broken === undefined ? {} : { broken };
-    this.world = new World({ seed, nodes, minInSync, guests: shape.chance(0.2) ? 1 : 0, traced, ...rule });
     this.#wildClocks = shape.chance(0.1);
+    // With these anybody may take over at any moment: what is written must not rest on leases.
+    const limits = shape.chance(0.1) ? { leaseMs: 20, clockDriftMax: -0.9 } : {};
+    this.world = new World({
+      seed,
+      nodes,
+      minInSync,
+      guests: shape.chance(0.2) ? 1 : 0,
+      spares: shape.chance(0.2) ? 1 : 0,
+      limits,
+      traced,
+      ...rule,
+    });
     this.#faultEveryMs = [40, 100, 200, 400, 1_000][shape.below(5)]!;
     const { random } = this.world;
     const drift = this.#wildClocks ? 0.3 : SIM_LIMITS.clockDriftMax * 0.99;
@@ -176,6 +187,7 @@ class GroupSimulator {
       [1, () => this.#loseDisk(node)],
       [2, () => this.#images.set(node.index, node.store.image())],
       [2, () => this.#bringBackImage(node)],
+      [1, () => this.#startCopy(node)],
       [3, () => this.#handOver()],
       [1, () => this.#removeMember(node)],
       [2, () => node.isUp && node.store.prune(node.store.watermark - random.below(20))],
@@ -258,8 +270,7 @@ class GroupSimulator {
   #bringBackImage(node: SimNode): void {
     const image = this.#images.get(node.index);
     if (image === undefined || image.store !== node.store.store) return;
-    const { committed } = this.world.current.record;
-    if (this.#broken !== 'diskOld' && (committed === null || holdsDurably(image, committed))) return;
+    if (this.#broken !== 'diskOld' && !this.#lacksCommitted(image)) return;
     if (!this.#survivesWithout(node)) return;
     this.world.count('oldDisks');
     node.crash(node.store.end.lsn);
@@ -267,6 +278,22 @@ class GroupSimulator {
     node.store = image;
     this.#images.delete(node.index);
     node.restart(this.world.random.below(500));
+  }
+
+  /** An old copy of a directory is started beside the one it was made of. */
+  #startCopy(node: SimNode): void {
+    const image = this.#images.get(node.index);
+    const spare = this.world.nodes.find((other) => !other.joins && other.boots === 0);
+    if (spare === undefined || image === undefined || image.store !== node.store.store) return;
+    if (!this.#lacksCommitted(image) || !this.world.current.record.inSync.includes(image.store)) return;
+    this.world.count('copies');
+    spare.store = image.image();
+    spare.open();
+  }
+
+  #lacksCommitted(image: SimStore): boolean {
+    const { committed } = this.world.current.record;
+    return committed !== null && !holdsDurably(image, committed);
   }
 
   #handOver(): void {
@@ -324,6 +351,7 @@ class GroupSimulator {
   #settle(): void {
     const { world } = this;
     this.#calm();
+    Object.assign(world.options, SIM_LIMITS);
     for (const node of world.nodes) {
       if (node.full) this.#makeRoom(node);
       if (!node.isUp) node.restart(world.random.below(100));

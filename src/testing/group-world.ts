@@ -11,7 +11,7 @@ import type { Effect, GroupEvent, StopReason } from '../replication/effects.ts';
 import { GroupMachine } from '../replication/group-machine.ts';
 import type { Instant } from '../replication/lease.ts';
 import type { ChannelId, Message } from '../replication/messages.ts';
-import type { BrokenRule, GroupOptions } from '../replication/options.ts';
+import type { BrokenRule, GroupLimits, GroupOptions } from '../replication/options.ts';
 import { DEFAULT_GROUP_LIMITS } from '../replication/options.ts';
 import { holdsDurably } from '../replication/store-view.ts';
 import { Waiters } from '../replication/waiters.ts';
@@ -53,6 +53,9 @@ export interface WorldOptions {
   readonly broken?: BrokenRule;
   /** Replicas that are not members at first. */
   readonly guests?: number;
+  /** Machines that have no process at first, and never become members. */
+  readonly spares?: number;
+  readonly limits?: Partial<GroupLimits>;
   readonly traced?: boolean;
 }
 
@@ -164,18 +167,12 @@ export class World {
   #stillEvents = 0;
   #stores = 0;
 
-  constructor({
-    seed,
-    nodes,
-    minInSync = Math.floor(nodes / 2) + 1,
-    broken,
-    guests = 0,
-    traced = false,
-  }: WorldOptions) {
+  constructor(options: WorldOptions) {
+    const { seed, nodes, minInSync = Math.floor(nodes / 2) + 1, broken, guests = 0, spares = 0, limits } = options;
     this.random = seededRandom(seed);
-    this.options = { ...SIM_LIMITS, ...(broken === undefined ? {} : { broken }) };
-    this.#traced = traced;
-    for (let index = 0; index < nodes + guests; index++) this.nodes.push(new SimNode(this, index));
+    this.options = { ...SIM_LIMITS, ...limits, ...(broken === undefined ? {} : { broken }) };
+    this.#traced = options.traced ?? false;
+    for (let index = 0; index < nodes + guests + spares; index++) this.nodes.push(new SimNode(this, index));
     const members = this.nodes.slice(0, nodes).map((node) => node.store.store);
     this.history.push({
       version: 1,
@@ -191,7 +188,10 @@ export class World {
         nonce: '0'.repeat(32),
       },
     });
-    for (const node of this.nodes) node.open();
+    for (const node of this.nodes) {
+      node.joins = node.index < nodes + guests;
+      if (node.joins) node.open();
+    }
   }
 
   get current(): Versioned {
@@ -709,6 +709,8 @@ export class SimNode {
   #rollBack(to: Lsn): void {
     const { world, store, boots } = this;
     const cut = (): boolean => {
+      if (this.reigns && world.options.broken === undefined)
+        throw new Violation(`G1: ${this.name} drops records while it leads`);
       const inSync = world.current.record.inSync.includes(store.store);
       world.oracle.drops(this.name, store, to, inSync);
       world.trace(() => `${this.name} drops ${store.end.lsn - to} records above ${to}: ${this.#logText()}`);
@@ -737,8 +739,8 @@ export class SimNode {
     this.lastStop = reason;
     world.count(reason);
     world.trace(() => `${this.name} stops: ${reason} ${JSON.stringify(details)}`);
-    if (reason === 'log-failed') return world.after(5, () => this.crashAndRestart(5));
-    if (reason === 'network-restore' || reason === 'lost-records' || reason === 'superseded') {
+    if (reason === 'log-failed' || reason === 'superseded') return world.after(5, () => this.crashAndRestart(5));
+    if (reason === 'network-restore' || reason === 'lost-records') {
       const { boots } = this;
       return world.after(5, () => {
         if (this.boots !== boots) return;
