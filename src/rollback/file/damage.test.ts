@@ -7,13 +7,13 @@ import { seededRandom } from '../../base/random.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
 import { listRollbackFiles } from './list.ts';
 import { describeFile, readFileRecords, verifyFile } from './reader.ts';
-import { DIR, headerOf, makeTail, plainRecords, writerDeps } from './tail.fixture.ts';
+import { DIR, batched, headerOf, makeTail, plainRecords, writerDeps } from './tail.fixture.ts';
 import { writeRollbackFile } from './writer.ts';
 
 async function makeFile(): Promise<{ disk: FaultyDisk; path: string; bytes: Uint8Array }> {
   const disk = new FaultyDisk();
   disk.makeDirectory(DIR);
-  const { path } = await writeRollbackFile(writerDeps(disk), headerOf(4), () => makeTail(plainRecords(4)));
+  const { path } = await writeRollbackFile(writerDeps(disk), headerOf(4), () => batched(makeTail(plainRecords(4))));
   return { disk, path, bytes: disk.bytes(path) };
 }
 

@@ -85,7 +85,7 @@ export interface RecordFrame {
   /** Empty where the record belongs to none, or it is not known. */
   readonly tenantName: string;
   /** The record as it stood in the log. */
-  readonly bytes: Uint8Array;
+  readonly bytes: Buffer;
 }
 
 export interface FrameHead {
@@ -166,12 +166,12 @@ export function getFrameHead(path: string, bytes: Buffer, at: number, offset: nu
 }
 
 /** The body without the bytes of the record, which follow it. */
-export function encodeRecordStart(record: Omit<RecordFrame, 'bytes'>): Uint8Array {
-  const name = Buffer.from(record.tenantName);
+export function encodeRecordStart(record: LogRecord, hash: Uint8Array, tenantName: string): Uint8Array {
+  const name = Buffer.from(tenantName);
   const bytes = Buffer.allocUnsafe(RECORD_FIXED_BYTES + name.length);
   putNumber(bytes, 0, record.term);
   putNumber(bytes, 8, record.lsn);
-  bytes.set(record.hash, 16);
+  bytes.set(hash, 16);
   bytes.writeBigUInt64LE(record.hlc, 48);
   putNumber(bytes, 56, record.tenant);
   bytes.writeUInt16LE(record.kind, 64);

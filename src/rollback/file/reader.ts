@@ -8,7 +8,7 @@ import type { Hash } from '../../base/brands.ts';
 import type { Disk, DiskFile } from '../../base/disk.ts';
 import { yieldToEventLoop } from '../../base/event-loop.ts';
 import { brokenLink, pointOf, type ChainPoint } from '../../log/chain.ts';
-import { decodeRecord, hashRecord, type LogRecord } from '../../log/record.ts';
+import { RecordDecoder, hashRecord, type LogRecord } from '../../log/record.ts';
 import {
   FILE_HEADER_BYTES,
   FLAG_ACKNOWLEDGED,
@@ -72,10 +72,17 @@ export function describeFile(disk: Disk, path: string): FileDescription {
 
 /** Reads and checks all of it. */
 export async function verifyFile(disk: Disk, path: string, signal?: AbortSignal): Promise<FileDescription> {
-  const records = readFileRecords(disk, path, signal);
-  for (;;) {
-    const { done, value } = await records.next();
-    if (done === true) return value;
+  const file = disk.open(path, 'read');
+  try {
+    const walk = new FileWalk(path, file);
+    for (;;) {
+      const next = walk.next();
+      if (next.kind === 'end') return next.description;
+      if (walk.turnIsOver()) await yieldToEventLoop();
+      signal?.throwIfAborted();
+    }
+  } finally {
+    file.close();
   }
 }
 
@@ -88,15 +95,12 @@ export async function* readFileRecords(
   const file = disk.open(path, 'read');
   try {
     const walk = new FileWalk(path, file);
-    let turnAt = TURN_BYTES;
     for (;;) {
       signal?.throwIfAborted();
       const next = walk.next();
       if (next.kind === 'end') return next.description;
       yield next.record;
-      if (walk.offset < turnAt) continue;
-      turnAt = walk.offset + TURN_BYTES;
-      await yieldToEventLoop();
+      if (walk.turnIsOver()) await yieldToEventLoop();
     }
   } finally {
     file.close();
@@ -114,6 +118,7 @@ class FileWalk {
   readonly #header: FileHeader;
   readonly #hasher = new Blake3Hasher();
   readonly #schemas = new SchemaWindow();
+  readonly #decoder = new RecordDecoder();
   #buffer: Buffer = EMPTY;
   /** What of the file the buffer holds. */
   #chunkStart = 0;
@@ -122,7 +127,10 @@ class FileWalk {
   #records = 0;
   #acknowledged = 0;
   #recordBytes = 0;
-  offset = 0;
+  /** The next byte, and the first one that the digest does not have. */
+  #offset = 0;
+  #hashed = 0;
+  #turnEnds = TURN_BYTES;
 
   constructor(path: string, file: DiskFile) {
     this.#path = path;
@@ -130,20 +138,25 @@ class FileWalk {
     this.#fileBytes = file.size();
     const bytes = this.#take(Math.min(FILE_HEADER_BYTES, this.#fileBytes));
     this.#header = decodeHeader(path, bytes);
-    this.#hasher.update(bytes);
     this.#previous = chainStart(this.#header);
+  }
+
+  /** Every few megabytes somebody else has to have a turn. */
+  turnIsOver(): boolean {
+    if (this.#offset < this.#turnEnds) return false;
+    this.#turnEnds = this.#offset + TURN_BYTES;
+    return true;
   }
 
   next(): Found {
     for (;;) {
-      const at = this.offset;
-      const headBytes = this.#take(FRAME_HEAD_BYTES);
-      const head = getFrameHead(this.#path, headBytes, 0, at);
-      if (head.kind !== FrameKind.footer) this.#hasher.update(headBytes);
+      const at = this.#offset;
+      const head = getFrameHead(this.#path, this.#take(FRAME_HEAD_BYTES), 0, at);
+      // The footer stays out of the digest, and is in the same buffer as its head or behind it.
+      if (head.kind === FrameKind.footer) this.#hashUpTo(at);
       const body = this.#take(head.bodyBytes);
       if (crc32(body) !== head.bodyCrc) throw this.#damaged(at, 'the CRC of a frame does not hold');
       if (head.kind === FrameKind.footer) return this.#end(body, at);
-      this.#hasher.update(body);
       if (head.kind === FrameKind.schema) this.#schemas.add(decodeSchema(this.#path, body, at));
       else return { kind: 'record', record: this.#record(body, at, (head.flags & FLAG_ACKNOWLEDGED) !== 0) };
     }
@@ -177,8 +190,13 @@ class FileWalk {
     return schema === undefined ? found : { ...found, schema };
   }
 
-  #decode(bytes: Uint8Array, at: number): LogRecord {
-    const record = decodeRecord(bytes);
+  #decode(bytes: Buffer, at: number): LogRecord {
+    const record = this.#decoder.decode(
+      bytes,
+      new DataView(bytes.buffer, bytes.byteOffset, bytes.length),
+      0,
+      bytes.length,
+    );
     if (typeof record === 'string') throw this.#damaged(at, `a record is ${record}`);
     if (record.bytes.length !== bytes.length) throw this.#damaged(at, 'bytes follow a record');
     return record;
@@ -187,7 +205,7 @@ class FileWalk {
   #end(body: Buffer, at: number): Found {
     const footer = decodeFooter(this.#path, body, at);
     checkFooter(this.#path, this.#header, footer, at);
-    if (this.offset !== this.#fileBytes) throw this.#damaged(this.offset, 'bytes follow the footer');
+    if (this.#offset !== this.#fileBytes) throw this.#damaged(this.#offset, 'bytes follow the footer');
     if (this.#previous.lsn !== this.#header.lastLsn || this.#previous.term !== this.#header.oldTerm)
       throw this.#damaged(at, `its records end with (term ${this.#previous.term}, LSN ${this.#previous.lsn})`);
     const { records, acknowledged, recordBytes, digest } = footer;
@@ -199,17 +217,25 @@ class FileWalk {
 
   /** The next bytes, valid until the next call: all of a file passes through one buffer. */
   #take(count: number): Buffer {
-    const at = this.offset;
+    const at = this.#offset;
     if (at + count > this.#fileBytes) throw this.#damaged(at, `it ends ${at + count - this.#fileBytes} bytes early`);
     if (at + count > this.#chunkStart + this.#chunkBytes) {
+      this.#hashUpTo(at);
       if (count > this.#buffer.length) this.#buffer = Buffer.allocUnsafeSlow(Math.max(CHUNK_BYTES, count));
       this.#chunkBytes = this.#file.read(this.#buffer.subarray(0, this.#fileBytes - at), at);
       this.#chunkStart = at;
       if (this.#chunkBytes < count) throw this.#damaged(at + this.#chunkBytes, 'it ends while it is being read');
     }
-    this.offset = at + count;
+    this.#offset = at + count;
     const from = at - this.#chunkStart;
     return this.#buffer.subarray(from, from + count);
+  }
+
+  /** What the buffer still has of it. */
+  #hashUpTo(end: number): void {
+    const from = this.#hashed - this.#chunkStart;
+    if (end > this.#hashed) this.#hasher.update(this.#buffer.subarray(from, end - this.#chunkStart));
+    this.#hashed = end;
   }
 
   #damaged(at: number, why: string): Error {

@@ -1,7 +1,7 @@
 /** A process that writes a tail of so many megabytes and reads it back, and prints the peak of its memory in MiB. */
 import { systemDisk } from '../../base/disk.ts';
 import { readFileRecords } from './reader.ts';
-import { changesetRecord, headerOf, makeTail, writerDeps, type MadeRecord } from './tail.fixture.ts';
+import { batched, changesetRecord, headerOf, makeTail, writerDeps, type MadeRecord } from './tail.fixture.ts';
 import { writeRollbackFile } from './writer.ts';
 
 const [dir = '.', megabytes = '1'] = process.argv.slice(2);
@@ -12,7 +12,9 @@ function* records(): Generator<MadeRecord> {
   for (let i = 0; i < count; i++) yield { payload: changesetRecord(Buffer.alloc(RECORD_BYTES, i & 0xff)) };
 }
 
-const { path } = await writeRollbackFile(writerDeps(systemDisk, { dir }), headerOf(count), () => makeTail(records()));
+const { path } = await writeRollbackFile(writerDeps(systemDisk, { dir }), headerOf(count), () =>
+  batched(makeTail(records())),
+);
 let read = 0;
 for await (const { record } of readFileRecords(systemDisk, path)) read += record.lsn > 0 ? 1 : 0;
 const peakMiB = process.resourceUsage().maxRSS / 1024;

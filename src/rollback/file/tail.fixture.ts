@@ -4,7 +4,7 @@ import { GroupEncoder, RecordKind, decodeRecord } from '../../log/record.ts';
 import { encodeChangesetPayload } from '../../store/payload.ts';
 import { ROLLBACK_LIMITS } from '../types.ts';
 import type { FileHeader, TenantSchema } from './format.ts';
-import type { FileWriterDeps, TailEntry } from './writer.ts';
+import type { FileWriterDeps, TailBatch, TailEntry } from './writer.ts';
 import type { Disk } from '../../base/disk.ts';
 
 export const GENERATION = toGeneration('0f'.repeat(16));
@@ -48,6 +48,17 @@ export function* makeTail(
     yield { record, hash: next, acknowledged: made.acknowledged ?? lsn % 2 === 1 };
     [hash, ms] = [next, ms + stepMs];
   }
+}
+
+export function* batched(entries: Iterable<TailEntry>, count = 3): Generator<TailBatch, void, undefined> {
+  let batch: TailEntry[] = [];
+  for (const entry of entries) {
+    batch.push(entry);
+    if (batch.length < count) continue;
+    yield batch;
+    batch = [];
+  }
+  if (batch.length > 0) yield batch;
 }
 
 export function changesetRecord(changeset: Uint8Array, schemaVersion = 1): Uint8Array {

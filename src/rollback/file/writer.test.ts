@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { toHash } from '../../base/brands.ts';
 import { seededRandom } from '../../base/random.ts';
 import { RecordKind } from '../../log/record.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
@@ -7,8 +8,8 @@ import { ROLLBACK_LIMITS } from '../types.ts';
 import { fileName } from './file-name.ts';
 import { listRollbackFiles } from './list.ts';
 import { describeFile, readFileRecords, verifyFile } from './reader.ts';
-import { COMMON, DIR, headerOf, makeTail, plainRecords, writerDeps, type MadeRecord } from './tail.fixture.ts';
-import { writeRollbackFile, type TailEntry } from './writer.ts';
+import { COMMON, DIR, batched, headerOf, makeTail, plainRecords, writerDeps, type MadeRecord } from './tail.fixture.ts';
+import { writeRollbackFile, type TailBatch, type TailEntry } from './writer.ts';
 
 function newDisk(): FaultyDisk {
   const disk = new FaultyDisk();
@@ -26,7 +27,7 @@ test('a file gives back every record, byte for byte, with its flag, name and sch
     { payload: plainRecords(1, 600_000)[0]!.payload },
   ];
   const header = headerOf(made.length, { oldTerm: 4 });
-  const file = await writeRollbackFile(writerDeps(disk), header, () => makeTail(made));
+  const file = await writeRollbackFile(writerDeps(disk), header, () => batched(makeTail(made)));
   assert.equal(file.path, `${DIR}/term4-to-5-lsn-101-${100 + made.length}-${header.id}.nrb`);
   const written = [...makeTail(made)];
   let at = 0;
@@ -57,6 +58,8 @@ const entries = (records: readonly MadeRecord[] = plainRecords(5)): TailEntry[] 
 const without = (index: number): TailEntry[] => entries().filter((_, i) => i !== index);
 const swapped = ([a, b, ...rest]: TailEntry[]): TailEntry[] => [b!, a!, ...rest];
 
+const COMMON_HASH = toHash(Buffer.from(COMMON.hash, 'hex'));
+
 const BAD: readonly (readonly [string, () => Iterable<TailEntry>, RegExp])[] = [
   ['is empty', () => [], /it is empty/],
   ['ends early', () => without(4), /ends at LSN 104/],
@@ -85,7 +88,12 @@ const BAD: readonly (readonly [string, () => Iterable<TailEntry>, RegExp])[] = [
     () => [...entries().slice(0, 2), ...[...makeTail(plainRecords(5, 41))].slice(2)],
     /hash of the record before/,
   ],
-  ['says another hash', () => entries().map((entry) => ({ ...entry, hash: entries()[0]!.hash })), /another hash/],
+  ['says other hashes', () => entries().map((entry) => ({ ...entry, hash: COMMON_HASH })), /102: .*hash of the record/],
+  [
+    'says another hash for its last record',
+    () => entries().map((entry, i) => (i === 4 ? { ...entry, hash: COMMON_HASH } : entry)),
+    /105: its bytes have another hash/,
+  ],
   [
     'breaks off',
     function* () {
@@ -99,7 +107,7 @@ for (const [name, tail, reason] of BAD)
   test(`a tail that ${name} leaves no file`, async () => {
     const disk = newDisk();
     await assert.rejects(
-      writeRollbackFile(writerDeps(disk), headerOf(5), tail),
+      writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(tail())),
       (error: NodeJS.ErrnoException) => error.code === 'TAIL_READ_FAILED' && reason.test(error.message),
     );
     const listed = await listRollbackFiles(disk, DIR);
@@ -108,9 +116,23 @@ for (const [name, tail, reason] of BAD)
       ['unfinished'],
     );
     assert.equal(disk.openFiles, 0);
-    await writeRollbackFile(writerDeps(disk), headerOf(5), () => entries());
+    await writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries()));
     assert.deepEqual(disk.list(DIR), [fileName(headerOf(5))]);
   });
+
+test('bytes that were changed behind their hash are found when the file is read back', async () => {
+  const disk = newDisk();
+  const tail = entries();
+  tail[2]!.record.bytes.fill(0, 150, 151);
+  await assert.rejects(
+    writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(tail)),
+    { code: 'ROLLBACK_FILE_DAMAGED' },
+  );
+  assert.deepEqual(
+    (await listRollbackFiles(disk, DIR)).map(({ state }) => state),
+    ['unfinished'],
+  );
+});
 
 test('a ceiling on records, bytes and time refuses before a file is there; override passes it', async () => {
   for (const limit of [{ tailRecordsMax: 4 }, { tailBytesMax: 800 }, { tailSpanMsMax: 3 }]) {
@@ -118,18 +140,18 @@ test('a ceiling on records, bytes and time refuses before a file is there; overr
     const deps = writerDeps(disk, { limits: { ...ROLLBACK_LIMITS, ...limit } });
     const [name] = Object.keys(limit);
     await assert.rejects(
-      writeRollbackFile(deps, headerOf(5), () => entries()),
+      writeRollbackFile(deps, headerOf(5), () => batched(entries())),
       (error: NodeJS.ErrnoException & { details: { limit?: unknown } }) =>
         error.code === 'ROLLBACK_TOO_LARGE' && error.details.limit === name,
     );
-    const { records } = await writeRollbackFile(deps, headerOf(5), () => entries(), { override: true });
+    const { records } = await writeRollbackFile(deps, headerOf(5), () => batched(entries()), { override: true });
     assert.equal(records, 5);
   }
 });
 
 test('a whole file is used as it is: its tail is not asked for again', async () => {
   const disk = newDisk();
-  const first = await writeRollbackFile(writerDeps(disk), headerOf(5), () => entries());
+  const first = await writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries()));
   const bytes = disk.bytes(first.path);
   const again = await writeRollbackFile(writerDeps(disk), headerOf(5), () => assert.fail('it was asked for'));
   assert.deepEqual(again, first);
@@ -140,17 +162,17 @@ test('once it is said to be there, no power cut takes it away; also where it was
   for (let seed = 0; seed < 20; seed++) {
     const disk = newDisk();
     disk.syncDirectory('/node');
-    const { path } = await writeRollbackFile(writerDeps(disk), headerOf(5), () => entries());
+    const { path } = await writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries()));
     assert.equal((await verifyFile(disk.crash(seededRandom(seed)), path)).footer.records, 5);
   }
   const clean = newDisk();
-  await writeRollbackFile(writerDeps(clean), headerOf(5), () => entries());
+  await writeRollbackFile(writerDeps(clean), headerOf(5), () => batched(entries()));
   const linked = clean.trace.findIndex(({ kind }) => kind === 'link');
   for (let seed = 0; seed < 20; seed++) {
     const disk = newDisk();
     disk.inject({ atStep: linked + 1, kind: 'EIO' });
     await assert.rejects(
-      writeRollbackFile(writerDeps(disk), headerOf(5), () => entries()),
+      writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries())),
       { code: 'TAIL_PERSIST_FAILED' },
     );
     assert.equal(disk.fired.length, 1);
@@ -161,10 +183,10 @@ test('once it is said to be there, no power cut takes it away; also where it was
 
 test('a damaged file under the name is set aside, kept, and written anew', async () => {
   const disk = newDisk();
-  const { path } = await writeRollbackFile(writerDeps(disk), headerOf(5), () => entries());
+  const { path } = await writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries()));
   disk.flip(path, 400, 3);
   const damaged = disk.bytes(path);
-  await writeRollbackFile(writerDeps(disk), headerOf(5), () => entries());
+  await writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries()));
   assert.equal((await verifyFile(disk, path)).footer.records, 5);
   assert.deepEqual(disk.bytes(`${path}.damaged`), damaged);
 });
@@ -172,10 +194,10 @@ test('a damaged file under the name is set aside, kept, and written anew', async
 test('cancelled, it leaves no file', async () => {
   const disk = newDisk();
   const controller = new AbortController();
-  async function* tail(): AsyncGenerator<TailEntry> {
-    for (const entry of entries()) {
-      if (entry.record.lsn === 103) controller.abort(new Error('enough'));
-      yield entry;
+  async function* tail(): AsyncGenerator<TailBatch> {
+    for (const batch of batched(entries(), 1)) {
+      if (batch[0]!.record.lsn === 103) controller.abort(new Error('enough'));
+      yield batch;
     }
   }
   await assert.rejects(writeRollbackFile(writerDeps(disk), headerOf(5), tail, { signal: controller.signal }), /enough/);

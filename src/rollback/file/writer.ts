@@ -36,13 +36,17 @@ import { SchemaWindow } from './schema-window.ts';
 const BUFFER_BYTES = 256 * 1024;
 const TURN_BYTES = 4 * 1024 * 1024;
 
-/** A record of the tail; not used after the next one is asked for. */
+/** A record of the tail. */
 export interface TailEntry {
   readonly record: LogRecord;
   readonly hash: Hash;
   /** Somebody had been told that it was kept. */
   readonly acknowledged: boolean;
 }
+
+/** Records that were read together; not used after the next batch is asked for. */
+export type TailBatch = readonly TailEntry[];
+export type Tail = AsyncIterable<TailBatch> | Iterable<TailBatch>;
 
 export interface FileWriterDeps {
   readonly disk: Disk;
@@ -78,7 +82,7 @@ export function headerOfPlan({ id, common, frontier, primary, createdAtMs }: Pla
 export async function writeRollbackFile(
   deps: FileWriterDeps,
   header: FileHeader,
-  tail: () => AsyncIterable<TailEntry> | Iterable<TailEntry>,
+  tail: () => Tail,
   options: FileWriterOptions = {},
 ): Promise<PreservedFile> {
   try {
@@ -96,7 +100,7 @@ export async function writeRollbackFile(
 async function preserve(
   deps: FileWriterDeps,
   header: FileHeader,
-  tail: () => AsyncIterable<TailEntry> | Iterable<TailEntry>,
+  tail: () => Tail,
   options: FileWriterOptions,
 ): Promise<PreservedFile> {
   const { disk, dir } = deps;
@@ -125,24 +129,25 @@ async function writeAll(
   deps: FileWriterDeps,
   out: FrameWriter,
   header: FileHeader,
-  tail: AsyncIterable<TailEntry> | Iterable<TailEntry>,
+  tail: Tail,
   options: FileWriterOptions,
 ): Promise<void> {
   out.raw(encodeHeader(header));
   const check = new ChainCheck(header);
   const limits = new LimitCheck(deps.limits, options.override === true);
   const schemas = new SchemaWindow();
-  let [acknowledged, turnAt] = [0, TURN_BYTES];
-  for await (const entry of readable(tail, options.signal)) {
+  let [acknowledgedRecords, turnAt] = [0, TURN_BYTES];
+  for await (const batch of readable(tail, options.signal)) {
     options.signal?.throwIfAborted();
-    const { record } = entry;
-    check.push(entry);
-    limits.push(record);
-    const { schema, unwritten } = schemaFor(deps, schemas, record);
-    if (unwritten) out.frame(FrameKind.schema, 0, encodeSchema(unwritten));
-    const start = encodeRecordStart({ ...record, hash: entry.hash, tenantName: schema?.name ?? '' });
-    out.frame(FrameKind.record, entry.acknowledged ? FLAG_ACKNOWLEDGED : 0, start, record.bytes);
-    acknowledged += entry.acknowledged ? 1 : 0;
+    for (const { record, hash, acknowledged } of batch) {
+      check.push(record, hash);
+      limits.push(record);
+      const { schema, unwritten } = schemaFor(deps, schemas, record);
+      if (unwritten) out.frame(FrameKind.schema, 0, encodeSchema(unwritten));
+      const start = encodeRecordStart(record, hash, schema?.name ?? '');
+      out.frame(FrameKind.record, acknowledged ? FLAG_ACKNOWLEDGED : 0, start, record.bytes);
+      acknowledgedRecords += acknowledged ? 1 : 0;
+    }
     if (out.offset < turnAt) continue;
     turnAt = out.offset + TURN_BYTES;
     await yieldToEventLoop();
@@ -150,53 +155,44 @@ async function writeAll(
   check.end();
   const { offset } = out;
   const { records, bytes: recordBytes } = limits;
-  out.frame(FrameKind.footer, 0, encodeFooter({ records, acknowledged, recordBytes, offset, digest: out.digest() }));
+  out.frame(
+    FrameKind.footer,
+    0,
+    encodeFooter({ records, acknowledged: acknowledgedRecords, recordBytes, offset, digest: out.digest() }),
+  );
   out.flush();
 }
 
 /** What the source throws is a tail that cannot be read. */
-async function* readable(
-  tail: AsyncIterable<TailEntry> | Iterable<TailEntry>,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<TailEntry, void, undefined> {
-  const iterator = Symbol.asyncIterator in tail ? tail[Symbol.asyncIterator]() : tail[Symbol.iterator]();
-  let ended = false;
+async function* readable(tail: Tail, signal: AbortSignal | undefined): AsyncGenerator<TailBatch, void, undefined> {
   try {
-    for (;;) {
-      let next: IteratorResult<TailEntry, unknown>;
-      try {
-        next = await iterator.next();
-      } catch (error) {
-        ended = true;
-        throw signal?.aborted === true ? signal.reason : tailUnreadable(reasonOf(error), error);
-      }
-      if (next.done === true) {
-        ended = true;
-        return;
-      }
-      yield next.value;
-    }
-  } finally {
-    if (!ended) await iterator.return?.();
+    yield* tail;
+  } catch (error) {
+    throw signal?.aborted === true ? signal.reason : tailUnreadable(reasonOf(error), error);
   }
 }
 
-/** Order and bounds first, so that the message says what is wrong; then the hashes, which leave nothing open. */
+/**
+ * Order and bounds first, so that the message says what is wrong; then the hashes. Each one is named by the next record, and
+ * the last one is computed here; those of all bytes when the file is read back.
+ */
 class ChainCheck {
+  readonly #lastLsn: number;
   readonly #order: TailCheck;
   #previous: ChainPoint;
 
   constructor(header: FileHeader) {
     const { common, lastLsn, newTerm } = header;
+    this.#lastLsn = lastLsn;
     this.#order = new TailCheck({ common, frontier: { lsn: lastLsn }, primaryTerm: newTerm, dense: true });
     this.#previous = chainStart(header);
   }
 
-  push({ record, hash }: TailEntry): void {
+  push(record: LogRecord, hash: Hash): void {
     this.#order.push(record);
     const broken = brokenLink(this.#previous, record);
     if (broken !== undefined) throw tailUnreadable(`LSN ${record.lsn}: ${broken}`);
-    if (Buffer.compare(hashRecord(record), hash) !== 0)
+    if (record.lsn === this.#lastLsn && Buffer.compare(hashRecord(record), hash) !== 0)
       throw tailUnreadable(`LSN ${record.lsn}: its bytes have another hash than was said`);
     this.#previous = pointOf(record, hash);
   }
@@ -267,6 +263,7 @@ class FrameWriter {
 
   /** Of everything so far. */
   digest(): string {
+    this.flush();
     return this.#hasher.digest();
   }
 
@@ -279,12 +276,9 @@ class FrameWriter {
 
   raw(...parts: readonly Uint8Array[]): void {
     for (const part of parts) {
-      this.#hasher.update(part);
       if (this.#filled + part.length > BUFFER_BYTES) this.flush();
-      if (part.length > BUFFER_BYTES) {
-        this.#file.write(part, this.#flushed);
-        this.#flushed += part.length;
-      } else {
+      if (part.length > BUFFER_BYTES) this.#write(part);
+      else {
         this.#buffer.set(part, this.#filled);
         this.#filled += part.length;
       }
@@ -292,10 +286,14 @@ class FrameWriter {
   }
 
   flush(): void {
-    if (this.#filled === 0) return;
-    this.#file.write(this.#buffer.subarray(0, this.#filled), this.#flushed);
-    this.#flushed += this.#filled;
+    if (this.#filled > 0) this.#write(this.#buffer.subarray(0, this.#filled));
     this.#filled = 0;
+  }
+
+  #write(bytes: Uint8Array): void {
+    this.#hasher.update(bytes);
+    this.#file.write(bytes, this.#flushed);
+    this.#flushed += bytes.length;
   }
 }
 

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { seededRandom, type SeededRandom } from '../../base/random.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
-import { DIR, headerOf, makeTail, writerDeps } from '../file/tail.fixture.ts';
+import { DIR, batched, headerOf, makeTail, writerDeps } from '../file/tail.fixture.ts';
 import { writeRollbackFile } from '../file/writer.ts';
 import { reapplyFile } from './reapply.ts';
 import { FixtureTenant, targetOf } from './tenant.fixture.ts';
@@ -48,7 +48,7 @@ test('random tails: onto where they began they give the same rows; elsewhere a d
     const disk = new FaultyDisk();
     disk.makeDirectory(DIR);
     const deps = writerDeps(disk, { schemaOf: () => old.schema });
-    const { path } = await writeRollbackFile(deps, headerOf(records.length), () => makeTail(records));
+    const { path } = await writeRollbackFile(deps, headerOf(records.length), () => batched(makeTail(records)));
 
     const same = new FixtureTenant(SCHEMA);
     const clean = await reapplyFile({ disk, target: targetOf({ acme: same }) }, path);

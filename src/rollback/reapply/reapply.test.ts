@@ -5,7 +5,7 @@ import { encodeSchemaPayload, encodeTenantCreate } from '../../store/payload.ts'
 import { toTenantUuid } from '../../base/brands.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
 import type { TenantSchema } from '../file/format.ts';
-import { DIR, headerOf, makeTail, writerDeps, type MadeRecord } from '../file/tail.fixture.ts';
+import { DIR, batched, headerOf, makeTail, writerDeps, type MadeRecord } from '../file/tail.fixture.ts';
 import { writeRollbackFile } from '../file/writer.ts';
 import { exportFile, showFile, type Shown } from '../show.ts';
 import { reapplyFile, type ReapplyOptions } from './reapply.ts';
@@ -22,7 +22,7 @@ async function fileOf(
   const disk = new FaultyDisk();
   disk.makeDirectory(DIR);
   const deps = writerDeps(disk, { schemaOf: (tenant) => (tenant === 1 ? schema : undefined) });
-  const { path } = await writeRollbackFile(deps, headerOf(records.length), () => makeTail(records));
+  const { path } = await writeRollbackFile(deps, headerOf(records.length), () => batched(makeTail(records)));
   return { disk, path };
 }
 

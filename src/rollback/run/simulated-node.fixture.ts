@@ -7,7 +7,7 @@ import type { Disk } from '../../base/disk.ts';
 import { readIfExists, writeDurably } from '../../base/durable-file.ts';
 import { isNostosError } from '../../base/errors.ts';
 import { seededRandom } from '../../base/random.ts';
-import { COMMON, DIR, GENERATION, makeTail, plainRecords, writerDeps } from '../file/tail.fixture.ts';
+import { COMMON, DIR, GENERATION, batched, makeTail, plainRecords, writerDeps } from '../file/tail.fixture.ts';
 import { listRollbackFiles } from '../file/list.ts';
 import { headerOfPlan, writeRollbackFile } from '../file/writer.ts';
 import { ROLLBACK_LIMITS, type NewPrimary, type Plan, type RollbackNotice } from '../types.ts';
@@ -85,7 +85,7 @@ class SimulatedHost implements RollbackHost {
   preserve(plan: Plan, options: { readonly override: boolean }): ReturnType<RollbackHost['preserve']> {
     const header = headerOfPlan(plan, { node: '01'.repeat(16), cluster: '02'.repeat(16), generation: GENERATION });
     return this.#world.call('preserve', () =>
-      writeRollbackFile(writerDeps(this.#disk), header, () => this.#tail(), options),
+      writeRollbackFile(writerDeps(this.#disk), header, () => batched(this.#tail()), options),
     );
   }
 
