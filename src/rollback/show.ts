@@ -7,7 +7,7 @@ import type { ChangeOp } from '../store/changeset.ts';
 import { RESULTS_TABLE } from '../store/own-tables.ts';
 import { decodeChangesetPayload, decodeSchemaPayload, decodeTenantCreate } from '../store/payload.ts';
 import { quoteName } from '../store/schema-catalog.ts';
-import { readFileRecords, type FileDescription, type FileRecord } from './file/reader.ts';
+import { readFileRecords, type FileRecord } from './file/reader.ts';
 import { isRawText, rowsOf, type Value, type Values } from './rows.ts';
 
 interface ShownBase {
@@ -47,17 +47,8 @@ export async function* showFile(
   disk: Disk,
   path: string,
   { signal }: { readonly signal?: AbortSignal } = {},
-): AsyncGenerator<Shown, FileDescription, undefined> {
-  const records = readFileRecords(disk, path, signal);
-  try {
-    for (;;) {
-      const next = await records.next();
-      if (next.done === true) return next.value;
-      yield* showRecord(next.value);
-    }
-  } finally {
-    await records.return(undefined as never);
-  }
+): AsyncGenerator<Shown, void, undefined> {
+  for await (const record of readFileRecords(disk, path, signal)) yield* showRecord(record);
 }
 
 export function* showRecord({

@@ -4,7 +4,10 @@ import type { FileHeader } from './format.ts';
 export const FILE_SUFFIX = '.nrb';
 export const TEMPORARY_SUFFIX = '.nrb.tmp';
 
-const NAME = /^term\d+-to-\d+-lsn-\d+-\d+-[0-9a-f]{32}\.nrb$/;
+/** What did not check out when its run was resumed. */
+export const SET_ASIDE_SUFFIX = '.damaged';
+
+const NAME = /^term\d+-to-\d+-lsn-\d+-\d+-[0-9a-f]{32}\.nrb(?:\.damaged)?$/;
 
 export function fileName({ oldTerm, newTerm, firstLsn, lastLsn, id }: FileHeader): string {
   return `term${oldTerm}-to-${newTerm}-lsn-${firstLsn}-${lastLsn}-${id}${FILE_SUFFIX}`;

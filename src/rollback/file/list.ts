@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { Disk } from '../../base/disk.ts';
 import { NostosError } from '../../base/errors.ts';
-import { isFileName, TEMPORARY_SUFFIX } from './file-name.ts';
+import { SET_ASIDE_SUFFIX, TEMPORARY_SUFFIX, isFileName } from './file-name.ts';
 import { describeFile, verifyFile, type FileDescription } from './reader.ts';
 
 export type ListedFile =
@@ -31,7 +31,8 @@ export async function listRollbackFiles(disk: Disk, dir: string, options: ListOp
 
 async function look(disk: Disk, name: string, path: string, { verify, signal }: ListOptions): Promise<ListedFile> {
   try {
-    const description = verify === 'ends' ? describeFile(disk, path) : await verifyFile(disk, path, signal);
+    const quick = verify === 'ends' && !name.endsWith(SET_ASIDE_SUFFIX);
+    const description = quick ? describeFile(disk, path) : await verifyFile(disk, path, signal);
     return { state: 'whole', name, path, ...description };
   } catch (error) {
     if (!(error instanceof NostosError)) throw error;

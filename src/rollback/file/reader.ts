@@ -86,19 +86,19 @@ export async function verifyFile(disk: Disk, path: string, signal?: AbortSignal)
   }
 }
 
-/** All records in order; returns what the file says of itself, once it has held. */
+/** All records in order. It ends well only if the whole file has held. */
 export async function* readFileRecords(
   disk: Disk,
   path: string,
   signal?: AbortSignal,
-): AsyncGenerator<FileRecord, FileDescription, undefined> {
+): AsyncGenerator<FileRecord, void, undefined> {
   const file = disk.open(path, 'read');
   try {
     const walk = new FileWalk(path, file);
     for (;;) {
       signal?.throwIfAborted();
       const next = walk.next();
-      if (next.kind === 'end') return next.description;
+      if (next.kind === 'end') return;
       yield next.record;
       if (walk.turnIsOver()) await yieldToEventLoop();
     }

@@ -6,6 +6,7 @@ import { RecordKind } from '../../log/record.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
 import { ROLLBACK_LIMITS } from '../types.ts';
 import { fileName } from './file-name.ts';
+import { FILE_HEADER_BYTES, FRAME_HEAD_BYTES, FrameKind } from './format.ts';
 import { listRollbackFiles } from './list.ts';
 import { describeFile, readFileRecords, verifyFile } from './reader.ts';
 import { COMMON, DIR, batched, headerOf, makeTail, plainRecords, writerDeps, type MadeRecord } from './tail.fixture.ts';
@@ -42,6 +43,8 @@ test('a file gives back every record, byte for byte, with its flag, name and sch
     assert.deepEqual(schema?.tables[0]?.columns, isChangeset ? ['id', 'body'] : undefined);
   }
   assert.equal(at, made.length);
+  // A reader keeps 64: that of tenant 1 is repeated, too.
+  assert.equal(schemaFrames(disk.bytes(file.path)), 2 + 200);
   const { header: read, footer } = describeFile(disk, file.path);
   assert.deepEqual(read, header);
   assert.deepEqual(
@@ -53,6 +56,14 @@ test('a file gives back every record, byte for byte, with its flag, name and sch
   assert.deepEqual(disk.list(DIR), [fileName(header)]);
   assert.equal(disk.openFiles, 0);
 });
+
+function schemaFrames(bytes: Uint8Array): number {
+  const view = Buffer.from(bytes);
+  let count = 0;
+  for (let at = FILE_HEADER_BYTES; at < view.length; at += FRAME_HEAD_BYTES + view.readUInt32LE(at + 4))
+    count += view[at] === FrameKind.schema ? 1 : 0;
+  return count;
+}
 
 const entries = (records: readonly MadeRecord[] = plainRecords(5)): TailEntry[] => [...makeTail(records)];
 const without = (index: number): TailEntry[] => entries().filter((_, i) => i !== index);
@@ -189,6 +200,11 @@ test('a damaged file under the name is set aside, kept, and written anew', async
   await writeRollbackFile(writerDeps(disk), headerOf(5), () => batched(entries()));
   assert.equal((await verifyFile(disk, path)).footer.records, 5);
   assert.deepEqual(disk.bytes(`${path}.damaged`), damaged);
+  for (const verify of ['all', 'ends'] as const)
+    assert.deepEqual(
+      (await listRollbackFiles(disk, DIR, { verify })).map(({ state }) => state),
+      ['whole', 'damaged'],
+    );
 });
 
 test('cancelled, it leaves no file', async () => {

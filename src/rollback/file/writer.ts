@@ -15,7 +15,7 @@ import { brokenLink, pointOf, type ChainPoint } from '../../log/chain.ts';
 import { hashRecord, type LogRecord } from '../../log/record.ts';
 import { TailCheck, tailUnreadable } from '../tail-check.ts';
 import { reasonOf, tooLarge, type Plan, type PreservedFile, type RollbackLimits } from '../types.ts';
-import { fileName, TEMPORARY_SUFFIX } from './file-name.ts';
+import { fileName, SET_ASIDE_SUFFIX, TEMPORARY_SUFFIX } from './file-name.ts';
 import {
   FLAG_ACKNOWLEDGED,
   FRAME_HEAD_BYTES,
@@ -303,7 +303,7 @@ async function wholeOrSetAside(disk: Disk, path: string): Promise<FileDescriptio
     return await verifyFile(disk, path);
   } catch (error) {
     if (!isNostosError(error, 'ROLLBACK_FILE_DAMAGED')) throw error;
-    disk.link(path, `${path}.damaged`);
+    disk.link(path, `${path}${SET_ASIDE_SUFFIX}`);
     disk.remove(path);
     return undefined;
   }

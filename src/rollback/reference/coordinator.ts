@@ -18,6 +18,7 @@ import { TailCheck, tailUnreadable } from '../tail-check.ts';
 import { ROLLBACK_LIMITS, reasonOf, type Plan, type PreservedFile, type RollbackNotice } from '../types.ts';
 import {
   DivergentTail,
+  NodeRole,
   RollbackError,
   RollbackOutcome,
   checkRequest,
@@ -302,7 +303,7 @@ function outcomeOf({ newPrimaryAddr, newTerm, commonPoint }: RollbackRequest, re
     tailLsns: plan === undefined ? 0 : plan.frontier.lsn - plan.common.lsn,
     rollbackFile: file?.path,
     eventFired: plan !== undefined && announced,
-    role: { kind: 'Replica', primaryAddr: newPrimaryAddr, term: newTerm },
+    role: NodeRole.Replica(newPrimaryAddr, newTerm),
     rejoined,
     rejoinError,
   });

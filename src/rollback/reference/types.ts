@@ -86,6 +86,10 @@ export interface RollbackEvent {
 export type NodeRole =
   | { readonly kind: 'Primary'; readonly term: number }
   | { readonly kind: 'Replica'; readonly primaryAddr: string; readonly term: number };
+export const NodeRole = {
+  Primary: (term: number): NodeRole => ({ kind: 'Primary', term }),
+  Replica: (primaryAddr: string, term: number): NodeRole => ({ kind: 'Replica', primaryAddr, term }),
+} as const;
 
 export class RollbackOutcome {
   readonly recoveredToLsn: number;
