@@ -43,20 +43,24 @@ export type Shown =
 
 const KIND_NAMES = new Map<number, string>(Object.entries(RecordKind).map(([name, number]) => [number, name]));
 
+export interface ShowOptions {
+  /** `number`, as by default: INTEGERs are numbers where these hold them, like REALs. `bigint`: they always are bigints. */
+  readonly int64?: 'number' | 'bigint';
+}
+
 export async function* showFile(
   disk: Disk,
   path: string,
-  { signal }: { readonly signal?: AbortSignal } = {},
+  { signal, ...options }: ShowOptions & { readonly signal?: AbortSignal } = {},
 ): AsyncGenerator<Shown, void, undefined> {
-  for await (const record of readFileRecords(disk, path, signal)) yield* showRecord(record);
+  for await (const record of readFileRecords(disk, path, signal)) yield* showRecord(record, options);
 }
 
-export function* showRecord({
-  record,
-  acknowledged,
-  tenantName,
-  schema,
-}: FileRecord): Generator<Shown, void, undefined> {
+export function* showRecord(
+  { record, acknowledged, tenantName, schema }: FileRecord,
+  { int64 = 'number' }: ShowOptions = {},
+): Generator<Shown, void, undefined> {
+  const valuesOf = int64 === 'bigint' ? (values: Values): Values => values : withNumbers;
   const { lsn, term, tenant, kind, payload } = record;
   const named = tenantName !== '' ? tenantName : tenant === 0 ? '' : `#${tenant}`;
   const base = { lsn, term, timeMs: hlcToMs(record.hlc), tenant: named, acknowledged };
@@ -74,9 +78,9 @@ export function* showRecord({
               kind: 'row',
               table,
               op,
-              key,
-              ...(old === undefined ? {} : { old }),
-              ...(row.new === undefined ? {} : { new: row.new }),
+              key: valuesOf(key),
+              ...(old === undefined ? {} : { old: valuesOf(old) }),
+              ...(row.new === undefined ? {} : { new: valuesOf(row.new) }),
               indirect,
             };
         }
@@ -106,6 +110,12 @@ export function* showRecord({
   }
 }
 
+function withNumbers(values: Values): Values {
+  const plain = (value: Value): Value =>
+    typeof value === 'bigint' && Number.isSafeInteger(Number(value)) ? Number(value) : value;
+  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, plain(value)]));
+}
+
 export interface ExportOptions {
   readonly format: 'jsonl' | 'sql';
   /** Of one item: JSON has neither bigint nor bytes. */
@@ -119,7 +129,9 @@ export async function* exportFile(
   path: string,
   { format, stringify, ...options }: ExportOptions,
 ): AsyncGenerator<string, void, undefined> {
-  for await (const item of showFile(disk, path, options)) yield format === 'jsonl' ? stringify(item) : sqlOf(item);
+  const int64 = format === 'sql' ? 'bigint' : 'number';
+  for await (const item of showFile(disk, path, { ...options, int64 }))
+    yield format === 'jsonl' ? stringify(item) : sqlOf(item);
 }
 
 function sqlOf(item: Shown): string {
