@@ -1,7 +1,7 @@
 /** What rollback files are called: terms, range and id, so that a directory listing tells them apart. */
 import type { FileHeader } from './format.ts';
 
-export const FILE_SUFFIX = '.nrb';
+const FILE_SUFFIX = '.nrb';
 export const TEMPORARY_SUFFIX = '.nrb.tmp';
 
 /** What did not check out when its run was resumed. */

@@ -98,6 +98,45 @@ test('a disk that fails at any step, and the power that goes in the midst of the
   assert.ok(cuts > 500, `the power went ${cuts} times`);
 });
 
+test('random faults one after another, while primaries change: rolled back once, told under one key, nothing lost', async () => {
+  const random = seededRandom(1);
+  const seen = { power: 0, disk: 0, host: 0, resumed: 0 };
+  for (let seed = 0; seed < 400; seed++) {
+    const world = new World();
+    let disk = newDisk();
+    let { primary } = REQUEST;
+    let known: string | undefined;
+    for (let attempt = 0; attempt < 6; attempt++) {
+      if (random.chance(0.3)) primary = { address: `p${seed}.${attempt}`, term: primary.term + 1 };
+      const kind = (['power', 'EIO', 'ENOSPC'] as const)[random.below(3)]!;
+      const hostFails = random.chance(0.3);
+      const atStep = disk.trace.length + random.below(25);
+      disk.inject(hostFails ? undefined : { atStep, kind, repeat: random.below(3) });
+      world.failCall = { number: world.calls.length + random.below(5), when: random.chance(0.5) ? 'before' : 'after' };
+      if (!hostFails) world.failCall = undefined;
+      const [struck, fired] = [disk.fired.length, world.fired];
+      const runner = openRunner(disk, world, { seed: seed * 10 + attempt });
+      await runner.run({ ...REQUEST, primary }).catch(() => {});
+      if (disk.fired.length > struck) seen[kind === 'power' ? 'power' : 'disk'] += 1;
+      if (world.fired > fired) seen.host += 1;
+      disk.inject(undefined);
+      world.failCall = undefined;
+      if (kind === 'power' && disk.fired.length > struck) disk = disk.crash(random);
+      await assertNothingLost(disk);
+      const { intent, counter } = new FileJournal(disk, DIR).load();
+      if (known !== undefined && intent?.plan.id === known) seen.resumed += 1;
+      assert.ok(counter <= 1);
+      known = intent?.plan.id;
+    }
+    const last = openRunner(disk, world, { seed: -1 });
+    if (last.journal().intent?.state !== 'rejoined' || world.following?.primary !== primary)
+      await last.run({ ...REQUEST, primary });
+    await last.deliver();
+    await assertRolledBack(disk, world, { primary });
+  }
+  for (const [name, count] of Object.entries(seen)) assert.ok(count > 20, `${name}: ${count}`);
+});
+
 for (const when of ['before', 'after'] as const)
   test(`each call of the host fails ${when} it has worked: the next run ends it, and every failure is told`, async () => {
     const clean = new World();

@@ -143,7 +143,7 @@ export async function assertNothingLost(disk: Disk): Promise<void> {
 export async function assertRolledBack(
   disk: Disk,
   world: World,
-  options: { readonly id?: string } = {},
+  options: { readonly id?: string; readonly primary?: NewPrimary } = {},
 ): Promise<void> {
   await assertNothingLost(disk);
   const { counter, intent } = new FileJournal(disk, DIR).load();
@@ -157,7 +157,7 @@ export async function assertRolledBack(
   assert.ok(!files.some(({ state }) => state === 'damaged'));
   const keys = new Set(world.told.filter(({ kind }) => kind === 'rolled-back').map(({ key }) => key));
   assert.deepEqual([...keys], [intent.plan.id]);
-  assert.deepEqual(world.following, { primary: REQUEST.primary, from: COMMON });
+  assert.deepEqual(world.following, { primary: options.primary ?? REQUEST.primary, from: COMMON });
 }
 
 export const isDiskError = (error: unknown): boolean =>
