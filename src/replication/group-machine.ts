@@ -60,7 +60,7 @@ export class GroupMachine<P> {
   readonly #view: StoreView;
   readonly #options: GroupOptions;
   readonly #alarm = new Alarm();
-  readonly #standstill = new Standstill();
+  readonly #standstill: Standstill;
   readonly #follower: FollowerMachine<P>;
   #effects: Effect<P>[] = [];
   #now: Instant = { monotonicMs: 0, wallMs: 0 };
@@ -73,9 +73,9 @@ export class GroupMachine<P> {
   #request: { readonly id: number; readonly kind: 'read' | 'cas' } | undefined;
   #proposal: Proposal | undefined;
   #nextReadMs = 0;
+  /** After a request that failed, hints have to wait. */
+  #quietUntilMs = 0;
   #hinted = true;
-  /** When the coordinator answered last. */
-  #answeredMs = 0;
   #candidacy: Candidacy | undefined;
   #backoffUntilMs = 0;
   #backoffMs: number;
@@ -94,6 +94,7 @@ export class GroupMachine<P> {
     this.#options = options;
     this.#newest = newest;
     this.#backoffMs = options.candidateBackoffMs;
+    this.#standstill = new Standstill(options);
     this.#follower = new FollowerMachine<P>({
       self,
       view,
@@ -227,6 +228,7 @@ export class GroupMachine<P> {
       if (next !== undefined) return this.#propose(next.purpose, this.#primary.confirmed.version, next.record);
       if (!this.#hinted) return;
     } else if (!this.#hinted && !this.#alarm.due(this.#nextReadMs)) return;
+    if (!this.#alarm.due(this.#quietUntilMs)) return;
     this.#hinted = false;
     this.#nextReadMs = this.#now.monotonicMs + this.#options.coordinatorPollMs;
     this.#request = { id: ++this.#counter, kind: 'read' };
@@ -260,10 +262,11 @@ export class GroupMachine<P> {
   }
 
   #requestFailed(): void {
+    this.#quietUntilMs = this.#now.monotonicMs + this.#options.coordinatorRetryMs;
     if (this.#proposal === undefined) return;
     // It is read first: what was lost is most often only the answer.
     this.#proposal.next = this.#proposal.next === 'read' ? 'cas' : 'read';
-    this.#proposal.retryAtMs = this.#now.monotonicMs + this.#options.coordinatorRetryMs;
+    this.#proposal.retryAtMs = this.#quietUntilMs;
   }
 
   #casAnswered(result: CasResult): void {
@@ -285,7 +288,6 @@ export class GroupMachine<P> {
       });
     if (current === undefined) return;
     this.#newest = current;
-    this.#answeredMs = this.#now.monotonicMs;
     this.#standstill.observe(current.record, this.#now.monotonicMs);
     const resolved = this.#resolve(current);
     if (this.#role !== 'stepping-down') this.#consider(current, resolved);
@@ -354,13 +356,16 @@ export class GroupMachine<P> {
   }
 
   #mayStand(record: GroupRecord): boolean {
-    const { leaseMs, clockDriftMax, broken } = this.#options;
+    const { broken } = this.#options;
     if (!this.#eligible || this.#proposal !== undefined || this.#follower.phase === 'rolling-back') return false;
     if (!record.inSync.includes(this.#self.store) && broken !== 'anyTakes') return false;
     if (!holdsDurably(this.#view, record.committed) && broken !== 'anyTakes' && broken !== 'diskOld') return false;
     if (!this.#alarm.due(this.#backoffUntilMs)) return false;
     const leaseMayBeOut = record.primary !== null && !this.#isNamed(record) && record.members.length > 1;
-    return !leaseMayBeOut || this.#alarm.due(this.#standstill.endsMs(leaseMs, clockDriftMax));
+    if (!leaseMayBeOut || this.#standstill.isOver) return true;
+    // It is over when a reply says so.
+    if (this.#alarm.due(this.#standstill.endsMs)) this.#hinted = true;
+    return false;
   }
 
   #stand({ version }: Versioned, record: GroupRecord): void {
@@ -395,8 +400,7 @@ export class GroupMachine<P> {
    * newcomers that the members who are gone have become.
    */
   #mayLeadAlone(): boolean {
-    const { leaseMs, clockDriftMax, commitStallMs } = this.#options;
-    return this.#alarm.due(this.#standstill.endsMs(leaseMs, clockDriftMax) + commitStallMs);
+    return this.#alarm.due(this.#standstill.endsMs + this.#options.commitStallMs);
   }
 
   #ping(record: GroupRecord): Candidacy {
@@ -448,7 +452,7 @@ export class GroupMachine<P> {
   #reign(primary: PrimaryMachine<P>): void {
     primary.advance();
     // While the coordinator is away nobody else can lead: whoever does goes on.
-    const answers = this.#now.monotonicMs < this.#answeredMs + this.#options.leaseMs;
+    const answers = !this.#standstill.isBlind(this.#now.monotonicMs);
     if (this.#role === 'starting') {
       if (primary.watermark >= primary.termStart && this.#view.applied >= primary.termStart) {
         this.#role = 'leading';

@@ -69,8 +69,8 @@ class GroupSimulator {
   readonly #faultEveryMs: number;
   #quiet = false;
   #clientsDone = false;
-  /** Clocks whose rates break their bound: then leases prove nothing. */
-  readonly #wildClocks: boolean;
+  /** Clocks or waits break their bounds, so that leases prove nothing; everything else must hold. */
+  readonly #noLeases: boolean;
   /** After the coordinator was set back: who had read more than it has. */
   #haveSeenMore: readonly SimNode[] | undefined;
 
@@ -81,9 +81,11 @@ class GroupSimulator {
     const nodes = [3, 3, 3, 3, 3, 2, 4, 5][shape.below(8)]!;
     const minInSync = shape.chance(0.7) ? Math.floor(nodes / 2) + 1 : 1 + shape.below(nodes);
     const rule = broken === undefined ? {} : { broken };
-    this.#wildClocks = shape.chance(0.1);
-    // With these anybody may take over at any moment: what is written must not rest on leases.
-    const limits = shape.chance(0.1) ? { leaseMs: 20, clockDriftMax: -0.9 } : {};
+    const wildClocks = shape.chance(0.1);
+    // Then anybody may take over at any moment: what is written must not rest on leases.
+    const hasty = shape.chance(0.1);
+    this.#noLeases = wildClocks || hasty;
+    const limits = hasty ? { leaseMs: 100, clockDriftMax: -0.99, coordinatorPollMs: 20 } : {};
     this.world = new World({
       seed,
       nodes,
@@ -96,7 +98,7 @@ class GroupSimulator {
     });
     this.#faultEveryMs = [40, 100, 200, 400, 1_000][shape.below(5)]!;
     const { random } = this.world;
-    const drift = this.#wildClocks ? 0.3 : SIM_LIMITS.clockDriftMax * 0.99;
+    const drift = wildClocks ? 0.3 : SIM_LIMITS.clockDriftMax * 0.99;
     for (const node of this.world.nodes) node.clockRate = 1 + (random.below(2001) / 1000 - 1) * drift;
     this.#disturb();
   }
@@ -164,7 +166,7 @@ class GroupSimulator {
     const { random } = world;
     for (const node of world.nodes) {
       if (random.chance(0.6)) node.write(random.chance(0.3) ? 'local' : 'quorum');
-      if (!this.#wildClocks && random.chance(0.3))
+      if (!this.#noLeases && random.chance(0.3))
         node.read(!this.#quiet && random.chance(0.01) ? random.below(2 * SIM_LIMITS.leaseMs) : 0);
     }
   }
