@@ -9,7 +9,7 @@ import type { Effect, GroupEvent } from './effects.ts';
 import { GroupMachine } from './group-machine.ts';
 import { leaseHolds } from './lease.ts';
 import type { ChannelId, Message } from './messages.ts';
-import { DEFAULT_GROUP_LIMITS } from './options.ts';
+import { checkGroupLimits, DEFAULT_GROUP_LIMITS } from './options.ts';
 
 type Records = readonly SimRecord[];
 type Kind = Effect<Records>['kind'];
@@ -365,3 +365,14 @@ for (const [change, why] of [
     assert.equal(ok, false);
     assert.match(said ?? '', why);
   });
+
+test('times that do not fit each other are refused, the defaults are not', () => {
+  assert.equal(checkGroupLimits(LIMITS), LIMITS);
+  for (const change of [
+    { clockDriftMax: 0.5 },
+    { renewIntervalMs: 3_000 },
+    { leaseMs: 1_900 },
+    { streamTimeoutMs: 900 },
+  ])
+    assert.throws(() => checkGroupLimits({ ...LIMITS, ...change }), /INVALID_ARGUMENT|at most|share/);
+});

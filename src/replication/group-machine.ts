@@ -32,6 +32,15 @@ export interface GroupStatus {
   readonly inSync: boolean;
   readonly version: number;
   readonly stopped: StopReason | undefined;
+  /** Of a primary: who streams from it. */
+  readonly replicas: readonly ReplicaStatus[];
+}
+
+export interface ReplicaStatus {
+  readonly store: StoreId;
+  readonly phase: 'searching' | 'streaming';
+  readonly acked: Lsn;
+  readonly inSync: boolean;
 }
 
 interface Proposal {
@@ -107,17 +116,27 @@ export class GroupMachine<P> {
     });
   }
 
+  get role(): Role {
+    return this.#role === 'follower' && this.#candidacy !== undefined ? 'candidate' : this.#role;
+  }
+
   get status(): GroupStatus {
     const { target, phase } = this.#follower;
     const following = target !== undefined && this.#role === 'follower';
     return {
-      role: this.#role === 'follower' && this.#candidacy !== undefined ? 'candidate' : this.#role,
+      role: this.role,
       term: this.#newest?.record.term ?? (0 as Term),
       watermark: this.watermark,
       following: following ? { store: target.store, phase } : undefined,
       inSync: this.#newest?.record.inSync.includes(this.#self.store) ?? false,
       version: this.#newest?.version ?? 0,
       stopped: this.#stopped,
+      replicas: [...(this.#primary?.streams ?? [])].map(({ store, phase, acked }) => ({
+        store,
+        phase,
+        acked,
+        inSync: this.#newest?.record.inSync.includes(store) ?? false,
+      })),
     };
   }
 
@@ -622,8 +641,8 @@ export class GroupMachine<P> {
 }
 
 function isOlder(current: Versioned, seen: Versioned): boolean {
-  if (current.version !== seen.version) return current.version < seen.version;
-  return current.record.nonce !== seen.record.nonce;
+  if (current.version === seen.version) return current.record.nonce !== seen.record.nonce;
+  return current.version < seen.version || current.record.term < seen.record.term;
 }
 
 function unfit<P>(primary: PrimaryMachine<P>, change: MemberChange, self: StoreId): string | undefined {

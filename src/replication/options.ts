@@ -1,4 +1,5 @@
 /** Times and bounds of a group. */
+import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 
 const NAMES = [
@@ -27,6 +28,20 @@ export type GroupLimits = Readonly<Record<(typeof NAMES)[number], number>>;
 export interface GroupOptions extends GroupLimits {
   /** For tests: the one rule that this machine breaks. */
   readonly broken?: BrokenRule;
+}
+
+/** Refuses times that do not fit each other: with them a group never changes its primary, or always. */
+export function checkGroupLimits(limits: GroupLimits): GroupLimits {
+  const { leaseMs, clockDriftMax } = limits;
+  const rules: readonly (readonly [fits: boolean, why: string])[] = [
+    [clockDriftMax >= 0 && clockDriftMax < 0.5, 'clockDriftMax is a share from 0 to 0.5'],
+    [limits.renewIntervalMs * 2 <= leaseMs, 'renewIntervalMs is at most half of leaseMs'],
+    [limits.coordinatorPollMs * 4 <= leaseMs, 'coordinatorPollMs is at most a quarter of leaseMs'],
+    [limits.streamHeartbeatMs * 2 <= limits.streamTimeoutMs, 'streamHeartbeatMs is at most half of streamTimeoutMs'],
+  ];
+  for (const [fits, why] of rules)
+    if (!fits) throw new NostosError('INVALID_ARGUMENT', why, { details: { ...limits } });
+  return limits;
 }
 
 /** Rules whose breach loses data, as in the model that the design was checked with; a simulation must find each. */

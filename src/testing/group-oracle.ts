@@ -83,7 +83,7 @@ export class GroupOracle {
   /** A power cut took what was not fsynced: nobody may have been told of it. */
   torn(name: string, store: StoreId, lost: Iterable<SimRecord>): void {
     for (const { id, lsn } of lost)
-      if (this.#localAnswered.get(id)?.by === store)
+      if (this.#localAnswered.get(id)?.by === store && !this.#lostWithDisk.has(id))
         throw new Violation(`G6: ${name} loses the acknowledged local LSN ${lsn}`);
   }
 

@@ -334,6 +334,7 @@ export class World {
       return { ok: false, current };
     }
     assert(record.inSync.length >= record.minInSync, 'an in-sync set below the minimum was written');
+    this.#checkSuccession(current.record, record);
     const version = expectedVersion + 1;
     this.history.push({ version, record });
     const shorten = (stores: readonly StoreId[]): string => stores.map((store) => this.nameOf(store)).join();
@@ -343,6 +344,19 @@ export class World {
         `inSync ${shorten(record.inSync)} of ${shorten(record.members)} committed ${record.committed?.lsn ?? 0}`,
     );
     return { ok: true, version };
+  }
+
+  /** Within a term only its primary writes, and a new one is the next. */
+  #checkSuccession(current: GroupRecord, next: GroupRecord): void {
+    const same = next.primary?.store === current.primary?.store && next.primary?.boot === current.primary?.boot;
+    const follows = next.term === current.term ? same : next.term === current.term + 1;
+    const kept = next.term === current.term || next.inSync.every((store) => current.inSync.includes(store));
+    if (!follows || (!kept && this.options.broken !== 'anyTakes'))
+      throw new Violation(
+        `G9: the record of term ${current.term} is followed by one of term ${next.term} that may not`,
+      );
+    if ((next.committed?.lsn ?? 0) < (current.committed?.lsn ?? 0) && this.options.broken === undefined)
+      throw new Violation(`G9: committed falls from ${current.committed?.lsn} to ${next.committed?.lsn}`);
   }
 
   #request(node: SimNode, request: number, cas: CasRequest | undefined, perform: () => GroupEvent<Payload>): void {
@@ -533,7 +547,7 @@ export class SimNode {
       this.#performing = false;
     }
     if (this.boots !== boot) return;
-    const { role } = this.machine.status;
+    const { role } = this.machine;
     this.reigns = role === 'starting' || role === 'leading' || role === 'draining';
     this.#scheduleTick();
   }
@@ -719,7 +733,7 @@ export class SimNode {
       return true;
     };
     // A new primary that drops its own tail does so before it goes on: the rule that is broken there.
-    if (world.options.broken === 'takerTruncates' && this.machine.status.role === 'starting') return void cut();
+    if (world.options.broken === 'takerTruncates' && this.machine.role === 'starting') return void cut();
     world.after(1 + world.random.below(20), () => {
       if (this.boots !== boots) return;
       const halfway = to + world.random.below(store.end.lsn - to + 1);
