@@ -8,27 +8,29 @@ import { runInNewContext } from 'node:vm';
 
 /** Collecting a larger heap would hold its thread up for too long; whose heap is large has no need of this either. */
 const HEAP_BYTES_MAX = 48 * 1024 * 1024;
-/** Less is not worth the few milliseconds. */
+/** Less is not worth the few milliseconds, where somebody may wait for them. */
 const GROWN_BYTES_MIN = 3 * 1024 * 1024;
+/** Of threads for which nobody waits. */
+export const GROWN_BYTES_BACKGROUND = 1024 * 1024;
 
 let collect: (() => void) | undefined;
 let keptBytes = 0;
 
 /** Collects what this thread has left since the last time, if that is much and the heap is small; true where it did. */
-export function collectIfGrown(): boolean {
+export function collectIfGrown(grownBytesMin = GROWN_BYTES_MIN): boolean {
   const { used_heap_size: usedBytes, malloced_memory: nativeBytes } = getHeapStatistics();
   const bytes = usedBytes + nativeBytes;
-  if (bytes > HEAP_BYTES_MAX || bytes < keptBytes + GROWN_BYTES_MIN) return false;
+  if (bytes > HEAP_BYTES_MAX || bytes < keptBytes + grownBytesMin) return false;
   collect ??= exposed();
   collect();
   keptBytes = getHeapStatistics().used_heap_size;
   return true;
 }
 
-/** The function that V8 gives to contexts made while the flag is set. */
+/** The function that V8 gives to contexts made while the flag is set; so threads that start from now on have it. */
 function exposed(): () => void {
+  const { gc } = globalThis;
+  if (gc !== undefined) return () => gc();
   setFlagsFromString('--expose-gc');
-  const gc = runInNewContext('gc') as () => void;
-  setFlagsFromString('--no-expose-gc');
-  return gc;
+  return runInNewContext('gc') as () => void;
 }

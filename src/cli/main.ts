@@ -29,6 +29,7 @@ function dieBy(signal: Interrupted['signal']): void {
 export async function main(args: readonly string[]): Promise<void> {
   // The nursery stays at 1 MiB: a larger one costs 5 MiB and makes nothing here faster (`npm run bench -- --only writers-64`).
   setFlagsFromString('--semi-space-growth-factor=1');
+  setFlagsFromString('--expose-gc'); // for the threads of this process: `base/collect.ts`
   // `nostos log | head`: nobody reads any more, and that is no failure.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     process.exit(error.code === 'EPIPE' ? EXIT_CODES.ok[0] : EXIT_CODES.io[0]);

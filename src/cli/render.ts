@@ -10,12 +10,14 @@ export interface Column<Item> {
 const ESCAPES = /\u001B\[\d+m/g;
 const WIDE =
   /[\u1100-\u115F\u2E80-\uA4CF\uAC00-\uD7A3\uF900-\uFAFF\uFE30-\uFE6F\uFF00-\uFF60\uFFE0-\uFFE6]|\p{Emoji_Presentation}/u;
-const segmenter = new Intl.Segmenter();
+/** Made at its first use: ICU takes several MiB. */
+let segmenter: Intl.Segmenter | undefined;
 
 /** Columns that the text takes on a terminal. */
 export function width(text: string): number {
   if (/^[\x20-\x7e]*$/.test(text)) return text.length;
   let columns = 0;
+  segmenter ??= new Intl.Segmenter();
   for (const { segment } of segmenter.segment(text.replace(ESCAPES, ''))) columns += WIDE.test(segment) ? 2 : 1;
   return columns;
 }
@@ -102,9 +104,9 @@ function stringOf(value: unknown): string {
   return typeof value === 'string' ? value : typeof value === 'object' ? JSON.stringify(value) : `${value as number}`;
 }
 
-/** `12,345` */
+/** `12,345`, of a whole number; without ICU, which takes several MiB. */
 export function count(value: number | bigint): string {
-  return value.toLocaleString('en-US');
+  return String(value).replaceAll(/\B(?=(?:\d{3})+$)/g, ',');
 }
 
 /** `1.5 MiB` */
@@ -116,7 +118,7 @@ export function bytes(value: number): string {
     amount /= 1024;
     unit += 1;
   }
-  return `${unit === 0 ? count(amount) : amount.toFixed(1)} ${units[unit]}`;
+  return `${unit === 0 ? count(Math.round(amount)) : amount.toFixed(1)} ${units[unit]}`;
 }
 
 /** `340 ms`, `2.5 s`, `3 min 20 s` */

@@ -1,3 +1,4 @@
+import { setFlagsFromString } from 'node:v8';
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { systemDisk } from '../base/disk.ts';
@@ -202,6 +203,7 @@ function describeReport(io: Io, report: RunReport): string {
 
 async function restore(run: Run): Promise<void> {
   const { io, options, dir } = run;
+  setFlagsFromString('--optimize-for-size'); // this process waits for network and disk, not for the collector
   const found = readMarker(systemDisk, dir);
   if (decide(found, { kind: 'go-on' }) === 'ask') sourcesOf(run, found);
   if (found !== undefined && !options.json)

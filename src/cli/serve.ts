@@ -3,6 +3,7 @@ import { join, resolve } from 'node:path';
 import { once } from 'node:events';
 import { Option, type Command } from 'commander';
 import { toNodeId } from '../base/brands.ts';
+import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { systemClock } from '../base/clock.ts';
 import { makeDirectories } from '../base/make-directory.ts';
 import { isServed } from '../node/admin-socket.ts';
@@ -147,6 +148,7 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
         'warning: --listen without --tls-dir: every local user of this machine can copy this node.\n',
       );
     await announce(io, options, { url: server.url, dir, address: node.address, ...access });
+    collectIfGrown(GROWN_BYTES_BACKGROUND); // what starting has left
     if (!io.signal.aborted) await once(io.signal, 'abort');
   } finally {
     await server.close();

@@ -14,6 +14,7 @@ import { chmod, mkdtemp, readlink, realpath, rename, rm, symlink } from 'node:fs
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
+import { nodeHttp } from '../base/builtins.ts';
 import { NostosError, serializeError } from '../base/errors.ts';
 import { parseJson, stringifyJson } from './json-values.ts';
 import {
@@ -83,22 +84,23 @@ export async function serveAdmin(options: AdminSocketOptions): Promise<AdminSock
   const running = new Set<Promise<void>>();
   let connections = 0;
 
-  // Takes 5 MiB, and what only verifies a copy that was fetched serves nothing.
-  const { createServer } = await import('node:http');
-  const server = createServer({ headersTimeout: HEADERS_TIMEOUT_MS, keepAlive: false }, (incoming, response) => {
-    if (connections > limits.adminConnectionsMax) {
-      const error = new NostosError(
-        'QUEUE_FULL',
-        `more than adminConnectionsMax (${limits.adminConnectionsMax}) connections`,
-      );
-      response.writeHead(503, { 'content-type': NDJSON, connection: 'close' });
-      response.end(`${stringifyJson({ error: serializeError(error) })}\n`);
-      return;
-    }
-    const done = respond({ ...options, limits }, { request: incoming, response, signal: closing.signal });
-    running.add(done);
-    void done.finally(() => running.delete(done));
-  });
+  const server = nodeHttp().createServer(
+    { headersTimeout: HEADERS_TIMEOUT_MS, keepAlive: false },
+    (incoming, response) => {
+      if (connections > limits.adminConnectionsMax) {
+        const error = new NostosError(
+          'QUEUE_FULL',
+          `more than adminConnectionsMax (${limits.adminConnectionsMax}) connections`,
+        );
+        response.writeHead(503, { 'content-type': NDJSON, connection: 'close' });
+        response.end(`${stringifyJson({ error: serializeError(error) })}\n`);
+        return;
+      }
+      const done = respond({ ...options, limits }, { request: incoming, response, signal: closing.signal });
+      running.add(done);
+      void done.finally(() => running.delete(done));
+    },
+  );
   // Beyond what is refused politely, so that idle connections cannot use up the process's descriptors either.
   server.maxConnections = limits.adminConnectionsMax * 2;
   server.on('connection', (socket) => {
@@ -185,8 +187,7 @@ export async function callAdmin<Name extends OperationName>(
 ): Promise<OperationResult<Name>> {
   const { signal } = options;
   const socketPath = await socketOf(dir);
-  const { request } = await import('node:http');
-  const outgoing = request({
+  const outgoing = nodeHttp().request({
     socketPath,
     path: `/operations/${call.name}`,
     method: 'POST',

@@ -80,7 +80,7 @@ function serve(engine: Engine, port: MessagePort, ring: AppendRing): void {
       reply({ id, ok: false, error: serializeError(error) });
     }
     if (method === 'close') port.close();
-    else if (method === 'readPage') collectIfGrown();
+    else collectIfGrown();
   };
 
   const take = (message: EngineRequest | Uint8Array): void => {

@@ -18,7 +18,8 @@ export const NDJSON = 'application/x-ndjson';
 export async function readBody(request: IncomingMessage, bytesMax: number): Promise<string> {
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // Whoever sent too much is to hear it, so the connection stays.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     bytes += chunk.length;
     if (bytes > bytesMax)
       throw new NostosError('FRAME_TOO_LARGE', `the request is larger than requestBytesMax (${bytesMax} bytes)`);

@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { toTenantId, type TenantId } from '../base/brands.ts';
 import { diskError } from '../base/disk.ts';
+import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { NostosError } from '../base/errors.ts';
 import { TERMS_FILE } from '../log/terms.ts';
 import { parseItemName, type ItemName } from '../restore/item-name.ts';
@@ -180,7 +181,7 @@ class NodeSourceSession implements SourceSession {
       },
       close: () => {
         this.#open.delete(file);
-        closed ??= release();
+        closed ??= release().then(() => void collectIfGrown(GROWN_BYTES_BACKGROUND));
         return closed;
       },
     };

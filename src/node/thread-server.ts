@@ -1,7 +1,7 @@
 /** The other end of `CallThread`: answers calls in a worker thread. */
 import { parentPort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
-import { collectIfGrown } from '../base/collect.ts';
+import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { serializeError } from '../base/errors.ts';
 import type { ThreadCall, ThreadReply } from './threads.ts';
 
@@ -19,7 +19,7 @@ export function serveThread(methods: ThreadMethods): void {
     } catch (error) {
       reply({ id, error: serializeError(error) });
     }
-    collectIfGrown();
+    collectIfGrown(GROWN_BYTES_BACKGROUND);
   };
   port.on('message', (call: ThreadCall) => void answer(call));
 }

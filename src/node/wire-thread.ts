@@ -7,6 +7,7 @@ import { constants as osConstants, setPriority } from 'node:os';
 import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
+import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { deserializeError, isNostosError, serializeError } from '../base/errors.ts';
 import type { ServedLog } from '../restore/reference/served-files.ts';
 import { NetworkRestoreServer } from '../restore/reference/server.ts';
@@ -126,6 +127,7 @@ port.on('message', (message: ToWire) => {
 
 try {
   tell({ kind: 'started', address: await dispatcher.start() });
+  collectIfGrown(GROWN_BYTES_BACKGROUND); // what loading has left
 } catch (error) {
   tell({ kind: 'failed', error: serializeError(error) });
   port.close();

@@ -212,7 +212,7 @@ export class OpenTenants {
       if (!wanted)
         void this.#close(id)
           .catch(() => undefined) // what it lacks is noted, and the log keeps it
-          .then(collectIfGrown);
+          .then(() => collectIfGrown());
     }
   }
 

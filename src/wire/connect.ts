@@ -1,13 +1,7 @@
 /** The connecting side: a name or an address becomes a stream of bytes, or a channel to a service. */
 import { connect as connectTcp, type Socket, type TcpNetConnectOpts } from 'node:net';
-import {
-  checkServerIdentity,
-  type PeerCertificate,
-  connect as connectTls,
-  createSecureContext,
-  type SecureContext,
-  type TLSSocket,
-} from 'node:tls';
+import type { PeerCertificate, SecureContext, TLSSocket } from 'node:tls';
+import { nodeTls } from '../base/builtins.ts';
 import { isNostosError, NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { parseAddress } from './address.ts';
@@ -79,7 +73,7 @@ export async function connectStream(address: string, options: ConnectOptions = {
 /** Both sides speak TLS 1.3 with a certificate. */
 export function secureContext(identity: TlsIdentity): SecureContext {
   try {
-    return createSecureContext({ ...identity, minVersion: 'TLSv1.3' });
+    return nodeTls().createSecureContext({ ...identity, minVersion: 'TLSv1.3' });
   } catch (error) {
     throw new NostosError(
       'INVALID_ARGUMENT',
@@ -95,7 +89,7 @@ export function subjectAltName(socket: TLSSocket): string | undefined {
 
 function startTls(address: string, target: TcpNetConnectOpts, tls: ClientTls): TLSSocket {
   const { ca, cert, key } = tls;
-  return connectTls({
+  return nodeTls().connect({
     ...target,
     secureContext: secureContext({ ca, cert, key }),
     // Said, since NODE_TLS_REJECT_UNAUTHORIZED=0 in the environment would be the answer otherwise.
@@ -112,7 +106,7 @@ function whyNot(certificate: PeerCertificate, address: string, { node, cluster }
   } catch (error) {
     return error as NostosError;
   }
-  return node === undefined ? checkServerIdentity(parseAddress(address).host, certificate) : undefined;
+  return node === undefined ? nodeTls().checkServerIdentity(parseAddress(address).host, certificate) : undefined;
 }
 
 /** Once more, so that no setting of the process can have left the checks of the handshake out. */

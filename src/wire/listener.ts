@@ -4,7 +4,8 @@
  */
 import { lookup } from 'node:dns/promises';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
-import { createServer as createTlsServer, type Server as TlsServer, type TLSSocket } from 'node:tls';
+import type { Server as TlsServer, TLSSocket } from 'node:tls';
+import { nodeTls } from '../base/builtins.ts';
 import { isNostosError, NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { formatAddress, isLoopbackIp, parseAddress, plainIp } from './address.ts';
@@ -120,7 +121,7 @@ export class Listener {
         'INVALID_ARGUMENT',
         'allowNodes is empty, so nobody could connect; list the nodes that may',
       );
-    const server = createTlsServer({
+    const server = nodeTls().createServer({
       ca,
       cert,
       key,

@@ -146,7 +146,11 @@ test('bad requests are told what is wrong, and nothing else', async () => {
     ['POST', query, { sql: 'selec 1' }, 400, 'SQL_DENIED'],
     ['POST', query, { sql: 'select * from absent' }, 422, 'SQL_FAILED'],
     ['POST', query, { sql: 'x'.repeat(20_000) }, 413, 'FRAME_TOO_LARGE'],
+    ['POST', query, { sql: 'x'.repeat(2_000_000) }, 413, 'FRAME_TOO_LARGE'],
     ['GET', '/v1/log?limit=-1', undefined, 400, 'INVALID_ARGUMENT'],
+    ['GET', '/v1/log?limit=1&limit=2', undefined, 400, 'INVALID_ARGUMENT'],
+    ['GET', '/v1/tenants/%zz', undefined, 404, 'INVALID_ARGUMENT'],
+    ['PUT', query, { sql: 'select 1' }, 404, 'INVALID_ARGUMENT'],
     ['GET', '/v1/absent', undefined, 404, 'INVALID_ARGUMENT'],
     ['GET', '/v1/tenants/nobody', undefined, 404, 'TENANT_NOT_FOUND'],
   ];

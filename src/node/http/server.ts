@@ -8,12 +8,15 @@
  * | `/metrics` | read, on all tenants |
  * | `/v1/…` | what the operation needs, on its tenant or on all |
  */
+import { once } from 'node:events';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import { BlockList, isIP, type AddressInfo } from 'node:net';
-import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import findMyWay from 'find-my-way';
+import { nodeHttp } from '../../base/builtins.ts';
 import { DEFAULT_LIMITS } from '../../base/limits.ts';
 import { NostosError, isNostosError, serializeError, type ErrorCode, type SerializedError } from '../../base/errors.ts';
 import { parseJson, stringifyJson } from '../json-values.ts';
-import { disconnectSignal, respondWithStream } from '../operation-stream.ts';
+import { disconnectSignal, readBody, respondWithStream } from '../operation-stream.ts';
 import { OPERATIONS, runOperation, type Access } from '../operations.ts';
 import type { Node } from '../types.ts';
 import { respondWithEvents } from './event-stream.ts';
@@ -72,99 +75,123 @@ function publicError(error: unknown): SerializedError {
   return { code: 'INTERNAL', message: 'unexpected error; the log of the node has it', retry: 'never', details: {} };
 }
 
-function sendError(reply: FastifyReply, error: unknown): FastifyReply {
+interface Exchange {
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+  readonly params: Readonly<Record<string, string | undefined>>;
+  readonly query: Readonly<Record<string, string | undefined>>;
+}
+
+type Handler = (context: Context, exchange: Exchange) => Promise<void> | void;
+
+interface Reply {
+  readonly status?: number;
+  readonly type: string;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+const JSON_TYPE = 'application/json; charset=utf-8';
+
+function send(response: ServerResponse, text: string, { status = 200, type, headers = {} }: Reply): void {
+  response.writeHead(status, { ...headers, 'content-type': type, 'content-length': Buffer.byteLength(text) });
+  response.end(text);
+}
+
+function sendError(response: ServerResponse, error: unknown, more: Partial<Reply> = {}): void {
   const shape = publicError(error);
-  return reply
-    .status(httpStatus(shape))
-    .type('application/json')
-    .send(stringifyJson({ error: shape }));
+  if (response.headersSent) return void response.destroy();
+  // What of the request was not read is not waited for.
+  if (!response.req.complete) response.setHeader('connection', 'close');
+  send(response, stringifyJson({ error: shape }), { status: httpStatus(shape), type: JSON_TYPE, ...more });
 }
 
 /** True when the request may go on; else it is answered. */
 function authorized(
   { grants }: Context,
-  exchange: { readonly request: FastifyRequest; readonly reply: FastifyReply },
+  { request, response }: Exchange,
   call: { readonly access: Access; readonly tenant: string | undefined },
 ): boolean {
-  const { request, reply } = exchange;
   const grant = findGrant(grants, request.headers.authorization);
   if (grant !== undefined && allows(grant, call)) return true;
   const where = call.tenant === undefined ? 'on all tenants' : `on tenant ${JSON.stringify(call.tenant)}`;
   const message = grant === undefined ? 'give a token: Authorization: Bearer …' : 'this token lacks the right';
   const error = new NostosError('UNAUTHORIZED', `${message}; needed: ${call.access} ${where}`);
-  void reply.header('www-authenticate', 'Bearer').header('cache-control', 'no-store');
-  if (grant === undefined) void reply.status(401).type('application/json').send(stringifyJson({ error }));
-  else void sendError(reply, error);
+  const headers = { 'www-authenticate': 'Bearer', 'cache-control': 'no-store' };
+  sendError(response, error, { headers, ...(grant === undefined ? { status: 401 } : {}) });
   return false;
 }
 
-function requestParts(request: FastifyRequest): RequestParts {
-  const body = request.body ?? {};
-  if (typeof body !== 'object' || Array.isArray(body))
+async function requestParts({ limits }: Context, { request, params, query }: Exchange): Promise<RequestParts> {
+  const body = await jsonBody(request, limits.requestBytesMax);
+  if (typeof body !== 'object' || body === null || Array.isArray(body))
     throw new NostosError('INVALID_ARGUMENT', 'the body must be a JSON object');
-  return {
-    tenant: (request.params as { tenant?: string }).tenant ?? '',
-    query: request.query as RequestParts['query'],
-    body: body as RequestParts['body'],
-  };
+  return { tenant: params['tenant'] ?? '', query, body: body as RequestParts['body'] };
 }
 
-async function answer(context: Context, route: Route, request: FastifyRequest, reply: FastifyReply): Promise<void> {
-  const input = route.input(requestParts(request));
+async function jsonBody(request: IncomingMessage, bytesMax: number): Promise<unknown> {
+  if (request.method === 'GET' || request.method === 'HEAD') return {};
+  const text = await readBody(request, bytesMax);
+  if (text === '') return {};
+  const type = request.headers['content-type']?.split(';')[0]?.trim().toLowerCase();
+  if (type !== 'application/json')
+    throw new NostosError('INVALID_ARGUMENT', `the body must be application/json, got ${JSON.stringify(type ?? '')}`);
+  try {
+    return parseJson(text);
+  } catch (error) {
+    throw new NostosError('INVALID_ARGUMENT', `the body is not JSON: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+async function answer(context: Context, route: Route, exchange: Exchange): Promise<void> {
+  const { request, response } = exchange;
+  const input = route.input(await requestParts(context, exchange));
   const definition: { readonly access: Access; readonly streams?: true } = OPERATIONS[route.operation];
   const tenant = typeof input['tenant'] === 'string' ? input['tenant'] : undefined;
-  if (!authorized(context, { request, reply }, { access: definition.access, tenant })) return;
+  if (!authorized(context, exchange, { access: definition.access, tenant })) return;
 
   const call = { name: route.operation, input };
-  const signal = disconnectSignal(reply.raw, context.closing);
+  const signal = disconnectSignal(response, context.closing);
   if (definition.streams) {
-    reply.hijack();
     const events = request.headers.accept?.includes('text/event-stream') ?? false;
     const lastEventId = request.headers['last-event-id'];
     if (events && typeof lastEventId === 'string') call.input = { ...input, from: lastEventId };
     const respond = events ? respondWithEvents : respondWithStream;
-    await respond(reply.raw, signal, (operation) => runOperation(context.node, call, operation));
+    await respond(response, signal, (operation) => runOperation(context.node, call, operation));
     return;
   }
   const result = await runOperation(context.node, call, { signal, onProgress: () => {}, emit: async () => {} });
-  await reply.header('cache-control', 'no-store').type('application/json').send(stringifyJson(result));
+  send(response, stringifyJson(result), { type: JSON_TYPE, headers: { 'cache-control': 'no-store' } });
 }
 
-function addProbes(app: FastifyInstance, { node }: Context): void {
-  app.get('/healthz', (_request, reply) => reply.type('text/plain').send('ok\n'));
-  app.get('/readyz', async (_request, reply) => {
+const PROBES_AND_PAGES: Readonly<Record<string, Handler>> = {
+  '/healthz': (_context, { response }) => send(response, 'ok\n', { type: 'text/plain' }),
+  '/readyz': async ({ node }, { response }) => {
     const ready = await node.status().then(
       () => true,
       () => false,
     );
-    return reply
-      .status(ready ? 200 : 503)
-      .type('text/plain')
-      .send(ready ? 'ready\n' : 'not ready\n');
-  });
-}
-
-function addPages(app: FastifyInstance, context: Context): void {
-  app.get('/', (_request, reply) => {
+    send(response, ready ? 'ready\n' : 'not ready\n', { status: ready ? 200 : 503, type: 'text/plain' });
+  },
+  '/': (_context, { response }) => {
     const { html, policy } = renderStatusPage();
-    return reply
-      .headers({
+    send(response, html, {
+      type: 'text/html; charset=utf-8',
+      headers: {
         'content-security-policy': policy,
         'referrer-policy': 'no-referrer',
         'x-content-type-options': 'nosniff',
         'cache-control': 'no-store',
-      })
-      .type('text/html; charset=utf-8')
-      .send(html);
-  });
-  app.get('/metrics', async (request, reply) => {
-    if (!authorized(context, { request, reply }, { access: 'read', tenant: undefined })) return reply;
+      },
+    });
+  },
+  '/metrics': async (context, exchange) => {
+    if (!authorized(context, exchange, { access: 'read', tenant: undefined })) return;
     const call = { name: 'metrics', input: {} } as const;
-    const signal = disconnectSignal(reply.raw, context.closing);
+    const signal = disconnectSignal(exchange.response, context.closing);
     const text = await runOperation(context.node, call, { signal, onProgress: () => {}, emit: async () => {} });
-    return reply.type('text/plain; version=0.0.4; charset=utf-8').send(text);
-  });
-}
+    send(exchange.response, text, { type: 'text/plain; version=0.0.4; charset=utf-8' });
+  },
+};
 
 const loopback = new BlockList();
 loopback.addSubnet('127.0.0.0', 8, 'ipv4');
@@ -180,45 +207,32 @@ function requireLoopback(host: string): void {
   );
 }
 
-function buildApp(context: Context): FastifyInstance {
-  const app = fastify({
-    bodyLimit: context.limits.requestBytesMax,
-    requestTimeout: REQUEST_TIMEOUT_MS,
-    forceCloseConnections: true,
-    routerOptions: { maxParamLength: TENANT_NAME_MAX },
-  });
-  app.removeAllContentTypeParsers();
-  app.addContentTypeParser('application/json', { parseAs: 'string' }, (_request, body, done) => {
+/** Answers requests by their path; one that fails gets the error, and none throws. */
+function handlerOf(context: Context): (request: IncomingMessage, response: ServerResponse) => Promise<void> {
+  const router = findMyWay({ maxParamLength: TENANT_NAME_MAX });
+  const add = (method: Route['method'], path: string, handler: Handler): void => {
+    // What a GET answers, a HEAD asks about.
+    for (const one of method === 'GET' ? (['GET', 'HEAD'] as const) : [method])
+      router.on(one, path, () => undefined, { handler });
+  };
+  for (const [path, handler] of Object.entries(PROBES_AND_PAGES)) add('GET', path, handler);
+  for (const route of ROUTES) add(route.method, route.path, (with_, exchange) => answer(with_, route, exchange));
+
+  return async (request, response) => {
+    const { method = '', url = '' } = request;
     try {
-      done(null, body === '' ? undefined : parseJson(body as string));
+      const found = router.find(method as Route['method'], url);
+      if (found === null) {
+        const error = new NostosError('INVALID_ARGUMENT', `there is no ${method} ${url.split('?')[0]}`);
+        return sendError(response, error, { status: 404 });
+      }
+      const { handler } = found.store as { readonly handler: Handler };
+      const query = found.searchParams as Exchange['query'];
+      await handler(context, { request, response, params: found.params, query });
     } catch (error) {
-      done(error as Error);
+      sendError(response, error);
     }
-  });
-  app.setErrorHandler((error: { code?: string; statusCode?: number; message: string }, _request, reply) => {
-    const limit = context.limits.requestBytesMax;
-    if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE')
-      return sendError(
-        reply,
-        new NostosError('FRAME_TOO_LARGE', `the body is larger than requestBytesMax (${limit} bytes)`),
-      );
-    if (error.code?.startsWith('FST_') && error.statusCode !== undefined && error.statusCode < 500)
-      return sendError(reply, new NostosError('INVALID_ARGUMENT', error.message));
-    return sendError(reply, error);
-  });
-  app.setNotFoundHandler((request, reply) => {
-    const error = new NostosError('INVALID_ARGUMENT', `there is no ${request.method} ${request.url.split('?')[0]}`);
-    return reply.status(404).type('application/json').send(stringifyJson({ error }));
-  });
-  addProbes(app, context);
-  addPages(app, context);
-  for (const route of ROUTES)
-    app.route({
-      method: route.method,
-      url: route.path,
-      handler: (request, reply) => answer(context, route, request, reply),
-    });
-  return app;
+  };
 }
 
 /** Serves until `close`, which cancels what is running. The node stays open. */
@@ -226,19 +240,25 @@ export async function serveHttp(options: HttpOptions): Promise<HttpServer> {
   const { host = '127.0.0.1', limits = DEFAULT_LIMITS } = options;
   requireLoopback(host);
   const closing = new AbortController();
-  const app = buildApp({ ...options, host, limits, closing: closing.signal });
+  const handle = handlerOf({ ...options, host, limits, closing: closing.signal });
+  const server = nodeHttp().createServer((request, response) => void handle(request, response));
+  server.requestTimeout = REQUEST_TIMEOUT_MS;
   try {
-    await app.listen({ host, port: options.port });
+    server.listen({ host, port: options.port });
+    await once(server, 'listening');
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     throw new NostosError('IO_FAILED', `cannot listen on ${host}:${options.port}: ${code}`, { cause: error });
   }
-  const { address, port, family } = app.server.address() as AddressInfo;
+  const { address, port, family } = server.address() as AddressInfo;
   return {
     url: `http://${family === 'IPv6' ? `[${address}]` : address}:${port}`,
     close: async () => {
       closing.abort(new NostosError('CLOSED', 'the server is closing'));
-      await app.close();
+      const closed = once(server, 'close');
+      server.close();
+      server.closeAllConnections();
+      await closed;
     },
   };
 }
