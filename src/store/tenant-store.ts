@@ -205,6 +205,7 @@ export class TenantStore {
   }
 
   write<T>(run: Job['run'], { int64, durability = 'quorum', signal, onSettled }: QueuedWriteOptions): Promise<T> {
+    if (this.role !== 'primary') return Promise.reject(this.#notPrimary());
     return new Promise<T>((resolve, reject) => {
       this.#queue.write({ int64, durability, signal, onSettled, run, resolve, reject });
     });

@@ -47,6 +47,8 @@ export class MemoryLog implements CommitLog {
   onAppend: (entries: readonly LogEntry[]) => void = () => {};
   /** Runs before anything of an append is kept. */
   beforeAppend: (entries: readonly LogEntry[]) => void = () => {};
+  /** Runs when an append has begun to wait for the group. */
+  onQuorum: () => void = () => {};
   /** How many pages were asked for. */
   pagesRead = 0;
   #committed: Lsn = NO_LSN;
@@ -150,6 +152,9 @@ export class MemoryLog implements CommitLog {
   }
 
   #committedUpTo(last: Lsn): Promise<void> {
-    return new Promise((resolve, reject) => this.#waiting.push({ last, resolve, reject }));
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ last, resolve, reject });
+      this.onQuorum();
+    });
   }
 }
