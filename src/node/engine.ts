@@ -282,7 +282,7 @@ export class Engine {
     // Whoever catches up now must not miss a record that turns up later.
     return this.#onKnown(() => {
       const found = { last: this.#last.get(tenant) ?? NO_LSN, durable: this.#durable };
-      if (lsn < this.#log.firstLsn || lsn > this.#log.watermark) return found;
+      if (lsn < this.#log.firstLsn || lsn > this.#log.durable.lsn) return found;
       for (const { record, hash } of this.#records(lsn, lsn)) return { ...found, at: { term: record.term, lsn, hash } };
       return found;
     });
@@ -354,7 +354,8 @@ export class Engine {
   }
 
   #readPage(request: PageRequest): PackedPage {
-    const end = Math.min(request.to ?? Infinity, this.#log.watermark) as Lsn;
+    const known = request.uncommitted === true ? this.#log.durable.lsn : this.#log.watermark;
+    const end = Math.min(request.to ?? Infinity, known) as Lsn;
     const { generation } = this.#options;
     if (request.from > end) return pack(generation, [], request.from, end);
     const kinds = request.kinds === undefined ? undefined : new Set<number>(request.kinds);
