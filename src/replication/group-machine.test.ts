@@ -376,3 +376,88 @@ test('times that do not fit each other are refused, the defaults are not', () =>
   ])
     assert.throws(() => checkGroupLimits({ ...LIMITS, ...change }), /INVALID_ARGUMENT|at most|share/);
 });
+
+/** A follower of B that streams, its log at LSN 3. */
+function streaming(): { readonly bench: Bench; readonly channel: ChannelId; readonly head: StreamHead } {
+  const bench = new Bench();
+  for (let i = 0; i < 3; i++) bench.grow(1, i === 0 ? 'start' : 'quorum');
+  bench.step({ kind: 'tick' });
+  bench.reads(3, record());
+  const { channel } = bench.the('send');
+  const head = { generation: GENERATION, term: 1 as Term, watermark: 1 as Lsn };
+  bench.hears(channel, { kind: 'point', ...head, lsn: 3 as Lsn, answer: { held: 'held' } });
+  assert.equal(bench.machine.status.following?.phase, 'streaming');
+  return { bench, channel, head };
+}
+
+interface StreamHead {
+  readonly generation: typeof GENERATION;
+  readonly term: Term;
+  readonly watermark: Lsn;
+}
+
+/** The next record of the primary's log, after what the bench holds. */
+function nextRecord(bench: Bench): SimRecord {
+  return bench.log.make(1 as Term, 99, 'quorum', 1 as Lsn);
+}
+
+test('records that follow are taken and acknowledged once they are fsynced; a repetition is acknowledged again', () => {
+  const { bench, channel, head } = streaming();
+  const [previous, last] = [bench.log.end, nextRecord(bench)];
+  bench.hears(channel, { kind: 'records', ...head, previous, last, payload: [last] });
+  assert.ok(!bench.kinds.includes('send'), 'nothing is acknowledged before the fsync');
+  bench.log.durable = bench.log.end.lsn;
+  bench.step({ kind: 'progress' });
+  const { message } = bench.the('send');
+  assert.deepEqual([message.kind, message.kind === 'ack' && message.lsn], ['ack', 4]);
+  bench.hears(channel, { kind: 'records', ...head, previous, last, payload: [last] });
+  assert.deepEqual(bench.kinds, ['send']);
+});
+
+test('after a gap the stream is opened anew; nothing is appended', () => {
+  const { bench, channel, head } = streaming();
+  const last = nextRecord(bench);
+  const after = { ...last, lsn: 6 as Lsn };
+  bench.hears(channel, {
+    kind: 'records',
+    ...head,
+    previous: { ...last, lsn: 5 as Lsn },
+    last: after,
+    payload: [after],
+  });
+  assert.deepEqual(bench.kinds, ['close']);
+  bench.nowMs += LIMITS.reopenMs;
+  bench.step({ kind: 'tick' });
+  assert.equal(bench.the('send').message.kind, 'open');
+});
+
+test('a heartbeat that tells of records which never came opens the stream anew', () => {
+  const { bench, channel, head } = streaming();
+  bench.hears(channel, { kind: 'watermark', ...head, sent: 5 as Lsn });
+  assert.deepEqual(bench.kinds, ['close']);
+});
+
+for (const [what, change] of [
+  ['that follow another record at the end of the log', 'previous'],
+  ['that repeat an LSN with another hash', 'last'],
+] as const)
+  test(`records ${what} stop the follower, which drops nothing`, () => {
+    const { bench, channel, head } = streaming();
+    const other = { ...bench.log.end, hash: new Uint8Array(32) as SimRecord['hash'] };
+    const next = nextRecord(bench);
+    const points =
+      change === 'previous' ? { previous: other, last: next } : { previous: bench.log.pointAt(2 as Lsn), last: other };
+    bench.hears(channel, { kind: 'records', ...head, ...points, payload: [next] });
+    assert.equal(bench.the('stop').reason, 'diverged');
+    assert.ok(!bench.kinds.includes('append') && !bench.kinds.includes('rollback'));
+  });
+
+test('W that is heard counts up to what was matched and fsynced', () => {
+  const { bench, channel, head } = streaming();
+  const [previous, last] = [bench.log.end, nextRecord(bench)];
+  bench.hears(channel, { kind: 'records', ...head, watermark: 4 as Lsn, previous, last, payload: [last] });
+  assert.equal(bench.log.watermark, 3);
+  bench.log.durable = 4 as Lsn;
+  bench.step({ kind: 'progress' });
+  assert.equal(bench.log.watermark, 4);
+});

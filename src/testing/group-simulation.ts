@@ -69,8 +69,6 @@ class GroupSimulator {
   readonly #faultEveryMs: number;
   #quiet = false;
   #clientsDone = false;
-  /** Clocks or waits break their bounds, so that leases prove nothing; everything else must hold. */
-  readonly #noLeases: boolean;
   /** After the coordinator was set back: who had read more than it has. */
   #haveSeenMore: readonly SimNode[] | undefined;
 
@@ -84,7 +82,6 @@ class GroupSimulator {
     const wildClocks = shape.chance(0.1);
     // Then anybody may take over at any moment: what is written must not rest on leases.
     const hasty = shape.chance(0.1);
-    this.#noLeases = wildClocks || hasty;
     const limits = hasty ? { leaseMs: 100, clockDriftMax: -0.99, coordinatorPollMs: 20 } : {};
     this.world = new World({
       seed,
@@ -96,6 +93,7 @@ class GroupSimulator {
       traced,
       ...rule,
     });
+    this.world.leasesHold = !wildClocks && !hasty;
     this.#faultEveryMs = [40, 100, 200, 400, 1_000][shape.below(5)]!;
     const { random } = this.world;
     const drift = wildClocks ? 0.3 : SIM_LIMITS.clockDriftMax * 0.99;
@@ -166,7 +164,7 @@ class GroupSimulator {
     const { random } = world;
     for (const node of world.nodes) {
       if (random.chance(0.6)) node.write(random.chance(0.3) ? 'local' : 'quorum');
-      if (!this.#noLeases && random.chance(0.3))
+      if (world.leasesHold && random.chance(0.3))
         node.read(!this.#quiet && random.chance(0.01) ? random.below(2 * SIM_LIMITS.leaseMs) : 0);
     }
   }

@@ -159,6 +159,8 @@ export class World {
   /** After so many effects, the node that performs them crashes. */
   crashAfterEffects = Infinity;
   restartMs = 30;
+  /** Whether clocks and waits are such that leases can be relied on. */
+  leasesHold = true;
   readonly #agenda = new Agenda();
   readonly #channels = new Map<ChannelId, Channel>();
   readonly #trace: string[] = [];
@@ -702,7 +704,7 @@ export class SimNode {
     world.trace(() => `${this.name} raises W to ${lsn}${this.reigns ? ' by a commit' : ''}`);
     if (world.random.chance(0.3)) store.keptWatermark = lsn;
     // On a primary that serves, a commit is applied before anybody is answered.
-    if (this.machine.acceptsWrites) store.applied = lsn;
+    if (this.machine.role === 'leading' || this.machine.role === 'draining') store.applied = lsn;
     this.#settle();
     const { boots } = this;
     world.after(1, () => {
@@ -715,6 +717,8 @@ export class SimNode {
   #settle(): void {
     const { watermark, durable } = this.store;
     for (const record of this.waiters.settle(watermark, durable, this.machine.holdsLease(this.now))) {
+      if (record.lsn > watermark && this.world.leasesHold && this.world.current.record.term !== record.term)
+        throw new Violation(`G7: ${this.name} acknowledges the local LSN ${record.lsn} after its term has ended`);
       this.world.oracle.answered(this.name, this.store.store, record);
       this.world.count(record.kind === 'local' ? 'answersLocal' : 'answersQuorum');
     }
@@ -788,7 +792,7 @@ export class SimNode {
 
   /** A read under the lease; the process may be stopped for a while between its snapshot and its answer. */
   read(pauseMs: number): void {
-    if (!this.isUp || this.isPaused || !this.machine.acceptsWrites) return;
+    if (!this.isUp || this.isPaused) return;
     const { applied } = this.store;
     const before = this.world.oracle.answeredLsn;
     const answer = (): void => {
