@@ -52,3 +52,24 @@ export function endOfTerm(view: StoreView, term: Term): { readonly term: Term; r
 export function beginning(view: StoreView): ChainPoint {
   return genesis(view.end.generation);
 }
+
+/** What a store can say of a position that somebody was given. */
+export type PositionOutlook =
+  /** It is committed here, on this very history. */
+  | { readonly kind: 'reached' }
+  /** It may yet come. */
+  | { readonly kind: 'ahead' }
+  /** It never will: the histories part after `fork`. */
+  | { readonly kind: 'lost'; readonly fork: Position };
+
+export function outlookOf(view: StoreView, position: Position): PositionOutlook {
+  const { generation, term, lsn } = position;
+  const { watermark, terms } = view;
+  if (lsn <= watermark && terms.contains(position, watermark)) return { kind: 'reached' };
+  const current = terms.at(watermark);
+  // Records of a term end before the next one begins, so what is committed in a later term ends all earlier ones.
+  const may = current === undefined || (generation === current.generation && term >= current.term);
+  if (lsn > watermark && may) return { kind: 'ahead' };
+  const { lsn: end } = endOfTerm(view, term);
+  return { kind: 'lost', fork: positionAt(view, Math.min(end, lsn, watermark) as Lsn) };
+}
