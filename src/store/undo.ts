@@ -18,7 +18,7 @@ import { releaseBuffer } from '../base/release.ts';
 import type { ChainPoint } from '../log/chain.ts';
 import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
-import { invertAll, invertChangeset } from './changeset.ts';
+import { concatByTable, invertChangeset } from './changeset.ts';
 import type { OpenFile } from './open-file.ts';
 import { decodeChangesetPayload, type ChangesetPayload } from './payload.ts';
 import { checkChain } from './replay.ts';
@@ -134,10 +134,9 @@ function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
   const { content, shape, path } = file;
   const { database } = file.main;
   const { expected } = content;
-  const changesets = payloads.map(({ changeset }) => changeset);
-  const inverse = invertAll(changesets);
+  const inverses = payloads.map(({ changeset }) => invertChangeset(changeset)).toReversed();
   const before = expected.snapshot();
-  expected.apply(inverse, shape);
+  for (const inverse of inverses) expected.apply(inverse, shape);
   const due = Buffer.from(expected.total());
   expected.restore(before);
   releaseBuffer(before);
@@ -146,7 +145,7 @@ function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
     const apply = (changeset: Uint8Array): boolean =>
       database.applyChangeset(changeset, { onConflict: () => constants.SQLITE_CHANGESET_ABORT });
     // Joined they may conflict with each other where one by one they do not.
-    const fits = apply(inverse) || changesets.toReversed().every((changeset) => apply(invertChangeset(changeset)));
+    const fits = apply(concatByTable(inverses)) || inverses.every(apply);
     const captured = session.changeset();
     expected.apply(captured, shape);
     releaseBuffer(captured);
@@ -158,6 +157,5 @@ function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
       );
   } finally {
     session.close();
-    releaseBuffer(inverse);
   }
 }
