@@ -6,12 +6,14 @@
  *
  * A key that is gone reads as no record. Who has seen one before takes that for a step back (`remembering.ts`).
  */
+import { toStoreId } from '../base/brands.ts';
 import type { Coordination } from './coordination.ts';
 import type { CasResult, Coordinator, RecordKind, Register, Versioned } from './coordinator.ts';
 import { checkGroupName, coordinatorDamaged, DEFAULT_GROUP, GROUP_RECORD } from './coordinator.ts';
-import type { Directory, DirectoryEntry, DirectoryPage, ListOptions } from './directory.ts';
+import type { Collection, ListOptions, Page } from './directory.ts';
 import { checkDirectoryId, checkListOptions, DIRECTORY_ENTRY } from './directory.ts';
 import { encodeEnvelope, parseEnvelope } from './envelope.ts';
+import { MEMBER_ENTRY } from './member.ts';
 import { watchByReading } from './watch.ts';
 
 export interface Stored {
@@ -100,29 +102,31 @@ function refused<R extends { readonly nonce: string }>(record: R, current: Versi
   return { ok: false, current };
 }
 
-class ConditionalDirectory implements Directory {
+class ConditionalCollection<R extends { readonly nonce: string }> implements Collection<R> {
+  readonly #kind: RecordKind<R>;
   readonly #store: ConditionalStore;
   readonly #prefix: string;
   readonly #pollMs: number;
 
-  constructor(store: ConditionalStore, { prefix, pollMs }: { prefix: string; pollMs: number }) {
+  constructor(kind: RecordKind<R>, store: ConditionalStore, { prefix, pollMs }: { prefix: string; pollMs: number }) {
+    this.#kind = kind;
     this.#store = store;
     this.#prefix = prefix;
     this.#pollMs = pollMs;
   }
 
-  entry(id: string): Register<DirectoryEntry> {
+  entry(id: string): Register<R> {
     const key = `${this.#prefix}${checkDirectoryId(id)}`;
-    return new ConditionalRegister(DIRECTORY_ENTRY, this.#store, { key, pollMs: this.#pollMs });
+    return new ConditionalRegister(this.#kind, this.#store, { key, pollMs: this.#pollMs });
   }
 
-  async list(options: ListOptions = {}): Promise<DirectoryPage> {
+  async list(options: ListOptions = {}): Promise<Page<R>> {
     const { prefix, after, limit } = checkListOptions(options);
     const afterKey = after === undefined ? undefined : `${this.#prefix}${after}`;
     const found = await this.#store.list(`${this.#prefix}${prefix}`, afterKey, limit);
     const entries = found.map(({ key, bytes }) => {
       const source = this.#store.nameOf(key);
-      const { version, record } = parseEnvelope(DIRECTORY_ENTRY, bytes, source);
+      const { version, record } = parseEnvelope(this.#kind, bytes, source);
       return { id: this.#idOf(key, source), version, record };
     });
     return { entries, next: entries.length < limit ? undefined : entries.at(-1)?.id };
@@ -148,12 +152,15 @@ export function conditionalCoordination(
   { prefix, pollMs }: ConditionalCoordinationOptions,
 ): Coordination {
   const close = (): Promise<void> => store.close();
+  const members = new ConditionalCollection(MEMBER_ENTRY, store, { prefix: `${prefix}members/`, pollMs });
   return {
     group(name = DEFAULT_GROUP): Coordinator {
       const key = `${prefix}groups/${checkGroupName(name)}`;
       return new ConditionalRegister(GROUP_RECORD, store, { key, pollMs });
     },
-    directory: new ConditionalDirectory(store, { prefix: `${prefix}directory/`, pollMs }),
+    directory: new ConditionalCollection(DIRECTORY_ENTRY, store, { prefix: `${prefix}directory/`, pollMs }),
+    member: (id) => members.entry(toStoreId(id)),
+    members: (options) => members.list(options),
     check: () => store.check(),
     close,
     [Symbol.asyncDispose]: close,

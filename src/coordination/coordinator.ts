@@ -55,7 +55,7 @@ export type Coordinator = Register<GroupRecord>;
 
 /** What a record is in bytes, and what may follow what. */
 export interface RecordKind<R extends { readonly nonce: string }> {
-  readonly name: 'group' | 'entry';
+  readonly name: 'group' | 'entry' | 'member';
   encode(record: R): string;
   /** Takes exactly what `encode` makes; anything else is damage, on which nothing may be decided. */
   parse(value: unknown, source: string): R;

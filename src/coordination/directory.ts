@@ -15,7 +15,7 @@ export interface DirectoryEntry {
   readonly nonce: string;
 }
 
-export interface ListedEntry extends Versioned<DirectoryEntry> {
+export interface Listed<R> extends Versioned<R> {
   readonly id: string;
 }
 
@@ -28,18 +28,21 @@ export interface ListOptions {
   readonly limit?: number;
 }
 
-export interface DirectoryPage {
+export interface Page<R> {
   /** In the order of their ids' bytes. */
-  readonly entries: readonly ListedEntry[];
+  readonly entries: readonly Listed<R>[];
   /** Where the next page begins; undefined at the end. */
   readonly next: string | undefined;
 }
 
-export interface Directory {
-  entry(id: string): Register<DirectoryEntry>;
+/** Records of one kind by id. */
+export interface Collection<R extends { readonly nonce: string }> {
+  entry(id: string): Register<R>;
   /** One page; each entry of it was current at some moment of the call, not all of them at the same one. */
-  list(options?: ListOptions): Promise<DirectoryPage>;
+  list(options?: ListOptions): Promise<Page<R>>;
 }
+
+export type Directory = Collection<DirectoryEntry>;
 
 export const DIRECTORY_PAGE_MAX = 1_000;
 const ID = /^[a-z0-9][a-z0-9._:/-]{0,127}$/;

@@ -1,7 +1,8 @@
 /**
  * The coordinator of the nodes of one machine: directories on its disk, one for each record. Version v of the record of a
- * group is the file `group.<v>.json`, that of a directory entry `entry.<v>.json`. It is written whole under a name of its own and fsynced, then linked to its name: link(2) is atomic and refuses a name that
- * is taken, so of two writers from one version one wins, and there is no lock that a stopped one could keep.
+ * group is the file `group.<v>.json`, that of a directory entry `entry.<v>.json`, that of a member `member.<v>.json`. It is
+ * written whole under a name of its own and fsynced, then linked to its name: link(2) is atomic and refuses a name that is
+ * taken, so of two writers from one version one wins, and there is no lock that a stopped one could keep.
  *
  * What must hold: a version's content never changes, and the highest version is never removed. Old ones are removed, so
  * a writer that was stopped for long may link a version that is long past. It sees that by a higher one that does not
@@ -10,6 +11,7 @@
  * goes when its version is old, or a version that is whole.
  */
 import { dirname, join } from 'node:path';
+import { toStoreId } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { systemDisk } from '../base/disk.ts';
 import { readIfExists } from '../base/durable-file.ts';
@@ -19,10 +21,11 @@ import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordination } from './coordination.ts';
 import type { CasResult, Coordinator, GroupRecord, RecordKind, Register, Versioned } from './coordinator.ts';
 import { checkGroupName, coordinatorDamaged, DEFAULT_GROUP, GROUP_RECORD } from './coordinator.ts';
-import type { Directory, DirectoryPage, DirectoryEntry, ListOptions } from './directory.ts';
+import type { Collection, ListOptions, Page } from './directory.ts';
 import { checkDirectoryId, checkListOptions, DIRECTORY_ENTRY } from './directory.ts';
 import type { Envelope } from './envelope.ts';
 import { encodeEnvelope, parseEnvelope } from './envelope.ts';
+import { MEMBER_ENTRY } from './member.ts';
 import { watchByReading } from './watch.ts';
 
 export interface EmbeddedCoordinatorOptions {
@@ -37,11 +40,11 @@ export interface EmbeddedCoordinatorDeps {
 }
 
 /** So many versions a writer may be late and still be told for sure that it has lost. */
-const KEPT_VERSIONS = { group: 64, entry: 8 } as const;
+const KEPT_VERSIONS = { group: 64, entry: 8, member: 8 } as const;
 const READ_TRIES_MAX = 100;
 export const EMBEDDED_POLL_MS = 200;
 const OWN_NAME = /^write\.([1-9][0-9]{0,15})\.[0-9a-f]{32}\.tmp$/;
-const VERSION_NAME = /^(?:group|entry)\.([1-9][0-9]{0,15})\.json$/;
+const VERSION_NAME = /^(?:group|entry|member)\.([1-9][0-9]{0,15})\.json$/;
 
 class EmbeddedRegister<R extends { readonly nonce: string }> implements Register<R> {
   readonly #kind: RecordKind<R>;
@@ -205,21 +208,23 @@ export class EmbeddedCoordinator extends EmbeddedRegister<GroupRecord> {
   }
 }
 
-class EmbeddedDirectory implements Directory {
+class EmbeddedCollection<R extends { readonly nonce: string }> implements Collection<R> {
+  readonly #kind: RecordKind<R>;
   readonly #options: EmbeddedCoordinatorOptions;
   readonly #deps: EmbeddedCoordinatorDeps;
 
-  constructor(options: EmbeddedCoordinatorOptions, deps: EmbeddedCoordinatorDeps) {
+  constructor(kind: RecordKind<R>, options: EmbeddedCoordinatorOptions, deps: EmbeddedCoordinatorDeps) {
+    this.#kind = kind;
     this.#options = options;
     this.#deps = deps;
   }
 
-  entry(id: string): Register<DirectoryEntry> {
+  entry(id: string): Register<R> {
     const dir = join(this.#options.dir, dirnameOfId(checkDirectoryId(id)));
-    return new EmbeddedRegister(DIRECTORY_ENTRY, { ...this.#options, dir }, this.#deps);
+    return new EmbeddedRegister(this.#kind, { ...this.#options, dir }, this.#deps);
   }
 
-  async list(options: ListOptions = {}): Promise<DirectoryPage> {
+  async list(options: ListOptions = {}): Promise<Page<R>> {
     const { prefix, after = '', limit } = checkListOptions(options);
     const disk = this.#deps.disk ?? systemDisk;
     const ids = disk.exists(this.#options.dir) ? disk.list(this.#options.dir).map(idOfDirname) : [];
@@ -248,16 +253,19 @@ function byBytes(a: string, b: string): number {
   return a < b ? -1 : Number(a > b);
 }
 
-/** All groups of the nodes of one machine, and their directory, in one directory of its disk. */
+/** All groups of the nodes of one machine, their members and their directory, in one directory of its disk. */
 export function embeddedCoordination(
   { dir, pollMs = EMBEDDED_POLL_MS }: EmbeddedCoordinatorOptions,
   deps: EmbeddedCoordinatorDeps = {},
 ): Coordination {
   const close = async (): Promise<void> => {};
+  const members = new EmbeddedCollection(MEMBER_ENTRY, { dir: join(dir, 'members'), pollMs }, deps);
   return {
     group: (name = DEFAULT_GROUP): Coordinator =>
       new EmbeddedCoordinator({ dir: join(dir, 'groups', checkGroupName(name)), pollMs }, deps),
-    directory: new EmbeddedDirectory({ dir: join(dir, 'directory'), pollMs }, deps),
+    directory: new EmbeddedCollection(DIRECTORY_ENTRY, { dir: join(dir, 'directory'), pollMs }, deps),
+    member: (store) => members.entry(toStoreId(store)),
+    members: (options) => members.list(options),
     check: async () => {},
     close,
     [Symbol.asyncDispose]: close,

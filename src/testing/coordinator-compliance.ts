@@ -15,12 +15,13 @@ import { test } from 'node:test';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import type { BootId, Generation, StoreId, Term } from '../base/brands.ts';
+import type { BootId, Generation, NodeId, StoreId, Term } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { isNostosError } from '../base/errors.ts';
 import type { Coordination } from '../coordination/coordination.ts';
 import type { GroupRecord, Register, Versioned } from '../coordination/coordinator.ts';
 import type { DirectoryEntry } from '../coordination/directory.ts';
+import type { MemberEntry } from '../coordination/member.ts';
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { RememberingCoordinator } from '../coordination/remembering.ts';
 
@@ -82,6 +83,11 @@ export function directoryEntry(change: Partial<DirectoryEntry> = {}): DirectoryE
   return { group: 'main', epoch: 1, nonce: randomBytes(16).toString('hex'), ...change };
 }
 
+export function memberEntry(change: Partial<MemberEntry> = {}): MemberEntry {
+  const node = 'cccccccccccccccccccccccccccccccc' as NodeId;
+  return { node, address: '127.0.0.1:4041', nonce: randomBytes(16).toString('hex'), ...change };
+}
+
 export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
   const options = { timeout: TIMEOUT_MS, ...(subject.skip !== undefined && { skip: subject.skip }) };
   const check = (title: string, body: (t: TestContext, args: unknown) => Promise<void>): void => {
@@ -97,6 +103,11 @@ export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
     open: (coordination) => coordination.directory.entry('actor/0123'),
     make: (count) => directoryEntry({ epoch: count + 1 }),
   });
+  registerCompliance(subject, check, {
+    what: 'member',
+    open: (coordination) => coordination.member(groupRecord().members[0]!),
+    make: (count) => memberEntry({ address: `[::1]:${count + 1}` }),
+  });
   processCompliance(subject, check);
   directoryCompliance(subject, check);
 
@@ -104,6 +115,24 @@ export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
     const record = groupRecord({ renewal: 7, committed: position(5) });
     await (await open(t, subject, args)).group().compareAndSet(0, record);
     assert.deepEqual(await (await open(t, subject, args)).group().read(), { version: 1, record });
+  });
+
+  check('members have an entry each, which are listed in order and in pages', async (t, args) => {
+    const coordination = await open(t, subject, args);
+    const stores = ['d', 'b', 'e', 'c'].map((digit) => digit.repeat(32) as StoreId);
+    const entries = stores.map((_, i) => memberEntry({ address: `node-${i}.example:4041` }));
+    assert.deepEqual(await coordination.members(), { entries: [], next: undefined });
+    for (const [i, store] of stores.entries()) await coordination.member(store).compareAndSet(0, entries[i]!);
+    await coordination.directory.entry(stores[0]!).compareAndSet(0, directoryEntry());
+    const [d, b, e, c] = stores.map((id, i) => ({ id, version: 1, record: entries[i]! }));
+    const first = await coordination.members({ limit: 3 });
+    assert.deepEqual(first, { entries: [b, c, d], next: d!.id });
+    assert.deepEqual((await coordination.members({ limit: 3, after: first.next })).entries, [e]);
+    const { member } = coordination;
+    for (const store of ['', '../x', 'A'.repeat(32)]) assert.throws(() => member(store as StoreId), refusedArgument);
+    for (const address of ['', 'host', 'host:0', 'host:65536', 'a b:1', `${'a'.repeat(400)}:1`, ':1'])
+      await assert.rejects(member(stores[0]!).compareAndSet(1, memberEntry({ address })), isNostosError, address);
+    assert.deepEqual(await member(stores[0]!).read(), { version: 1, record: entries[0] });
   });
 
   check('groups have a record each', async (t, args) => {
@@ -426,6 +455,10 @@ function directoryCompliance(subject: CoordinatorUnderTest, check: Check): void 
       await assert.rejects(entry.compareAndSet(0, directoryEntry(change)));
     assert.equal(await entry.read(), undefined);
   });
+}
+
+function refusedArgument(error: unknown): boolean {
+  return isNostosError(error, 'INVALID_ARGUMENT');
 }
 
 async function soon(promise: Promise<void>, what: string): Promise<void> {

@@ -2,7 +2,7 @@
 export { FaultyDisk, PowerCut } from './faulty-disk.ts';
 export type { InjectedFault, Step, StepKind } from './faulty-disk.ts';
 export { VirtualClock } from './virtual-clock.ts';
-export { coordinatorCompliance, directoryEntry, groupRecord } from './coordinator-compliance.ts';
+export { coordinatorCompliance, directoryEntry, groupRecord, memberEntry } from './coordinator-compliance.ts';
 export type {
   CoordinationFactory,
   CoordinatorUnderTest,
