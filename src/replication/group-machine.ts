@@ -494,20 +494,16 @@ export class GroupMachine<P> {
   ): { readonly purpose: 'reign' | 'handover'; readonly record: GroupRecord } | undefined {
     const { record } = primary.confirmed;
     const { watermark } = primary;
-    const committed: Position | null = watermark === 0 ? null : positionAt(this.#view, watermark);
-    const base = { ...record, renewal: record.renewal + 1, committed };
     const successor = this.#handover?.drained === true ? primary.successor(this.#handover.to) : undefined;
-    if (successor !== undefined) {
-      const { store, boot } = successor;
-      const next = { ...base, term: (record.term + 1) as Term, primary: { store, boot }, nonce: this.#nextNonce() };
-      return { purpose: 'handover', record: next };
-    }
-    const set = primary.nextSet();
-    if (set === undefined && !this.#alarm.due(this.#renewAtMs)) return undefined;
+    const set = successor === undefined ? primary.nextSet() : undefined;
+    if (successor === undefined && set === undefined && !this.#alarm.due(this.#renewAtMs)) return undefined;
     this.#renewAtMs = this.#now.monotonicMs + this.#options.renewIntervalMs;
     this.#alarm.due(this.#renewAtMs);
-    const { members, inSync, minInSync } = set ?? record;
-    return { purpose: 'reign', record: { ...base, members, inSync, minInSync, nonce: this.#nextNonce() } };
+    const committed: Position | null = watermark === 0 ? null : positionAt(this.#view, watermark);
+    const next = { ...record, renewal: record.renewal + 1, committed, nonce: this.#nextNonce() };
+    if (successor === undefined) return { purpose: 'reign', record: { ...next, ...set } };
+    const { store, boot } = successor;
+    return { purpose: 'handover', record: { ...next, term: (record.term + 1) as Term, primary: { store, boot } } };
   }
 
   #callSuccessor(primary: PrimaryMachine<P>, { term, generation, primary: named }: GroupRecord): void {

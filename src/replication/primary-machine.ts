@@ -250,7 +250,8 @@ export class PrimaryMachine<P> {
     for (const store of behind) if (set.length < next.minInSync) set.push(store);
     for (const store of this.#marks.keys()) if (!inSync.includes(store)) this.#marks.delete(store);
     const same = set.length === inSync.length && set.every((store) => inSync.includes(store));
-    return same && next.members === members ? undefined : { ...next, inSync: set };
+    if (same && next.members === members) return undefined;
+    return { members: next.members, inSync: set, minInSync: next.minInSync };
   }
 
   #hasCaughtUp(store: StoreId): boolean {

@@ -76,8 +76,9 @@ export class GroupOracle {
     for (const record of store.above(0)) this.#preserved.add(record.id);
   }
 
-  diskLost(store: SimStore, from = 0): void {
-    for (const record of store.above(from)) this.#lostWithDisk.add(record.id);
+  /** What was on a disk is gone, but for what an older image of it still has. */
+  diskLost(store: SimStore, image?: SimStore): void {
+    for (const { id, lsn } of store.above(0)) if (image?.record(lsn)?.id !== id) this.#lostWithDisk.add(id);
   }
 
   /** A power cut took what was not fsynced: nobody may have been told of it. */

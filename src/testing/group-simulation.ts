@@ -274,7 +274,7 @@ class GroupSimulator {
     if (!this.#survivesWithout(node)) return;
     this.world.count('oldDisks');
     node.crash(node.store.end.lsn);
-    this.world.oracle.diskLost(node.store, image.end.lsn);
+    this.world.oracle.diskLost(node.store, image);
     node.store = image;
     this.#images.delete(node.index);
     node.restart(this.world.random.below(500));
