@@ -60,6 +60,11 @@ export interface TenantDeps {
   readonly onIdle?: () => void;
   /** Why a replica writes nothing: names who leads. */
   readonly notPrimary?: () => NostosError;
+  /**
+   * On a replica, where one reader gives all tenants their records: it has given them everything up to there. So those that
+   * had none need not be told.
+   */
+  readonly givenTo?: () => Lsn;
 }
 
 export interface TenantOptions extends RecoverOptions {
@@ -88,6 +93,12 @@ export interface QueuedWriteOptions {
   readonly signal?: AbortSignal | undefined;
   /** Called once the transaction has ended, with how. */
   readonly onSettled?: ((outcome: 'committed' | 'failed') => void) | undefined;
+}
+
+/** All committed records of a tenant from above `after` up to where they are to be applied. */
+export interface GivenRecords {
+  readonly after: Lsn;
+  readonly records: readonly CommittedRecord[];
 }
 
 interface Finish {
@@ -158,14 +169,16 @@ export class TenantStore {
 
   /** Everything of this tenant up to here is in the file, committed or `local`. */
   get appliedTo(): Lsn {
-    return this.#file.appliedTo;
+    const { appliedTo, role, stale } = this.#file;
+    const givenTo = role === 'replica' && !stale ? this.#deps.givenTo?.() : undefined;
+    return Math.max(appliedTo, givenTo ?? NO_LSN) as Lsn;
   }
 
   /** Where the file lacks something that the log has, the position up to which it lacks nothing. */
   get lag(): Lsn | undefined {
-    const { durable, applied, appliedTo, stale, role } = this.#file;
+    const { durable, applied, stale, role } = this.#file;
     if (durable < applied.lsn || stale || this.#appending) return durable;
-    return role === 'replica' && appliedTo < this.#deps.log.watermark ? appliedTo : undefined;
+    return role === 'replica' && this.appliedTo < this.#deps.log.watermark ? this.appliedTo : undefined;
   }
 
   /** Whether a power cut leaves the file where it is, as it was when it was last said to hold everything. */
@@ -402,14 +415,11 @@ export class TenantStore {
 
   /**
    * On a replica: brings everything of this tenant up to `lsn`, which is committed, into the file. Who has read the records
-   * for all tenants at once gives them: `records` are all there are of this one above `after`. Answers with `appliedTo`.
+   * for all tenants at once gives them. Answers with `appliedTo`.
    *
    * Readers go on beside it; each sees the rows of one position. Calls that wait while one works are done with it.
    */
-  async applyUpTo(
-    lsn: Lsn,
-    given?: { readonly after: Lsn; readonly records: readonly CommittedRecord[] },
-  ): Promise<Lsn> {
+  async applyUpTo(lsn: Lsn, given?: GivenRecords): Promise<Lsn> {
     if (given === undefined && lsn > this.#wanted) this.#wanted = lsn;
     await this.exclusive(async () => {
       if (this.role === 'replica' && lsn > this.appliedTo) await this.#apply(lsn, given);
@@ -417,13 +427,19 @@ export class TenantStore {
     return this.appliedTo;
   }
 
-  async #apply(lsn: Lsn, given: Parameters<TenantStore['applyUpTo']>[1]): Promise<void> {
+  async #apply(lsn: Lsn, given?: GivenRecords): Promise<void> {
     const file = this.#file;
     const { log } = this.#deps;
-    const isNext = given !== undefined && given.after <= file.appliedTo;
+    const { appliedTo } = this;
+    const isNext = given !== undefined && given.after <= appliedTo;
     const to = isNext ? lsn : (Math.min(Math.max(lsn, this.#wanted), log.watermark) as Lsn);
-    if (isNext) file.replay.apply(given.records);
-    else await file.replay.run(log, { from: (file.appliedTo + 1) as Lsn, to, tenant: this.identity.id });
+    try {
+      if (isNext) file.replay.apply(given.records);
+      else await file.replay.run(log, { from: (appliedTo + 1) as Lsn, to, tenant: this.identity.id });
+    } catch (error) {
+      file.stale = true; // what it lacks now is read again by whoever comes next
+      throw error;
+    }
     if (to > file.appliedTo) file.appliedTo = to;
     this.#wal.changed(file.replay.takeAppliedBytes());
   }
@@ -448,7 +464,7 @@ export class TenantStore {
     await this.exclusive(async () => {
       if (this.role === 'primary') return;
       const { watermark } = this.#deps.log;
-      if (watermark > this.appliedTo) await this.#apply(watermark, undefined);
+      if (watermark > this.appliedTo) await this.#apply(watermark);
       this.#file.role = 'primary';
       this.#reign = new AbortController();
       this.#file.reopenMain();
