@@ -3,14 +3,14 @@
  * than everything else that a lone write does there. Fixed-width fields in the machine's own byte order, since they
  * never leave the process.
  *
- * request: u32 id, u32 count, then per entry f64 tenant, u32 kind, u32 payload bytes; then the payloads.
+ * request: u32 id, u32 count, u32 1 where `local` will do, then per entry f64 tenant, u32 kind, u32 payload bytes; then the payloads.
  * answer:  u32 id, u32 count, f64 term, f64 first LSN, f64 watermark; then 32 bytes of hash per record.
  */
 import type { Lsn, TenantId, Term } from '../base/brands.ts';
-import type { LogEntry } from '../log/commit-log.ts';
+import type { Durability, LogEntry } from '../log/commit-log.ts';
 import type { RecordKind } from '../log/record.ts';
 
-const REQUEST_BYTES = 8;
+const REQUEST_BYTES = 12;
 const ENTRY_BYTES = 16;
 const ANSWER_BYTES = 32;
 const HASH_BYTES = 32;
@@ -22,7 +22,11 @@ export interface AppendAnswer {
   readonly hashes: Uint8Array;
 }
 
-export function encodeAppend(id: number, entries: readonly LogEntry[]): Uint8Array<ArrayBuffer> {
+export function encodeAppend(
+  id: number,
+  entries: readonly LogEntry[],
+  durability: Durability,
+): Uint8Array<ArrayBuffer> {
   let bytes = REQUEST_BYTES + entries.length * ENTRY_BYTES;
   let at = bytes;
   for (const { payload } of entries) bytes += payload.length;
@@ -30,6 +34,7 @@ export function encodeAppend(id: number, entries: readonly LogEntry[]): Uint8Arr
   const view = new DataView(frame.buffer);
   view.setUint32(0, id, true);
   view.setUint32(4, entries.length, true);
+  view.setUint32(8, durability === 'local' ? 1 : 0, true);
   for (let index = 0; index < entries.length; index += 1) {
     const { tenant, kind, payload } = entries[index]!;
     const header = REQUEST_BYTES + index * ENTRY_BYTES;
@@ -43,7 +48,11 @@ export function encodeAppend(id: number, entries: readonly LogEntry[]): Uint8Arr
 }
 
 /** Payloads are views into the frame. */
-export function decodeAppend(frame: Uint8Array): { readonly id: number; readonly entries: LogEntry[] } {
+export function decodeAppend(frame: Uint8Array): {
+  readonly id: number;
+  readonly entries: LogEntry[];
+  readonly durability: Durability;
+} {
   const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
   const count = view.getUint32(4, true);
   const entries: LogEntry[] = [];
@@ -58,7 +67,8 @@ export function decodeAppend(frame: Uint8Array): { readonly id: number; readonly
     });
     at = end;
   }
-  return { id: view.getUint32(0, true), entries };
+  const durability = view.getUint32(8, true) === 1 ? 'local' : 'quorum';
+  return { id: view.getUint32(0, true), entries, durability };
 }
 
 export function encodeAnswer(id: number, answer: AppendAnswer): Uint8Array<ArrayBuffer> {

@@ -11,6 +11,7 @@ import type {
   Appended,
   CommitLog,
   CommittedRecord,
+  Durability,
   LogEntry,
   LogHold,
   LogPage,
@@ -40,6 +41,7 @@ import type { LogStatus } from './types.ts';
 
 interface Append {
   readonly entries: readonly LogEntry[];
+  readonly durability: Durability;
   resolve(appended: Appended): void;
   reject(error: unknown): void;
 }
@@ -159,11 +161,14 @@ export class EngineClient implements CommitLog {
     return () => this.#listeners.delete(listener);
   }
 
-  append(entries: readonly LogEntry[]): Promise<Appended> {
+  append(
+    entries: readonly LogEntry[],
+    { durability }: { readonly durability: Durability } = { durability: 'quorum' },
+  ): Promise<Appended> {
     if (this.#copy) return Promise.reject(notPrimary());
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
     return new Promise((resolve, reject) => {
-      const append = { entries, resolve, reject };
+      const append = { entries, durability, resolve, reject };
       if (this.#settling) return void this.#gathered.push(append); // nobody overtakes it
       if (!this.#directly) return this.#send(append);
       // Whoever else appends in this turn of the event loop shares the sync, which is the engine's then.
@@ -213,12 +218,12 @@ export class EngineClient implements CommitLog {
     }
   }
 
-  #send({ entries, resolve, reject }: Append): void {
+  #send({ entries, durability, resolve, reject }: Append): void {
     if (this.#gone !== undefined) return reject(this.#gone);
     const id = this.#nextId++;
     this.#sent += 1;
     this.#waiting.set(id, { method: 'append', resolve, reject });
-    const frame = encodeAppend(id, entries);
+    const frame = encodeAppend(id, entries, durability);
     const put = this.#ring.put(frame);
     if (put === 'full') {
       this.#port.postMessage(frame);

@@ -85,9 +85,10 @@ function serve(engine: Engine, port: MessagePort, ring: AppendRing): void {
 
   const take = (message: EngineRequest | Uint8Array): void => {
     if (!(message instanceof Uint8Array)) return void answer(message);
-    const { id, entries } = decodeAppend(message);
+    const { id, entries, durability } = decodeAppend(message);
     appends.push({
       entries,
+      durability,
       resolve: ({ term, firstLsn, hashes }) => {
         releaseBuffer(message);
         port.postMessage(encodeAnswer(id, { term, firstLsn, hashes, watermark: engine.watermark }));

@@ -53,6 +53,7 @@ async function appendGroup(engine: Engine, group: number): Promise<Told[]> {
   const calls = [1, 2, 3].map((tenant) => {
     const payloads = [0, 1].map((n) => `group ${group} tenant ${tenant} record ${n} ${'x'.repeat(300)}`);
     return {
+      durability: 'quorum' as const,
       entries: payloads.map((payload) => ({
         tenant: toTenantId(tenant),
         kind: RecordKind.changeset,
@@ -412,7 +413,7 @@ test('the log that a copy needs is held, and opened it starts no term, appends n
     assert.equal(copy.opened.term, engine.status().term);
     assert.ok((await appendGroup(copy, 99)).every(({ outcome }) => outcome === 'refused'));
     await assert.rejects(
-      new Promise((resolve, reject) => void copy.append([{ entries: [], resolve, reject }])),
+      new Promise((resolve, reject) => void copy.append([{ entries: [], durability: 'quorum', resolve, reject }])),
       (error) => isNostosError(error, 'NOT_PRIMARY'),
     );
     const read = await copy.readPage({ from, bytesMax: 2 ** 30 });
