@@ -81,7 +81,8 @@ class RowReader {
       case CELL_TEXT:
         return utf8.decode(bytes.subarray(this.#payload(start), end));
       case CELL_BLOB:
-        return bytes.slice(this.#payload(start), end);
+        // Copied: `slice` of a Buffer is a view, which would keep a page of the log and change with it.
+        return new Uint8Array(bytes.subarray(this.#payload(start), end));
       default:
         return null;
     }

@@ -163,6 +163,14 @@ test('rows for a change feed', () => {
   );
 });
 
+test("a row of a feed is the user's own: it does not change with the page of the log that it came from", () => {
+  const page = Buffer.from(capture(open(), `INSERT INTO item VALUES (1, 'é', 0.5, x'0102', NULL)`));
+  const [row] = changesetRows(page, (table) => COLUMNS[table]!);
+  page.fill(0);
+  assert.deepEqual(row?.new, { id: 1, name: 'é', price: 0.5, data: Uint8Array.of(1, 2), any: null });
+  assert.equal((row?.new?.['data'] as Uint8Array).buffer.byteLength, 2, 'it keeps no page from being collected');
+});
+
 test('an integer that a number cannot hold is refused, not rounded', () => {
   const bytes = capture(open(), 'INSERT INTO item(id) VALUES (9007199254740993)');
   const columns = (table: string): string[] => COLUMNS[table]!;
