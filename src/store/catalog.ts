@@ -182,6 +182,11 @@ export class Catalog {
     this.#known.delete(name);
   }
 
+  /** Tenants whose files were above `lsn` when they were last closed, or brought back. */
+  heldAbove(lsn: Lsn): CatalogEntry[] {
+    return this.#prepare('select * from tenants where held_lsn > ?').all(lsn).map(entry);
+  }
+
   /** Makes what is applied durable in the file itself. */
   async checkpoint(maintenance: Maintenance): Promise<void> {
     const lsn = this.#applied;

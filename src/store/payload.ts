@@ -62,9 +62,14 @@ export function encodeChangesetPayload(payload: ChangesetPayload): Uint8Array {
   return bytes;
 }
 
+/** Of the payload of a changeset, whatever else is in it: `ChangesetPayload.local`. */
+export function isLocalChangeset(bytes: Uint8Array): boolean {
+  return bytes[0] === LOCAL_VERSION;
+}
+
 /** The changeset is a view into `bytes`. */
 export function decodeChangesetPayload(bytes: Uint8Array): ChangesetPayload {
-  const local = bytes[0] === LOCAL_VERSION;
+  const local = isLocalChangeset(bytes);
   if (!local || bytes.length < FIXED_BYTES) checkVersion(bytes, FIXED_BYTES);
   const valueBytes = local ? 16 : 8;
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);

@@ -474,16 +474,16 @@ export class TenantStore {
   /**
    * On a replica: takes back what the file holds above `target`, before the log is cut there, and makes that durable. Ends
    * copies that are being made of it. Answers with the number of records that were undone; a call that failed or was cut
-   * off is made again.
+   * off is made again. `log` is where the records are, if the caller has read those of many tenants at once.
    */
-  undoTo(target: UndoTarget): Promise<number> {
+  undoTo(target: UndoTarget, log: Pick<CommitLog, 'readPage'> = this.#deps.log): Promise<number> {
     return this.exclusive(async () => {
       if (this.role === 'primary')
         throw new NostosError('INVALID_ARGUMENT', `tenant ${this.identity.name} is undone on a replica only`);
       if (this.applied.lsn < target.lsn) return 0;
       const { name } = this.identity;
       this.#hold.end(new NostosError('POSITION_LOST', `tenant ${name} was rolled back while it was copied`));
-      const undone = await undoFile(this.#file, this.#deps.log, target);
+      const undone = await undoFile(this.#file, log, target);
       await this.#wal.settled();
       if (!this.#wal.isWhole && !(await this.#wal.checkpointWhole()))
         throw new NostosError(

@@ -30,6 +30,8 @@ const PAGE_BYTES = 4 * 1024 * 1024;
 /** Of the record that stays the last one, of whichever tenant. */
 export type UndoTarget = Pick<ChainPoint, 'term' | 'lsn' | 'hash'>;
 
+type PageSource = Pick<CommitLog, 'readPage'>;
+
 interface Range {
   readonly from: Lsn;
   readonly to: Lsn;
@@ -42,7 +44,7 @@ interface Page extends Range {
 }
 
 /** Answers with the number of records that were undone. The caller has the file to itself, and makes it durable. */
-export async function undoFile(file: OpenFile, log: CommitLog, target: UndoTarget): Promise<number> {
+export async function undoFile(file: OpenFile, log: PageSource, target: UndoTarget): Promise<number> {
   const { applied } = file;
   if (applied.lsn < target.lsn) return 0;
   if (applied.lsn === target.lsn) {
@@ -83,7 +85,7 @@ export async function undoFile(file: OpenFile, log: CommitLog, target: UndoTarge
 }
 
 /** The records above `lsn` that the file holds, each checked; those of the last page are kept. */
-async function findPages(file: OpenFile, log: CommitLog, lsn: Lsn): Promise<Page[]> {
+async function findPages(file: OpenFile, log: PageSource, lsn: Lsn): Promise<Page[]> {
   const { applied } = file;
   const pages: Page[] = [];
   for (let from = (lsn + 1) as Lsn; from <= applied.lsn;) {
@@ -103,7 +105,7 @@ async function findPages(file: OpenFile, log: CommitLog, lsn: Lsn): Promise<Page
 
 async function readPage(
   file: OpenFile,
-  log: CommitLog,
+  log: PageSource,
   { from, to }: Range,
 ): Promise<{ records: readonly CommittedRecord[]; next: Lsn }> {
   const { records, next } = await log.readPage({
