@@ -73,10 +73,13 @@ export function knownResult(connection: Connection, id: string): { readonly resu
 }
 
 export function rememberResult(connection: Connection, id: string, result: unknown, deps: TransactionDeps): void {
+  rememberEncoded(connection, id, encodeResult(result), deps);
+}
+
+/** With the bytes that an answer had where it was first given. */
+export function rememberEncoded(connection: Connection, id: string, result: Uint8Array, deps: TransactionDeps): void {
   const nowMs = deps.clock.nowMs();
-  connection
-    .internal('insert into nostos_results (id, result, at_ms) values (?, ?, ?)')
-    .run(id, encodeResult(result), nowMs);
+  connection.internal('insert into nostos_results (id, result, at_ms) values (?, ?, ?)').run(id, result, nowMs);
   pruneResults(connection, nowMs - deps.limits.idempotencyKeepMs, deps.limits);
 }
 
