@@ -16,6 +16,7 @@ import { checkpointFile } from '../store/checkpoint.ts';
 import type { Maintenance } from '../store/maintenance.ts';
 import { encodeTenantCreate } from '../store/payload.ts';
 import { scrubFile } from '../store/scrub.ts';
+import type { TenantIdentity } from '../store/tenant-file.ts';
 import { TenantStore, type TenantRole } from '../store/tenant-store.ts';
 import type { WriterTransaction } from '../store/writer-transaction.ts';
 
@@ -34,6 +35,8 @@ const maintenance = {
 export interface OpenOptions {
   readonly path: string;
   readonly role?: TenantRole;
+  readonly identity?: TenantIdentity;
+  readonly givenTo?: () => Lsn;
 }
 
 export interface Stores {
@@ -54,10 +57,18 @@ export function stores(t: TestContext): Stores {
   return {
     dir,
     newPath: () => join(dir, `${(files += 1)}.sqlite`),
-    open: async (log, { path, role = 'primary' }) => {
+    open: async (log, { path, role = 'primary', identity: owner = identity, givenTo }) => {
       const store = await TenantStore.open(
-        { log, clock: systemClock, maintenance },
-        { identity, path, limits: DEFAULT_LIMITS, createdAt: 1 as Lsn, opened: existsSync(path), held: NO_LSN, role },
+        { log, clock: systemClock, maintenance, ...(givenTo === undefined ? {} : { givenTo }) },
+        {
+          identity: owner,
+          path,
+          limits: DEFAULT_LIMITS,
+          createdAt: 1 as Lsn,
+          opened: existsSync(path),
+          held: NO_LSN,
+          role,
+        },
       );
       opened.push(store);
       return store;
