@@ -116,6 +116,10 @@ export const DEFAULT_LIMITS = {
   candidateBackoffMaxMs: 30_000,
   /** A handover that has not come so far by then is given up, and writes go on. */
   handoverTimeoutMs: 2_000,
+  /** A way in which a node comes back to its group is tried so often until the next safe one is taken. */
+  rejoinAttemptsMax: 3,
+  /** So many attempts, in all ways together, without coming back, and a node waits for a person. */
+  rejoinTotalAttemptsMax: 12,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;

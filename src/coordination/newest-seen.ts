@@ -49,7 +49,8 @@ export class NewestSeen {
   }
 }
 
-function isOlder(current: Versioned | undefined, seen: Versioned): boolean {
+/** Whether that is a step back from what was seen. */
+export function isOlder(current: Versioned | undefined, seen: Versioned): boolean {
   if (current === undefined || current.version < seen.version) return true;
   if (current.version === seen.version) return current.record.nonce !== seen.record.nonce;
   return current.record.term < seen.record.term;

@@ -1,0 +1,101 @@
+/**
+ * How far the way back to the group is: which step is tried, how often, and what came of those before. Pure; whoever takes
+ * the steps says what came of them, and does what `current` says next. It ends: a step is tried `rejoinAttemptsMax` times,
+ * then the next safe one; and after `rejoinTotalAttemptsMax` in all ways together nothing more is tried, until the node has
+ * come back (`arrived`) or somebody starts it anew. All of it is plain data, for status, the status page and metrics.
+ */
+import type { RejoinAction, RejoinDecision } from './rejoin-decision.ts';
+import { NOT_BUILT } from './rejoin-decision.ts';
+
+export interface RejoinLimits {
+  readonly rejoinAttemptsMax: number;
+  readonly rejoinTotalAttemptsMax: number;
+}
+
+export interface RejoinStep {
+  readonly action: RejoinAction;
+  readonly outcome: 'failed' | 'not-built';
+  readonly why: string;
+  readonly atMs: number;
+}
+
+export interface RejoinProgress {
+  readonly decision: RejoinDecision;
+  /** What is to be done now; `operator`: nothing more, a person decides. */
+  readonly current: RejoinAction;
+  /** Of `current`, from 1. */
+  readonly attempt: number;
+  /** Of all actions since the node was last where it belongs. */
+  readonly attemptsTotal: number;
+  /** The last ones, oldest first. */
+  readonly history: readonly RejoinStep[];
+  readonly sinceMs: number;
+}
+
+const HISTORY_MAX = 32;
+/** They wait, or are where a node belongs: being told the same again is no attempt. */
+const RESTING: ReadonlySet<RejoinAction> = new Set(['wait', 'go-on', 'lead', 'stand', 'stop', 'refuse', 'operator']);
+
+interface Past {
+  readonly before?: RejoinProgress | undefined;
+  readonly limits: RejoinLimits;
+  readonly nowMs: number;
+}
+
+/** Takes up a decision; the same one as before goes on counting where it was, and so does what was tried in vain. */
+export function takeUp(decision: RejoinDecision, { before, limits, nowMs }: Past): RejoinProgress {
+  const attemptsTotal = before?.attemptsTotal ?? 0;
+  const history = before?.history ?? [];
+  if (before !== undefined && before.decision.row === decision.row && before.decision.action === decision.action)
+    return { ...before, decision };
+  const fresh = { decision, current: decision.action, attempt: 1, attemptsTotal, history, sinceMs: nowMs };
+  if (RESTING.has(decision.action)) return fresh;
+  return settle(fresh, limits, nowMs);
+}
+
+export function stepFailed(
+  progress: RejoinProgress,
+  why: string,
+  { limits, nowMs }: { readonly limits: RejoinLimits; readonly nowMs: number },
+): RejoinProgress {
+  const { current, attempt, attemptsTotal } = progress;
+  if (current === 'operator') return progress;
+  const failed = {
+    ...progress,
+    attemptsTotal: attemptsTotal + 1,
+    history: noted(progress, { action: current, outcome: 'failed', why, atMs: nowMs }),
+  };
+  if (attempt < limits.rejoinAttemptsMax) return settle({ ...failed, attempt: attempt + 1 }, limits, nowMs);
+  return settle({ ...failed, current: after(progress), attempt: 1 }, limits, nowMs);
+}
+
+/** The node streams or leads: what it took to get there counts no longer. */
+export function arrived(progress: RejoinProgress, nowMs: number): RejoinProgress {
+  return { ...progress, attempt: 1, attemptsTotal: 0, sinceMs: nowMs };
+}
+
+/** Passes over what is not built, and says so; ends where too much was tried. */
+function settle(progress: RejoinProgress, limits: RejoinLimits, nowMs: number): RejoinProgress {
+  if (progress.attemptsTotal >= limits.rejoinTotalAttemptsMax) return { ...progress, current: 'operator', attempt: 1 };
+  if (!NOT_BUILT.has(progress.current)) return progress;
+  const why = `${progress.current} is not built yet`;
+  const history = noted(progress, { action: progress.current, outcome: 'not-built', why, atMs: nowMs });
+  return settle({ ...progress, history, current: after(progress), attempt: 1 }, limits, nowMs);
+}
+
+function after({ decision: { action, next }, current }: RejoinProgress): RejoinAction {
+  const ways = [action, ...next];
+  return ways[ways.indexOf(current) + 1] ?? 'operator';
+}
+
+function noted({ history }: RejoinProgress, step: RejoinStep): readonly RejoinStep[] {
+  return [...history, step].slice(-HISTORY_MAX);
+}
+
+/** One line for people: what is done now, why, and what comes if it fails. */
+export function describeRejoin({ decision, current, attempt, history }: RejoinProgress): string {
+  const last = history.at(-1);
+  const instead = current === decision.action || last === undefined ? '' : `; instead of ${last.action}: ${last.why}`;
+  const again = attempt > 1 ? ` (attempt ${attempt})` : '';
+  return `${current}${again}: ${decision.reason}${instead}`;
+}
