@@ -192,6 +192,8 @@ export class FollowerMachine<P> {
     if (this.#phase.kind !== 'streaming') return;
     this.#phase.heardMs = this.#deps.alarm.nowMs;
     const { view, emit, stop } = this.#deps;
+    // The append before it has failed, and the news of that is still on its way.
+    if (this.#matched > view.end.lsn) return this.#reopen();
     if (last.lsn <= this.#matched) {
       // A repetition, of records that this log has.
       if (last.lsn >= view.anchor.lsn && !samePoint(view.pointAt(last.lsn), last))

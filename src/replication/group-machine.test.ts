@@ -431,6 +431,15 @@ test('after a gap the stream is opened anew; nothing is appended', () => {
   assert.equal(bench.the('send').message.kind, 'open');
 });
 
+test('a record that comes between an append that failed and the news of that opens the stream anew', () => {
+  const { bench, channel, head } = streaming();
+  const [previous, last] = [bench.log.end, nextRecord(bench)];
+  bench.hears(channel, { kind: 'records', ...head, previous, last, payload: [last] });
+  bench.log.cut(previous.lsn);
+  bench.hears(channel, { kind: 'records', ...head, previous, last, payload: [last] });
+  assert.deepEqual(bench.kinds, ['close']);
+});
+
 test('a heartbeat that tells of records which never came opens the stream anew', () => {
   const { bench, channel, head } = streaming();
   bench.hears(channel, { kind: 'watermark', ...head, sent: 5 as Lsn });
