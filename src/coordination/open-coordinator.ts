@@ -190,12 +190,16 @@ function decoded(url: string, text: string): string {
   }
 }
 
-function refused(url: string, reason: string, cause?: unknown): NostosError {
-  // Somebody may have put a password before an @, or a key into a parameter.
-  const shown = url
+/** As it may be printed: somebody may have put a password before an @, or a key into a parameter. */
+export function shownUrl(url: string): string {
+  return url
     .replace(/\?.*$/s, '?…')
     .replace(/\/\/.*@/s, '//…@')
     .slice(0, 300);
+}
+
+function refused(url: string, reason: string, cause?: unknown): NostosError {
+  const shown = shownUrl(url);
   return new NostosError('INVALID_ARGUMENT', `${JSON.stringify(shown)} is no URL of a coordinator: ${reason}`, {
     details: { url: shown, reason },
     ...(cause !== undefined && { cause }),
