@@ -97,6 +97,10 @@ export const ERROR_CODES = {
     'safe',
     'The coordinator does not answer; whether a record was replaced is open, and the same call finds out.',
   ],
+  HANDOVER_FAILED: [
+    'safe',
+    'No successor took over in time, so this node goes on leading; details tell the term. See that a replica is in sync.',
+  ],
   COORDINATOR_UNSUITABLE: [
     'never',
     'The coordinator refuses, or cannot do what groups need; the message says what to change.',

@@ -16,7 +16,7 @@ import { pruneSegments, Reservations } from './retention.ts';
 import type { SealedSegment } from './sealed.ts';
 import type { SharedTail } from './shared-tail.ts';
 import { SEGMENT_HEADER_BYTES } from './segment-header.ts';
-import type { TermEntry } from './terms.ts';
+import type { TermEntry, TermTable } from './terms.ts';
 import type { Appended, LogEntry, LogPlace, WriterState } from './writer.ts';
 import { LogWriter } from './writer.ts';
 
@@ -145,6 +145,10 @@ export class Log {
   /** Every term that this history has seen, also those whose records are pruned. */
   get terms(): readonly TermEntry[] {
     return this.#writer.terms.entries;
+  }
+
+  get history(): TermTable {
+    return this.#writer.terms;
   }
 
   get sealed(): readonly SealedSegment[] {

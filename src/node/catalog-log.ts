@@ -9,7 +9,7 @@ import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { NO_LSN, NO_TENANT, type Lsn, type TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
-import { readCommitted } from '../log/commit-log.ts';
+import { readCommitted, type CommittedRecord } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { Catalog } from '../store/catalog.ts';
 import { Connection } from '../store/connection.ts';
@@ -82,6 +82,18 @@ export class CatalogLog {
       this.#catalog.apply({ kind, lsn: firstLsn, tenant, payload: kept });
       this.#stale = false;
       await then?.();
+    } finally {
+      this.#held.delete(held);
+    }
+  }
+
+  /** On a replica: a change that the primary has made, and is committed. May come twice. */
+  async follow(record: CommittedRecord, then: () => Promise<void>): Promise<void> {
+    const held = { from: (record.lsn - 1) as Lsn };
+    this.#held.add(held);
+    try {
+      if (record.lsn > this.#catalog.applied) this.#catalog.apply(record);
+      await then();
     } finally {
       this.#held.delete(held);
     }

@@ -23,6 +23,8 @@ export interface DurableBoundDeps {
   readonly tenants: OpenTenants;
   readonly clock: Clock;
   readonly maintenance: ThreadMaintenance;
+  /** Of a replica: up to where all tenants were given what is committed. */
+  readonly lowest?: () => Lsn;
 }
 
 export class DurableBound {
@@ -57,7 +59,7 @@ export class DurableBound {
   get bound(): Lsn {
     const { engine, catalog, catalogLog, tenants } = this.#deps;
     if (this.#behind.size > 0) return engine.opened.durable;
-    let bound: number = engine.watermark;
+    let bound: number = this.#deps.lowest?.() ?? engine.watermark;
     for (const lag of tenants.lags()) bound = Math.min(bound, lag.durable);
     if (catalog.durable < catalog.applied) bound = Math.min(bound, catalog.durable);
     return Math.min(bound, catalogLog.heldFrom ?? bound) as Lsn;

@@ -30,6 +30,8 @@ import type {
   EngineReply,
   EngineRequests,
   EngineStart,
+  GroupMethod,
+  GroupNotice,
   LogFiles,
   PackedPage,
   ProbeReport,
@@ -79,6 +81,11 @@ export class EngineClient implements CommitLog {
   readonly #directSyncMaxMs: number;
   readonly #copy: boolean;
   #settling = false;
+  /** While a handover waits for the last append: those that came since. */
+  #drained: Append[] | undefined;
+  /** What was said before anybody listened. */
+  readonly #unheardNotices: GroupNotice[] = [];
+  #onNotice: (notice: GroupNotice) => void = (notice) => void this.#unheardNotices.push(notice);
   /** Appends of this turn of the event loop that may be a group of their own. */
   #gathered: Append[] = [];
   /** Appends that the engine has not answered. */
@@ -102,7 +109,7 @@ export class EngineClient implements CommitLog {
     );
     this.#directSyncMaxMs = options.limits.directSyncMicros / 1_000;
     this.#generation = options.generation;
-    this.#copy = options.copy !== undefined;
+    this.#copy = options.copy !== undefined && options.group === undefined;
     this.#watermark = opened.watermark;
     this.opened = opened;
     port.on('message', (reply: EngineReply) => this.#take(reply));
@@ -220,6 +227,7 @@ export class EngineClient implements CommitLog {
 
   #send({ entries, durability, resolve, reject }: Append): void {
     if (this.#gone !== undefined) return reject(this.#gone);
+    if (this.#drained !== undefined) return void this.#drained.push({ entries, durability, resolve, reject });
     const id = this.#nextId++;
     this.#sent += 1;
     this.#waiting.set(id, { method: 'append', resolve, reject });
@@ -272,6 +280,17 @@ export class EngineClient implements CommitLog {
     return this.#call('advance', { durable });
   }
 
+  /** Of a node in a group: what its engine says from now on, in order. */
+  set onNotice(listener: (notice: GroupNotice) => void) {
+    this.#onNotice = listener;
+    for (const notice of this.#unheardNotices.splice(0)) listener(notice);
+  }
+
+  /** What only the engine of a group does. */
+  inGroup<M extends GroupMethod>(method: M, input: EngineRequests[M][0]): Promise<EngineRequests[M][1]> {
+    return this.#call(method, input);
+  }
+
   status(): Promise<LogStatus> {
     return this.#call('status', undefined);
   }
@@ -299,6 +318,7 @@ export class EngineClient implements CommitLog {
 
   #take(reply: EngineReply): void {
     if (reply instanceof Uint8Array) return this.#appended(reply);
+    if ('notice' in reply) return this.#heard(reply.notice);
     const waiting = this.#answered(reply.id);
     if (reply.ok) waiting?.resolve(reply.output);
     else waiting?.reject(deserializeError(reply.error));
@@ -312,10 +332,37 @@ export class EngineClient implements CommitLog {
     this.#raise(watermark);
   }
 
+  #heard(notice: GroupNotice): void {
+    if (notice.kind === 'watermark') this.#raise(notice.lsn);
+    else if (notice.kind === 'drain') this.#drain();
+    else if (notice.kind === 'resume' || notice.kind === 'step-down') this.#undrain();
+    this.#onNotice(notice);
+  }
+
+  /** Holds what is appended from now on until the handover has succeeded, where it is refused, or was given up. */
+  #drain(): void {
+    this.#drained = [];
+    this.#tellDrained();
+  }
+
+  #tellDrained(): void {
+    if (this.#drained === undefined || this.#sent > 0) return;
+    this.#call('drained', undefined).catch(() => {}); // the thread has ended, which its appends hear
+  }
+
+  #undrain(): void {
+    const held = this.#drained ?? [];
+    this.#drained = undefined;
+    for (const append of held) this.#send(append);
+  }
+
   #answered(id: number): Waiting | undefined {
     const waiting = this.#waiting.get(id);
     this.#waiting.delete(id);
-    if (waiting?.method === 'append') this.#sent -= 1;
+    if (waiting?.method === 'append') {
+      this.#sent -= 1;
+      if (this.#drained !== undefined) this.#tellDrained();
+    }
     return waiting;
   }
 

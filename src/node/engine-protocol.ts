@@ -1,12 +1,68 @@
 /** What the caller's thread and the engine thread say to each other. Plain data; buffers are transferred. */
-import type { BootId, ClusterId, Generation, Lsn, StoreId, TenantId, Term } from '../base/brands.ts';
+import type { BootId, ClusterId, Generation, Lsn, NodeId, StoreId, TenantId, Term } from '../base/brands.ts';
 import type { SerializedError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Appended, PageRequest, TenantLocation } from '../log/commit-log.ts';
-import type { LogStatus } from './types.ts';
+import type { GroupRecord } from '../coordination/coordinator.ts';
+import type { ChainPoint } from '../log/chain.ts';
+import type { MemberChange, StepDownReason, StopReason } from '../replication/effects.ts';
+import type { GroupStatus, Role } from '../replication/group-machine.ts';
+import type { ListenAddress, LogStatus } from './types.ts';
+
+/** The group that a node belongs to, and how it is reached there. */
+export interface GroupSettings {
+  /** URL of the coordinator; `coordination/README.md` has the schemes. */
+  readonly coordinator: string;
+  /** Name of the group at the coordinator. */
+  readonly name: string;
+  readonly node: NodeId;
+  readonly listen: ListenAddress;
+  /** `host:port` under which the others reach it, where that is not the one that is bound. */
+  readonly advertise?: string;
+}
+
+/** What the engine of a group tells the node's own thread; `group-engine.ts` has what is answered. */
+export type GroupNotice =
+  | { readonly kind: 'watermark'; readonly lsn: Lsn }
+  | { readonly kind: 'lead'; readonly term: Term }
+  | { readonly kind: 'drain' | 'resume' }
+  | { readonly kind: 'step-down'; readonly term: Term; readonly reason: StepDownReason }
+  | {
+      readonly kind: 'rollback';
+      readonly to: ChainPoint;
+      readonly primary: { readonly store: StoreId; readonly boot: BootId };
+      readonly term: Term;
+    }
+  | {
+      readonly kind: 'role';
+      readonly role: Role;
+      readonly term: Term;
+      readonly inSync: boolean;
+      /** Whom it follows. */
+      readonly primary: StoreId | null;
+    }
+  | {
+      readonly kind: 'stopped';
+      readonly reason: StopReason;
+      readonly details: Readonly<Record<string, string | number>>;
+    };
+
+export interface GroupReport extends Omit<GroupStatus, 'version' | 'stopped'> {
+  readonly name: string;
+  readonly address: string;
+  readonly boot: BootId;
+  readonly stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | null;
+  readonly lastLsn: Lsn;
+  /** Appends that the group has not committed yet. */
+  readonly waiting: number;
+  /** The newest one that this node has read. */
+  readonly record: GroupRecord | null;
+}
 
 export interface EngineOptions {
   readonly dir: string;
+  /** Absent: a lone node, or a copy. */
+  readonly group?: GroupSettings;
   readonly generation: Generation;
   readonly store: StoreId;
   readonly boot: BootId;
@@ -85,6 +141,15 @@ export interface EngineRequests {
   /** Holds all of the log that is there; also answers with its first record. Asked for in two steps, it may go between them. */
   reserveAll: [undefined, { readonly hold: number; readonly from: Lsn }];
   logFiles: [{ readonly from: Lsn }, LogFiles];
+  steppedDown: [undefined, undefined];
+  /** No append is under way; those in the ring are taken first. */
+  drained: [undefined, undefined];
+  rolledBack: [{ readonly ok: boolean }, undefined];
+  cutTo: [{ readonly lsn: Lsn }, undefined];
+  handover: [{ readonly to?: StoreId }, undefined];
+  changeMembers: [MemberChange, undefined];
+  holdsLease: [undefined, boolean];
+  groupReport: [undefined, GroupReport];
   status: [undefined, LogStatus];
   /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */
   probe: [{ readonly durationMs: number }, ProbeReport];
@@ -92,6 +157,10 @@ export interface EngineRequests {
 }
 
 export type EngineMethod = keyof EngineRequests;
+export type GroupMethod = Extract<
+  EngineMethod,
+  'steppedDown' | 'rolledBack' | 'cutTo' | 'handover' | 'changeMembers' | 'holdsLease' | 'groupReport'
+>;
 
 export interface EngineRequest<M extends EngineMethod = EngineMethod> {
   readonly id: number;
@@ -101,6 +170,7 @@ export interface EngineRequest<M extends EngineMethod = EngineMethod> {
 
 export type EngineReply =
   | Uint8Array
+  | { readonly notice: GroupNotice }
   | { readonly id: number; readonly ok: true; readonly output: unknown }
   | { readonly id: number; readonly ok: false; readonly error: SerializedError };
 

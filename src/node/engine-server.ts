@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { MessagePort } from 'node:worker_threads';
 import { collectIfGrown } from '../base/collect.ts';
-import { deserializeError, serializeError } from '../base/errors.ts';
+import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
 import { releaseBuffer } from '../base/release.ts';
 import { EmbeddedCoordinator } from '../coordination/embedded.ts';
@@ -19,9 +19,12 @@ import type {
   EngineReply,
   EngineRequest,
   EngineRequests,
+  GroupNotice,
+  GroupSettings,
   PackedPage,
   SharedMemory,
 } from './engine-protocol.ts';
+import type { GroupEngine } from './group-engine.ts';
 import { highestApplied } from './highest-applied.ts';
 
 /**
@@ -32,6 +35,8 @@ const LINGER_MS = 3;
 /** After this long the rest of the thread has its turn, however many appends come. */
 const TURN_MAX_MS = 1;
 
+type AnyEngine = Engine | GroupEngine;
+
 export interface EngineServing {
   readonly options: EngineOptions;
   /** Closed with the engine. */
@@ -40,23 +45,29 @@ export interface EngineServing {
 }
 
 /** Opens the engine, which is then served until it is closed. */
-export async function serveEngine({ options, port, memory }: EngineServing): Promise<EngineOpened> {
-  const engine = await Engine.open(
-    {
-      coordinator: new RememberingCoordinator(
-        new EmbeddedCoordinator({ dir: join(options.dir, 'coordinator') }),
-        new NewestSeen(systemDisk, join(options.dir, 'coordinator.json')),
-      ),
-      highestApplied: () => highestApplied(options.dir),
-      tail: new SharedTail(memory.tail),
-    },
-    options,
-  );
+export async function serveEngine(serving: EngineServing): Promise<EngineOpened> {
+  const { options, port, memory } = serving;
+  const engine = await (options.group === undefined ? openLone(serving) : openInGroup(serving, options.group));
   serve(engine, port, new AppendRing(memory.ring));
   return engine.opened;
 }
 
-function serve(engine: Engine, port: MessagePort, ring: AppendRing): void {
+function openLone({ options, memory }: EngineServing): Promise<Engine> {
+  const coordinator = new RememberingCoordinator(
+    new EmbeddedCoordinator({ dir: join(options.dir, 'coordinator') }),
+    new NewestSeen(systemDisk, join(options.dir, 'coordinator.json')),
+  );
+  const tail = new SharedTail(memory.tail);
+  return Engine.open({ coordinator, highestApplied: () => highestApplied(options.dir), tail }, options);
+}
+
+async function openInGroup({ options, port }: EngineServing, settings: GroupSettings): Promise<GroupEngine> {
+  const { GroupEngine } = await import('./group-engine.ts');
+  const tell = (notice: GroupNotice): void => port.postMessage({ notice } satisfies EngineReply);
+  return GroupEngine.open({ tell, highestApplied: () => highestApplied(options.dir) }, options, settings);
+}
+
+function serve(engine: AnyEngine, port: MessagePort, ring: AppendRing): void {
   const reply = (message: EngineReply, transfer: ArrayBuffer[] = []): void => port.postMessage(message, transfer);
   let appends: AppendCall[] = [];
   let appending = false;
@@ -74,6 +85,7 @@ function serve(engine: Engine, port: MessagePort, ring: AppendRing): void {
 
   const answer = async ({ id, method, input }: EngineRequest): Promise<void> => {
     try {
+      if (method === 'drained') drain(); // what was put into the ring before
       const output = await run(engine, method, input);
       reply({ id, ok: true, output }, method === 'readPage' ? buffersOf(output as PackedPage) : []);
     } catch (error) {
@@ -127,7 +139,7 @@ function serve(engine: Engine, port: MessagePort, ring: AppendRing): void {
   if (!ring.sleep()) serveAppends();
 }
 
-function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
+function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {
   switch (method) {
     case 'readPage':
       return engine.readPage(input as EngineRequests['readPage'][0]);
@@ -155,6 +167,22 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
       return engine.reserveAll();
     case 'logFiles':
       return engine.logFiles((input as EngineRequests['logFiles'][0]).from);
+    case 'steppedDown':
+      return inGroup(engine).steppedDown();
+    case 'drained':
+      return inGroup(engine).drained();
+    case 'rolledBack':
+      return inGroup(engine).rolledBack((input as EngineRequests['rolledBack'][0]).ok);
+    case 'cutTo':
+      return inGroup(engine).cutTo((input as EngineRequests['cutTo'][0]).lsn);
+    case 'handover':
+      return inGroup(engine).handover((input as EngineRequests['handover'][0]).to);
+    case 'changeMembers':
+      return inGroup(engine).changeMembers(input as EngineRequests['changeMembers'][0]);
+    case 'holdsLease':
+      return inGroup(engine).holdsLease();
+    case 'groupReport':
+      return inGroup(engine).groupReport();
     case 'status':
       return engine.status();
     case 'probe':
@@ -164,6 +192,11 @@ function run(engine: Engine, method: EngineMethod, input: unknown): unknown {
     default:
       return method satisfies never;
   }
+}
+
+function inGroup(engine: AnyEngine): GroupEngine {
+  if ('groupReport' in engine) return engine;
+  throw new NostosError('INVALID_ARGUMENT', 'this node is in no group: open it with one');
 }
 
 function buffersOf(page: PackedPage): ArrayBuffer[] {

@@ -1,6 +1,6 @@
 /** A node with its tenants. `open-node.ts` puts it together. */
 import { rmSync } from 'node:fs';
-import { toTenantUuid, type BootId, type Lsn } from '../base/brands.ts';
+import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
@@ -9,11 +9,12 @@ import { readCommitted } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
-import { TenantStore } from '../store/tenant-store.ts';
+import { TenantStore, type TenantDeps } from '../store/tenant-store.ts';
 import type { Int64Mode } from '../store/values.ts';
 import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
+import { GroupMember } from './group-member.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeIdentity } from './node-file.ts';
 import { notPrimary } from './not-primary.ts';
@@ -29,6 +30,7 @@ import type {
   MigrateReport,
   Migration,
   Node,
+  NodeGroup,
   NodeStatus,
   RecordSummary,
   Tenant,
@@ -55,6 +57,7 @@ export interface NodeSettings {
   readonly migrations: readonly Migration[] | undefined;
   readonly scrubIntervalMs: number | false;
   readonly startedAtMs: number;
+  readonly inGroup: boolean;
 }
 
 const LIST_DEFAULT = 1_000;
@@ -67,6 +70,7 @@ export class NostosNode implements Node {
   readonly #open: OpenTenants;
   readonly #bound: DurableBound;
   readonly #scrubber: Scrubber;
+  readonly #member: GroupMember | undefined;
   readonly #handleDeps: TenantHandleDeps;
   readonly #creating = new Map<string, Promise<void>>();
   /** What is held for those who copy this node. */
@@ -91,7 +95,11 @@ export class NostosNode implements Node {
       },
       settings.limits,
     );
-    this.#bound = new DurableBound({ ...deps, tenants: this.#open });
+    this.#bound = new DurableBound({
+      ...deps,
+      tenants: this.#open,
+      ...(settings.inGroup ? { lowest: () => this.#member?.lowest ?? deps.engine.opened.durable } : {}),
+    });
     this.restoreHost = new NodeRestoreHost({ ...deps, tenants: this.#open, bound: () => this.#bound.bound }, settings);
     this.#scrubber = new Scrubber(
       { catalog: deps.catalog, tenants: this.#open, maintenance: deps.maintenance },
@@ -104,6 +112,8 @@ export class NostosNode implements Node {
       count: async () => this.#catalog().count(),
       drop: (name) => this.#drop(name),
     };
+    const node = this;
+    this.#member = settings.inGroup ? this.#newMember() : undefined;
     this.#handleDeps = {
       log: deps.engine,
       catalog: deps.catalog,
@@ -115,7 +125,9 @@ export class NostosNode implements Node {
       int64: settings.int64,
       dir: settings.dir,
       // A copy shows the schema that its source has.
-      migrations: settings.identity.copy === undefined ? settings.migrations : undefined,
+      get migrations() {
+        return node.role === 'primary' ? settings.migrations : undefined;
+      },
       assertOpen: () => this.#assertOpen(),
       assertWritable: () => this.#assertWritable(),
       importing: new Set(),
@@ -131,7 +143,17 @@ export class NostosNode implements Node {
   start(closeAll: () => Promise<void>): void {
     this.#closeAll = closeAll;
     this.#bound.start(this.#deps.engine.opened.dirty);
+    this.#member?.start();
     this.#scrubber.start();
+  }
+
+  get role(): NodeStatus['role'] {
+    if (this.#member !== undefined) return this.#member.role;
+    return this.#settings.identity.copy === undefined ? 'primary' : 'copy';
+  }
+
+  get group(): NodeGroup | undefined {
+    return this.#member;
   }
 
   get identity(): NodeIdentity {
@@ -193,7 +215,11 @@ export class NostosNode implements Node {
       cluster: identity.cluster,
       store: identity.store,
       boot: identity.boot,
-      ...(identity.copy === undefined ? { role: 'primary' } : { role: 'copy', copy: identity.copy }),
+      role: this.role,
+      ...(identity.copy === undefined ? {} : { copy: identity.copy }),
+      ...(this.#member === undefined
+        ? {}
+        : { group: { ...(await this.#member.report()), events: this.#member.events } }),
       version: VERSION,
       pid: process.pid,
       startedAtMs,
@@ -264,6 +290,7 @@ export class NostosNode implements Node {
     this.#stopping.abort(new NostosError('CLOSED', 'the node is closed'));
     this.#scrubber.stop();
     await this.restoreHost.stop();
+    await this.#member?.stop();
     await this.#bound.stop();
     await this.#open.closeAll();
     try {
@@ -286,8 +313,8 @@ export class NostosNode implements Node {
 
   #assertWritable(): void {
     this.#assertOpen();
-    const { copy } = this.#settings.identity;
-    if (copy !== undefined) throw notPrimary(copy);
+    if (this.role === 'primary') return;
+    throw this.#member?.notPrimary() ?? notPrimary(this.#settings.identity.copy);
   }
 
   #catalog(): Catalog {
@@ -295,12 +322,41 @@ export class NostosNode implements Node {
     return this.#deps.catalog;
   }
 
+  #newMember(): GroupMember {
+    const { engine, catalog, catalogLog } = this.#deps;
+    return new GroupMember({
+      engine,
+      catalog,
+      tenants: this.#open,
+      applyCatalog: async (record) => {
+        if (record.kind === RecordKind.tenantDrop)
+          await this.#open.closed(record.tenant, () =>
+            catalogLog.follow(record, () => this.#removeFiles(record.tenant)),
+          );
+        else await catalogLog.follow(record, async () => {});
+      },
+      rollBack: async () => false,
+    });
+  }
+
+  async #removeFiles(id: TenantId): Promise<void> {
+    this.#open.forget(id);
+    await this.#deps.queries.forget(tenantPath(this.dir, id)).catch(() => {}); // it may be in use still
+    rmSync(tenantDir(this.dir, id), { recursive: true, force: true });
+  }
+
   async #openTenant({ id, name }: CatalogEntry): Promise<TenantStore> {
     const { engine, clock, maintenance, catalog } = this.#deps;
     const entry = catalog.byId(id); // it may have been dropped while somebody waited for it
     if (entry === undefined) throw notFound(name);
     const store = await TenantStore.open(
-      { log: engine, clock, maintenance, onIdle: () => this.#open.oneIsIdle() },
+      {
+        log: engine,
+        clock,
+        maintenance,
+        onIdle: () => this.#open.oneIsIdle(),
+        ...(this.#member === undefined ? {} : groupDeps(this.#member)),
+      },
       {
         identity: entry,
         path: tenantPath(this.dir, id),
@@ -308,6 +364,7 @@ export class NostosNode implements Node {
         createdAt: entry.createdAt,
         opened: entry.opened,
         held: entry.held,
+        role: this.#member?.role ?? 'primary',
       },
     );
     if (!entry.opened) catalog.setOpened(entry);
@@ -369,11 +426,7 @@ export class NostosNode implements Node {
     this.#assertWritable();
     await this.#open.closed(id, async () => {
       if (this.#catalog().byId(id) === undefined) return; // somebody else dropped it meanwhile
-      await this.#deps.catalogLog.drop(id, async () => {
-        this.#open.forget(id);
-        await this.#deps.queries.forget(tenantPath(this.dir, id)).catch(() => {}); // it may be in use still
-        rmSync(tenantDir(this.dir, id), { recursive: true, force: true });
-      });
+      await this.#deps.catalogLog.drop(id, () => this.#removeFiles(id));
     });
   }
 }
@@ -400,4 +453,8 @@ function checkLsn(name: string, lsn: Lsn | undefined): void {
 function kindName(kind: number): string {
   const found = Object.entries(RecordKind).find(([, value]) => value === kind);
   return (found?.[0] ?? `kind-${kind}`).replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+}
+
+function groupDeps(member: GroupMember): Pick<TenantDeps, 'notPrimary' | 'givenTo'> {
+  return { notPrimary: () => member.notPrimary(), givenTo: () => member.givenTo };
 }

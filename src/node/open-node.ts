@@ -6,7 +6,7 @@
  */
 import { rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { NO_LSN, toBootId } from '../base/brands.ts';
+import { NO_LSN, toBootId, type NodeId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock.ts';
 import { systemDisk } from '../base/disk.ts';
@@ -22,6 +22,7 @@ import { formatAddress, parseAddress } from '../wire/address.ts';
 import { serveAdmin } from './admin-socket.ts';
 import { CatalogLog } from './catalog-log.ts';
 import { EngineClient } from './engine-client.ts';
+import type { GroupSettings } from './engine-protocol.ts';
 import { ThreadMaintenance } from './maintenance.ts';
 import { NostosNode } from './node.ts';
 import { loadNode } from './node-file.ts';
@@ -29,7 +30,7 @@ import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
 import { SERVING_DIR } from './restore-source.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
-import type { Node, NodeOptions } from './types.ts';
+import type { GroupOptions, Node, NodeOptions } from './types.ts';
 import { WireServer } from './wire-server.ts';
 
 /** A record needs room beside the changeset that it carries. */
@@ -97,7 +98,8 @@ async function openParts(
   rmSync(join(dir, SERVING_DIR), { recursive: true, force: true });
   const { node: _, copy, ...log } = identity;
   const reaches = copy === undefined ? {} : { copy: { lsn: copy.reaches?.lsn ?? NO_LSN } };
-  const engineOptions = { dir, boot, limits, ...log, ...reaches };
+  const group = options.group === undefined ? {} : { group: groupSettings(options.group, identity.node) };
+  const engineOptions = { dir, boot, limits, ...log, ...reaches, ...group };
   const engine = await (writers ? EngineClient.start(engineOptions) : EngineClient.startHere(engineOptions));
   opened.push(() => engine.close());
   const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
@@ -118,6 +120,7 @@ async function openParts(
       migrations: options.migrations,
       scrubIntervalMs: options.scrubIntervalMs ?? 60 * 60 * 1000,
       startedAtMs,
+      inGroup: options.group !== undefined,
     },
   );
   opened.push(() => node.stop());
@@ -151,6 +154,13 @@ async function closeInTurn(opened: readonly (() => unknown)[]): Promise<void> {
     }
   }
   if (failures.length > 0) throw failures[0];
+}
+
+function groupSettings({ coordinator, name = 'main', listen, advertise }: GroupOptions, node: NodeId): GroupSettings {
+  checkListen(listen);
+  const { tls, host, port } = listen;
+  const address = { port, ...(host === undefined ? {} : { host }), ...(tls === undefined ? {} : { tls }) };
+  return { coordinator, name, node, listen: address, ...(advertise === undefined ? {} : { advertise }) };
 }
 
 function checkListen({ host, port, rateBytesPerSecond }: NonNullable<NodeOptions['listen']>): void {

@@ -3,7 +3,7 @@ import type { Lsn, Position } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Clock } from '../base/clock.ts';
-import type { CommitLog } from '../log/commit-log.ts';
+import type { CommitLog, Durability } from '../log/commit-log.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { importInto, isUnfinished } from '../store/import-file.ts';
 import type { Maintenance } from '../store/maintenance.ts';
@@ -74,7 +74,12 @@ export class TenantHandle implements Tenant {
       this.#deps.assertWritable();
       const { id, signal } = options;
       const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
-      const writing = { int64: options.int64 ?? this.#deps.int64, signal, onSettled: this.#deps.count };
+      const writing = {
+        int64: options.int64 ?? this.#deps.int64,
+        durability: checkDurability(options.durability),
+        signal,
+        onSettled: this.#deps.count,
+      };
       const open = this.#openStore();
       return open === undefined ? this.#use((store) => store.write<T>(run, writing)) : open.write<T>(run, writing);
     } catch (error) {
@@ -90,6 +95,7 @@ export class TenantHandle implements Tenant {
     const running = {
       int64: options.int64 ?? this.#deps.int64,
       timeoutMs,
+      durability: checkDurability(options.durability),
       ...(id === undefined ? {} : { id }),
       ...(signal === undefined ? {} : { signal }),
     };
@@ -387,4 +393,9 @@ export function checkName(name: unknown): string {
       `a tenant name has 1 to 200 characters and no control characters, got ${JSON.stringify(name)}`,
     );
   return name;
+}
+
+function checkDurability(given: Durability = 'quorum'): Durability {
+  if (given === 'quorum' || given === 'local') return given;
+  throw new NostosError('INVALID_ARGUMENT', `durability must be quorum or local, got ${JSON.stringify(given)}`);
 }

@@ -1,4 +1,8 @@
 /** The public shapes of a node and its tenants. */
+import type { MemberChange } from '../replication/effects.ts';
+import type { Durability } from '../log/commit-log.ts';
+import type { GroupReport } from './engine-protocol.ts';
+import type { GroupLogEntry } from './group-member.ts';
 import type {
   BootId,
   ClusterId,
@@ -35,6 +39,11 @@ export interface Transaction extends Reader {
 export type Migration = string | ((tx: Transaction) => void);
 
 export interface WriteOptions {
+  /**
+   * `quorum`, the default: answered once the group can never lose it. `local`: once this node, which leads, has synced it;
+   * the group may yet drop it, into a rollback file. Of a node without a group both are the same.
+   */
+  readonly durability?: Durability;
   /** Makes the write idempotent: a second one with the same id answers with the result of the first. */
   readonly id?: string;
   readonly int64?: Int64Mode;
@@ -226,6 +235,8 @@ export interface NodeStatus {
   readonly boot: BootId;
   /** `copy`: made by a restore; it can be read, and appends nothing. */
   readonly role: 'primary' | 'replica' | 'copy';
+  /** Of a node in a group. */
+  readonly group?: GroupReport & { readonly events: readonly GroupLogEntry[] };
   /** Of a copy: the store that was copied, where that is known, and up to where. */
   readonly copy?: {
     readonly source: StoreId | null;
@@ -266,8 +277,23 @@ export interface VerifyReport {
   readonly elapsedMs: number;
 }
 
+/** What a node does in its group. */
+export interface NodeGroup {
+  report(): Promise<GroupReport>;
+  /** Resolves once the change is in the group record, which an addition is when the newcomer has caught up. */
+  changeMembers(change: MemberChange): Promise<void>;
+  /** Hands the lead to `to`, or to whoever is furthest; resolves when this node no longer leads. */
+  handover(to?: StoreId): Promise<void>;
+  readonly events: readonly GroupLogEntry[];
+  onEvent(listener: (entry: GroupLogEntry) => void): () => void;
+}
+
 export interface Node extends AsyncDisposable {
   readonly dir: string;
+  /** `primary` takes writes; a `replica` of a group, and a `copy`, only reads. */
+  readonly role: 'primary' | 'replica' | 'copy';
+  /** Absent without a group. */
+  readonly group: NodeGroup | undefined;
   /** `host:port` where other nodes are served; undefined without `listen`. */
   readonly address: string | undefined;
   readonly tenants: Tenants;
@@ -310,8 +336,22 @@ export interface ListenAddress {
   readonly rateBytesPerSecond?: number;
 }
 
+/** The group of a node: its replicas, under a coordinator. */
+export interface GroupOptions {
+  /** URL of the coordinator: `embedded:/path`, `etcd://host:port,…`, `s3://bucket/…` (`src/coordination/README.md`). */
+  readonly coordinator: string;
+  /** Default `main`. */
+  readonly name?: string;
+  /** Where the other members connect. */
+  readonly listen: ListenAddress;
+  /** `host:port` under which they reach it, where that is not what is bound. */
+  readonly advertise?: string;
+}
+
 export interface NodeOptions {
   readonly dir: string;
+  /** Replicate with other nodes. The group record must exist (`nostos group init`). */
+  readonly group?: GroupOptions;
   /** Applied to each tenant when it is first used. */
   readonly migrations?: readonly Migration[];
   readonly limits?: Partial<Record<LimitName, number>>;

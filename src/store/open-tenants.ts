@@ -138,6 +138,16 @@ export class OpenTenants {
     }
   }
 
+  /** Runs `fn` on all that are open or being opened; also where it fails with some. */
+  async each(fn: (store: TenantStore) => Promise<void>): Promise<void> {
+    const run = async ({ opening }: Entry): Promise<void> => {
+      const store = await opening.catch(() => undefined); // its users are told
+      if (store !== undefined) await fn(store);
+    };
+    const results = await Promise.allSettled([...this.#entries.values()].map(run));
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
   /** A tenant has nothing more to do, so that it may be closed. */
   oneIsIdle(): void {
     this.#closeLooked();

@@ -1,0 +1,634 @@
+/**
+ * The engine of a node in a group: owner of its log, its network and its conversation with the coordinator. It performs
+ * what the machines of `replication/` want done, in their order, and tells them what came of it; the node's own thread
+ * hears through notices what concerns tenants (`group-member.ts`).
+ *
+ * | asked of the node's thread | answered by |
+ * |---|---|
+ * | `lead` | nothing: writes begin there |
+ * | `drain` | `drained`, behind the last append that was under way; or nothing, until `resume` or `step-down` |
+ * | `step-down` | `steppedDown`, when no transaction is open any more |
+ * | `rollback` | `rolledBack` |
+ *
+ * Appends are written and fsynced at once, and wait for the group: `quorum` until W covers them, `local` while the lease
+ * holds no longer than that. Who waits when this node steps down does not know the outcome.
+ *
+ * A machine lives as long as its boot. After a failed write or fsync the log is opened again, under a new boot, with a new
+ * machine, `RESTART_MS` later; for any other reason to stop, the node decides (`rejoin-decision.ts`).
+ */
+import { join } from 'node:path';
+import { NO_LSN, toBootId, type BootId, type Lsn, type NodeId, type StoreId } from '../base/brands.ts';
+import { HASH_BYTES, NO_TENANT } from '../base/brands.ts';
+import { systemClock } from '../base/clock.ts';
+import { systemDisk } from '../base/disk.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
+import type { Coordination } from '../coordination/coordination.ts';
+import type { Coordinator, Versioned } from '../coordination/coordinator.ts';
+import { NewestSeen } from '../coordination/newest-seen.ts';
+import { openCoordinator } from '../coordination/open-coordinator.ts';
+import { pointOf, type ChainPoint } from '../log/chain.ts';
+import type { Appended } from '../log/commit-log.ts';
+import { RecordKind } from '../log/record.ts';
+import type { Effect, GroupEvent, MemberChange, StopReason } from '../replication/effects.ts';
+import { GroupMachine } from '../replication/group-machine.ts';
+import type { ChannelId } from '../replication/messages.ts';
+import { checkGroupLimits } from '../replication/options.ts';
+import { GROUP_SERVICE_NAME, Peers } from '../replication/peers.ts';
+import type { StoreView } from '../replication/store-view.ts';
+import { formatAddress } from '../wire/address.ts';
+import type { Channel } from '../wire/channel.ts';
+import { connectToService } from '../wire/connect.ts';
+import { TcpServiceDispatcher } from '../wire/dispatcher.ts';
+import type { AppendCall } from './engine.ts';
+import type { EngineOptions, GroupNotice, GroupReport, GroupSettings, ProbeReport } from './engine-protocol.ts';
+import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
+import { monitorTimer } from './timer-monitor.ts';
+
+type Machine = GroupMachine<Uint8Array>;
+type Event = GroupEvent<Uint8Array>;
+
+interface Waiting {
+  readonly call: AppendCall;
+  readonly last: Lsn;
+  readonly appended: Appended;
+}
+
+interface AskedChange {
+  resolve(): void;
+  reject(error: unknown): void;
+}
+
+const RESTART_MS = 1_000;
+const FEED_BYTES = 1024 * 1024;
+const ADDRESS_RETRY_MS = 1_000;
+/** The machine is stepped at least so often, also where no alarm is due. */
+const TICK_MAX_MS = 1_000;
+
+export interface GroupEngineDeps extends LogServiceDeps {
+  readonly tell: (notice: GroupNotice) => void;
+}
+
+export class GroupEngine extends LogService {
+  readonly #deps: GroupEngineDeps;
+  readonly #settings: GroupSettings;
+  readonly #coordination: Coordination;
+  readonly #coordinator: Coordinator;
+  readonly #newest: NewestSeen;
+  readonly #peers: Peers;
+  readonly #dispatcher: TcpServiceDispatcher;
+  readonly #addresses = new Map<StoreId, { readonly address: string; readonly node: NodeId }>();
+  readonly #closing = new AbortController();
+  #address = '';
+  #boot: BootId;
+  #machine: Machine;
+  #events: Event[] = [];
+  #stepping = false;
+  #timer: NodeJS.Timeout | undefined;
+  #restarting: NodeJS.Timeout | undefined;
+  /** Whose message is being handled: an append that the log refuses ends that conversation. */
+  #from: ChannelId | undefined;
+  /** In the order of their records. */
+  #waiting: Waiting[] = [];
+  readonly #sent = new Map<ChannelId, ChainPoint>();
+  #changes: AskedChange[] = [];
+  #stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | undefined;
+  #told: GroupNotice | undefined;
+
+  private constructor(
+    deps: GroupEngineDeps,
+    opened: OpenedLog,
+    parts: { readonly settings: GroupSettings; readonly coordination: Coordination },
+  ) {
+    super(opened);
+    const { options, disk } = opened;
+    const { settings, coordination } = parts;
+    this.#deps = deps;
+    this.#settings = settings;
+    this.#coordination = coordination;
+    this.#coordinator = coordination.group(settings.name);
+    this.#newest = new NewestSeen(disk, join(options.dir, 'coordinator.json'));
+    this.#boot = options.boot;
+    this.#peers = new Peers(
+      {
+        connect: (to, signal) => this.#connect(to, signal),
+        onMessage: (channel, message) => this.#tell({ kind: 'message', channel, message }),
+        onClosed: (channel) => this.#tell({ kind: 'channel-closed', channel }),
+      },
+      { cluster: options.cluster, store: options.store, frameBytesMax: options.limits.frameBytesMax },
+    );
+    const { listen } = settings;
+    const tls =
+      listen.tls === undefined ? {} : { tls: { ...listen.tls, allowNodes: () => true, cluster: options.cluster } };
+    this.#dispatcher = new TcpServiceDispatcher(
+      formatAddress({ host: listen.host ?? '127.0.0.1', port: listen.port }),
+      {
+        ...options.limits,
+        ...tls,
+      },
+    );
+    this.#dispatcher.register(this.#peers);
+    this.#machine = this.#newMachine();
+  }
+
+  static async open(deps: GroupEngineDeps, options: EngineOptions, settings: GroupSettings): Promise<GroupEngine> {
+    checkGroupLimits(options.limits);
+    const coordination = await openCoordinator(settings.coordinator);
+    try {
+      // What the group has committed is here where this store was in sync; a tail above it may be torn.
+      const seen = new NewestSeen(deps.disk ?? systemDisk, join(options.dir, 'coordinator.json')).newest?.record;
+      const known =
+        seen?.committed?.generation === options.generation && seen.inSync.includes(options.store)
+          ? seen.committed.lsn
+          : NO_LSN;
+      const opened = openLog(deps, options, Math.max(known, options.copy?.lsn ?? NO_LSN) as Lsn);
+      if (options.copy !== undefined) opened.log.setWatermark(options.copy.lsn);
+      const engine = new GroupEngine(deps, opened, { settings, coordination });
+      await engine.#start();
+      return engine;
+    } catch (error) {
+      await coordination.close();
+      throw error;
+    }
+  }
+
+  async #start(): Promise<void> {
+    this.#address = await this.#dispatcher.start();
+    void this.#announce();
+    this.#coordinator.watch(() => this.#tell({ kind: 'hint' }), { signal: this.#closing.signal });
+    this.#tell({ kind: 'tick' });
+  }
+
+  /** Writes where this node is reached; without it the others cannot follow it, and it goes on trying. */
+  async #announce(): Promise<void> {
+    const { store, node } = { store: this.options.store, node: this.#settings.node };
+    const address = this.#settings.advertise ?? this.#address;
+    const entry = this.#coordination.member(store);
+    while (!this.#closing.signal.aborted) {
+      try {
+        const current = await entry.read();
+        if (current?.record.address === address && current.record.node === node) return;
+        const record = { node, address, nonce: randomHex128(systemRandom) };
+        if ((await entry.compareAndSet(current?.version ?? 0, record)).ok) return;
+      } catch {
+        // The coordinator is away; the group goes on as it is.
+      }
+      await new Promise((resolve) => void setTimeout(resolve, ADDRESS_RETRY_MS).unref());
+    }
+  }
+
+  get address(): string {
+    return this.#address;
+  }
+
+  // ---- appends
+
+  append(calls: readonly AppendCall[]): Promise<void> {
+    this.appendNow(calls);
+    return Promise.resolve();
+  }
+
+  /** Always does it, or refuses: in a group nobody begins a term to write. */
+  appendNow(calls: readonly AppendCall[]): true {
+    const { role } = this.#machine;
+    if ((role !== 'leading' && role !== 'draining') || this.log.state !== 'open') {
+      for (const call of calls) call.reject(this.#notPrimary());
+      return true;
+    }
+    const first = this.log.end.lsn + 1;
+    let hashes: Uint8Array;
+    try {
+      hashes = this.log.append(calls.flatMap(({ entries }) => entries)).hashes;
+    } catch (error) {
+      const state: string = this.log.state;
+      const refusal = state === 'failed' ? this.#outcomeUnknown(first as Lsn, error) : error;
+      for (const call of calls) call.reject(refusal);
+      if (state !== 'open') this.#tell({ kind: 'log-failed' });
+      return true;
+    }
+    this.#await(calls, first, hashes);
+    this.#sync();
+    return true;
+  }
+
+  #await(calls: readonly AppendCall[], from: number, hashes: Uint8Array): void {
+    const { term } = this.log.end;
+    const { generation } = this.options;
+    let at = 0;
+    for (const call of calls) {
+      const { entries } = call;
+      const firstLsn = (from + at) as Lsn;
+      for (const [index, { kind, tenant }] of entries.entries())
+        note(this.last, { kind, tenant, lsn: (firstLsn + index) as Lsn });
+      const own = hashes.slice(at * HASH_BYTES, (at + entries.length) * HASH_BYTES);
+      at += entries.length;
+      const appended = { generation, term, firstLsn, hashes: own };
+      this.#waiting.push({ call, last: (firstLsn + entries.length - 1) as Lsn, appended });
+    }
+  }
+
+  /** Makes what was appended durable, and lets the machine see it. */
+  #sync(): void {
+    try {
+      this.log.sync();
+    } catch {
+      return this.#tell({ kind: 'log-failed' });
+    }
+    const now = instant();
+    if (this.#machine.holdsLease(now))
+      this.#waiting = this.#waiting.filter(({ call, appended }) => {
+        if (call.durability === 'local') call.resolve(appended);
+        return call.durability !== 'local';
+      });
+    this.#tell({ kind: 'progress' });
+  }
+
+  #answerUpTo(watermark: Lsn): void {
+    let count = 0;
+    for (const { last, call, appended } of this.#waiting) {
+      if (last > watermark) break;
+      call.resolve(appended);
+      count += 1;
+    }
+    this.#waiting.splice(0, count);
+  }
+
+  #notPrimary(): NostosError {
+    const record = this.#newest.newest?.record;
+    const primary = record?.primary?.store ?? null;
+    const address = primary === null ? null : (this.#addresses.get(primary)?.address ?? null);
+    return new NostosError(
+      'NOT_PRIMARY',
+      primary === null
+        ? 'this node does not lead its group, and nobody does at the moment; try again'
+        : `this node does not lead its group: store ${primary} does${address === null ? '' : `, at ${address}`}; write there`,
+      { details: { role: 'replica', primary, address, term: record?.term ?? null } },
+    );
+  }
+
+  #outcomeUnknown(lsn: Lsn, cause?: unknown): NostosError {
+    const { generation } = this.options;
+    return new NostosError(
+      'OUTCOME_UNKNOWN',
+      `it is not known whether the write at LSN ${lsn} was kept: this node no longer leads its group. Ask for its position, or write again with the same id`,
+      { cause, details: { position: { generation, term: this.log.end.term, lsn } } },
+    );
+  }
+
+  // ---- the machine
+
+  #newMachine(): Machine {
+    const { generation, store, limits } = this.options;
+    return new GroupMachine<Uint8Array>(
+      { generation, store, boot: this.#boot },
+      this.#view(),
+      limits,
+      this.#newest.newest,
+    );
+  }
+
+  #view(): StoreView {
+    const { log } = this;
+    return {
+      get end() {
+        return log.end;
+      },
+      get durable() {
+        return log.durable.lsn;
+      },
+      get watermark() {
+        return log.watermark;
+      },
+      // Tenants catch up where they are used, before anybody sees them.
+      get applied() {
+        return log.watermark;
+      },
+      get anchor() {
+        return log.anchor;
+      },
+      get terms() {
+        return log.history;
+      },
+      pointAt: (lsn) => log.pointAt(lsn),
+    };
+  }
+
+  #tell(event: Event): void {
+    if (this.#closing.signal.aborted) return;
+    this.#events.push(event);
+    if (this.#stepping) return;
+    this.#stepping = true;
+    try {
+      for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) this.#step(next);
+    } finally {
+      this.#stepping = false;
+    }
+    this.#schedule();
+    this.#report();
+  }
+
+  #step(event: Event): void {
+    const machine = this.#machine;
+    this.#from = event.kind === 'message' ? event.channel : undefined;
+    for (const effect of machine.step(event, instant())) {
+      if (this.#machine !== machine) return;
+      this.#perform(machine, effect);
+    }
+  }
+
+  #schedule(): void {
+    clearTimeout(this.#timer);
+    const dueMs = this.#machine.wakeAtMs - systemClock.monotonicMs();
+    this.#timer = setTimeout(() => this.#tell({ kind: 'tick' }), Math.min(Math.max(dueMs, 1), TICK_MAX_MS));
+    this.#timer.unref();
+  }
+
+  #perform(machine: Machine, effect: Effect<Uint8Array>): void {
+    switch (effect.kind) {
+      case 'read':
+      case 'cas':
+        return void this.#ask(machine, effect);
+      case 'send':
+        if (effect.to !== undefined) this.#peers.open(effect.channel, effect.to);
+        return void this.#peers.send(effect.channel, effect.message);
+      case 'feed':
+        return void this.#feed(machine, effect);
+      case 'close':
+        this.#sent.delete(effect.channel);
+        return this.#peers.close(effect.channel);
+      case 'start-term':
+        return this.#startTerm(effect);
+      case 'append':
+        return this.#take(effect.payload);
+      case 'watermark':
+        this.log.setWatermark(effect.lsn);
+        this.#answerUpTo(this.log.watermark);
+        return this.#deps.tell({ kind: 'watermark', lsn: this.log.watermark });
+      case 'lead':
+        return this.#deps.tell({ kind: 'lead', term: effect.term });
+      case 'drain':
+      case 'resume':
+        return this.#deps.tell({ kind: effect.kind });
+      case 'rollback': {
+        const { to, primary, term } = effect;
+        return this.#deps.tell({ kind: 'rollback', to, primary, term });
+      }
+      case 'step-down':
+        return this.#stepDown(effect);
+      case 'members-changed': {
+        const asked = this.#changes.shift();
+        if (effect.ok) asked?.resolve();
+        else asked?.reject(new NostosError('INVALID_ARGUMENT', effect.why ?? 'the members could not be changed'));
+        return;
+      }
+      case 'stop':
+        return this.#onStop(effect);
+      default:
+        return effect satisfies never;
+    }
+  }
+
+  async #ask(machine: Machine, effect: Extract<Effect<Uint8Array>, { kind: 'read' | 'cas' }>): Promise<void> {
+    const { request } = effect;
+    let answer: Event;
+    try {
+      if (effect.kind === 'read') {
+        const current = await this.#coordinator.read();
+        this.#accept(current);
+        answer = { kind: 'read-answered', request, current };
+      } else {
+        const result = await this.#coordinator.compareAndSet(effect.expectedVersion, effect.record);
+        this.#accept(result.ok ? { version: result.version, record: effect.record } : result.current);
+        answer = { kind: 'cas-answered', request, result };
+      }
+    } catch {
+      answer = { kind: 'request-failed', request };
+    }
+    if (this.#machine === machine) this.#tell(answer);
+  }
+
+  /** The newest record is durable before the machine hears of it; one that is older stops the machine, which sees that too. */
+  #accept(current: Versioned | undefined): void {
+    try {
+      this.#newest.accept(current);
+    } catch (error) {
+      if (!isNostosError(error, 'COORDINATOR_REGRESSED')) throw error;
+    }
+  }
+
+  async #feed(machine: Machine, effect: Extract<Effect<Uint8Array>, { kind: 'feed' }>): Promise<void> {
+    const { channel, term, from, watermark } = effect;
+    let to = (from - 1) as Lsn;
+    try {
+      const sent = this.#sent.get(channel);
+      let previous = sent?.lsn === from - 1 ? sent : this.log.pointAt((from - 1) as Lsn);
+      for (const { records } of this.log.read({ from, to: effect.to, bytesMax: FEED_BYTES })) {
+        const { record, hash } = records.at(-1)!;
+        const last = pointOf(record, hash);
+        const payload = Buffer.concat(records.map(({ record: { bytes } }) => bytes));
+        const { generation } = this.options;
+        await this.#peers.send(channel, { kind: 'records', generation, term, watermark, previous, last, payload });
+        this.#sent.set(channel, last);
+        previous = last;
+        to = last.lsn;
+        break;
+      }
+    } catch {
+      this.#peers.close(channel);
+      if (this.#machine === machine) this.#tell({ kind: 'channel-closed', channel });
+      return;
+    }
+    if (this.#machine === machine) this.#tell({ kind: 'fed', channel, to });
+  }
+
+  #startTerm({ term, watermark }: Extract<Effect<Uint8Array>, { kind: 'start-term' }>): void {
+    const { store } = this.options;
+    const { term: lastTerm, lsn } = this.log.end;
+    const said = { primary: store, boot: this.#boot, previous: { term: lastTerm, lsn }, watermark };
+    try {
+      this.log.startTerm(term, Buffer.from(JSON.stringify(said)));
+    } catch {
+      return this.#tell({ kind: 'log-failed' });
+    }
+    this.#sync();
+  }
+
+  #take(payload: Uint8Array): void {
+    try {
+      this.log.appendReplicated(payload);
+      this.log.sync();
+    } catch (error) {
+      const channel = this.#from;
+      if (this.log.state === 'failed') this.#tell({ kind: 'log-failed' });
+      else if (isNostosError(error, 'DISK_FULL')) this.#tell({ kind: 'append-failed' });
+      else if (channel !== undefined) {
+        this.#peers.close(channel);
+        this.#tell({ kind: 'channel-closed', channel });
+      }
+      return;
+    }
+    this.#tell({ kind: 'progress' });
+  }
+
+  #stepDown({ term, reason }: Extract<Effect<Uint8Array>, { kind: 'step-down' }>): void {
+    if (this.log.state === 'open') this.log.endTerm();
+    this.#sent.clear();
+    for (const { call, last } of this.#waiting.splice(0)) call.reject(this.#outcomeUnknown(last));
+    for (const { reject } of this.#changes.splice(0)) reject(this.#notPrimary());
+    this.#deps.tell({ kind: 'step-down', term, reason });
+  }
+
+  #onStop({ reason, details }: Extract<Effect<Uint8Array>, { kind: 'stop' }>): void {
+    this.#stopped = { reason, details };
+    this.#deps.tell({ kind: 'stopped', reason, details });
+    if (reason !== 'log-failed') return;
+    this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
+    this.#restarting.unref();
+  }
+
+  /** Under a new boot, with what the disk really has. */
+  #restart(): void {
+    if (this.#closing.signal.aborted) return;
+    try {
+      if (this.log.state === 'failed') this.log.reopen();
+    } catch {
+      this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
+      this.#restarting.unref();
+      return;
+    }
+    this.#boot = toBootId(randomHex128(systemRandom));
+    this.#stopped = undefined;
+    this.#sent.clear();
+    this.#machine = this.#newMachine();
+    this.#tell({ kind: 'tick' });
+  }
+
+  /** Tells what has changed of the role, so that the node's thread need not ask. */
+  #report(): void {
+    const { role, following, term, inSync } = this.#machine.status;
+    const notice = { kind: 'role', role, term, inSync, primary: following?.store ?? null } as const;
+    if (this.#told?.kind === 'role' && JSON.stringify(this.#told) === JSON.stringify(notice)) return;
+    this.#told = notice;
+    this.#deps.tell(notice);
+  }
+
+  // ---- the network
+
+  async #connect(to: StoreId, signal: AbortSignal): Promise<Channel> {
+    const known = this.#addresses.get(to) ?? (await this.#lookUp(to));
+    if (known === undefined) throw new NostosError('NETWORK_FAILED', `nobody says where store ${to} is reached`);
+    const { tls } = this.#settings.listen;
+    const identity =
+      tls === undefined
+        ? {}
+        : { tls: { ca: tls.ca, cert: tls.cert, key: tls.key, node: known.node, cluster: this.options.cluster } };
+    try {
+      return await connectToService(known.address, GROUP_SERVICE_NAME, {
+        signal,
+        frameBytesMax: this.options.limits.frameBytesMax,
+        ...identity,
+      });
+    } catch (error) {
+      this.#addresses.delete(to); // it may have moved; the next time somebody asks
+      throw error;
+    }
+  }
+
+  async #lookUp(store: StoreId): Promise<{ readonly address: string; readonly node: NodeId } | undefined> {
+    const record = (await this.#coordination.member(store).read())?.record;
+    if (record !== undefined) this.#addresses.set(store, record);
+    return record;
+  }
+
+  // ---- requests of the node's thread
+
+  steppedDown(): void {
+    this.#tell({ kind: 'stepped-down' });
+  }
+
+  drained(): void {
+    this.#tell({ kind: 'drained' });
+  }
+
+  rolledBack(ok: boolean): void {
+    this.#tell({ kind: 'rolled-back', ok });
+  }
+
+  cutTo(lsn: Lsn): void {
+    this.log.cutTo(lsn);
+    for (const [tenant, last] of this.last) if (last > lsn) this.last.set(tenant, lsn);
+  }
+
+  handover(to: StoreId | undefined): void {
+    if (this.#machine.role !== 'leading') throw this.#notPrimary();
+    this.#tell({ kind: 'handover', ...(to === undefined ? {} : { to }) });
+  }
+
+  changeMembers(change: MemberChange): Promise<undefined> {
+    if (this.#machine.role !== 'leading') return Promise.reject(this.#notPrimary());
+    return new Promise((resolve, reject) => {
+      this.#changes.push({ resolve: () => resolve(undefined), reject });
+      this.#tell({ kind: 'change-members', change });
+    });
+  }
+
+  holdsLease(): boolean {
+    return this.#machine.holdsLease(instant());
+  }
+
+  groupReport(): GroupReport {
+    const { version: _, ...status } = this.#machine.status;
+    const record = this.#newest.newest?.record;
+    return {
+      ...status,
+      name: this.#settings.name,
+      address: this.#address,
+      boot: this.#boot,
+      stopped: this.#stopped ?? null,
+      lastLsn: this.log.end.lsn,
+      waiting: this.#waiting.length,
+      record: record ?? null,
+    };
+  }
+
+  // ---- what every engine does
+
+  /** In a group nobody appends from another thread. */
+  settle(): Promise<never> {
+    return Promise.reject(new NostosError('INTERNAL', 'nothing was appended directly'));
+  }
+
+  async advance(durable: Lsn): Promise<void> {
+    if (this.log.state !== 'failed') this.log.saveWatermark();
+    this.noteDurable(durable);
+    this.prune();
+  }
+
+  probe(durationMs: number): Promise<ProbeReport> {
+    let appends = 0;
+    return monitorTimer(durationMs, () => {
+      const entries = [{ tenant: NO_TENANT, kind: RecordKind.noop, payload: new Uint8Array(100) }];
+      this.appendNow([{ durability: 'quorum', entries, resolve: () => (appends += 1), reject: () => {} }]);
+    }).then((timer) => ({ ...timer, appends }));
+  }
+
+  protected async regain(): Promise<void> {
+    if (this.log.state === 'failed') this.log.reopen();
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    clearTimeout(this.#timer);
+    clearTimeout(this.#restarting);
+    for (const { call, last } of this.#waiting.splice(0)) call.reject(this.#outcomeUnknown(last));
+    this.#peers.stop();
+    await this.#dispatcher.stop();
+    await this.#coordination.close().catch(() => {});
+    if (this.log.state !== 'failed') this.log.saveWatermark();
+    this.log.close();
+  }
+}
+
+function instant(): { readonly monotonicMs: number; readonly wallMs: number } {
+  return { monotonicMs: systemClock.monotonicMs(), wallMs: systemClock.nowMs() };
+}

@@ -1,0 +1,251 @@
+/**
+ * The node's own thread as a member of a group: it brings tenants into the role that the engine announces, and says when
+ * they are there.
+ *
+ * | notice | does | then |
+ * |---|---|---|
+ * | `watermark` | on a replica, tenants are given what is committed | |
+ * | `lead` | gives tenants the rest, opens them to writers | writes begin |
+ * | `step-down` | transactions end, tenants follow | `steppedDown` |
+ * | `rollback` | the injected way of it | `rolledBack` |
+ *
+ * Notices are worked off one after another; a role that was overtaken by the next one is not announced.
+ */
+import type { Lsn, StoreId, TenantId } from '../base/brands.ts';
+import { NostosError } from '../base/errors.ts';
+import type { CommittedRecord } from '../log/commit-log.ts';
+import type { MemberChange } from '../replication/effects.ts';
+import type { Catalog } from '../store/catalog.ts';
+import type { OpenTenants } from '../store/open-tenants.ts';
+import { TenantApplier } from '../store/tenant-applier.ts';
+import type { TenantRole } from '../store/tenant-store.ts';
+import type { EngineClient } from './engine-client.ts';
+import type { GroupNotice, GroupReport } from './engine-protocol.ts';
+
+export type RollbackNotice = Extract<GroupNotice, { kind: 'rollback' }>;
+export type RoleNotice = Extract<GroupNotice, { kind: 'role' }>;
+
+export interface GroupMemberDeps {
+  readonly engine: EngineClient;
+  readonly catalog: Catalog;
+  readonly tenants: OpenTenants;
+  /** Takes up a tenant-create or tenant-drop of the primary. */
+  readonly applyCatalog: (record: CommittedRecord) => Promise<void>;
+  /** Preserves the tail and drops it; false where that failed, and is tried again. */
+  readonly rollBack: (notice: RollbackNotice) => Promise<boolean>;
+}
+
+/** What is told to those who listen. */
+export type GroupEventKind = 'role' | 'stopped' | 'tenant-failed' | 'rolled-back';
+
+export interface GroupLogEntry {
+  readonly atMs: number;
+  readonly kind: GroupEventKind;
+  readonly text: string;
+}
+
+const EVENTS_KEPT = 100;
+const WAIT_STEP_MS = 5;
+
+export class GroupMember {
+  readonly #deps: GroupMemberDeps;
+  readonly #listeners = new Set<(entry: GroupLogEntry) => void>();
+  readonly #events: GroupLogEntry[] = [];
+  readonly #closing = new AbortController();
+  #role: TenantRole = 'replica';
+  #said: RoleNotice | undefined;
+  #applier: TenantApplier;
+  #applying: { readonly abort: AbortController; readonly done: Promise<unknown> } | undefined;
+  #working: Promise<void> = Promise.resolve();
+  #reigns = 0;
+
+  constructor(deps: GroupMemberDeps) {
+    this.#deps = deps;
+    // Tenants that the last process left behind are brought up where they are opened.
+    this.#applier = this.#newApplier(deps.engine.opened.watermark);
+  }
+
+  start(): void {
+    this.#follow();
+    this.#deps.engine.onNotice = (notice) => this.#hear(notice);
+  }
+
+  async stop(): Promise<void> {
+    this.#closing.abort();
+    await this.#rest();
+    await this.#working;
+  }
+
+  /** What tenants are opened for. */
+  get role(): TenantRole {
+    return this.#role;
+  }
+
+  get events(): readonly GroupLogEntry[] {
+    return this.#events;
+  }
+
+  /** Up to there all open tenants of a replica were given what is committed. */
+  get givenTo(): Lsn {
+    return this.#applier.givenTo;
+  }
+
+  /** Up to there no tenant lacks anything that is committed. */
+  get lowest(): Lsn {
+    return this.#role === 'primary' ? this.#deps.engine.watermark : this.#applier.lowest;
+  }
+
+  onEvent(listener: (entry: GroupLogEntry) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  notPrimary(): NostosError {
+    const primary = this.#said?.primary ?? null;
+    return new NostosError(
+      'NOT_PRIMARY',
+      primary === null
+        ? 'this node does not lead its group, and knows of nobody who does; try again'
+        : `this node does not lead its group; store ${primary} does: write there`,
+      { details: { role: 'replica', primary, term: this.#said?.term ?? null } },
+    );
+  }
+
+  report(): Promise<GroupReport> {
+    return this.#deps.engine.inGroup('groupReport', undefined);
+  }
+
+  /** Resolves once the change is in the group record, which an addition is when the newcomer has caught up. */
+  async changeMembers(change: MemberChange): Promise<void> {
+    await this.#deps.engine.inGroup('changeMembers', change);
+  }
+
+  /** Resolves when another one leads, or rejects when it was given up. */
+  async handover(to?: StoreId): Promise<void> {
+    const { term } = await this.report();
+    await this.#deps.engine.inGroup('handover', to === undefined ? {} : { to });
+    for (;;) {
+      const report = await this.report();
+      if (report.role !== 'leading' && report.role !== 'draining') return;
+      if (report.role === 'leading' && this.#undrained > this.#drains)
+        throw new NostosError('HANDOVER_FAILED', 'no successor took over in time; this node goes on leading', {
+          details: { term },
+        });
+      await new Promise((resolve) => void setTimeout(resolve, WAIT_STEP_MS));
+    }
+  }
+
+  #drains = 0;
+  #undrained = 0;
+
+  #hear(notice: GroupNotice): void {
+    switch (notice.kind) {
+      case 'watermark':
+        return;
+      case 'role':
+        return this.#changed(notice);
+      case 'drain':
+        this.#drains += 1;
+        return;
+      case 'resume':
+        this.#undrained = this.#drains + 1;
+        return;
+      case 'stopped':
+        return this.#tell('stopped', `${notice.reason} ${JSON.stringify(notice.details)}`);
+      case 'lead':
+      case 'step-down':
+      case 'rollback':
+        this.#reigns += 1;
+        return this.#inTurn(this.#reigns, notice);
+      default:
+        return notice satisfies never;
+    }
+  }
+
+  #changed(notice: RoleNotice): void {
+    const before = this.#said;
+    this.#said = notice;
+    if (before?.role === notice.role && before.term === notice.term && before.primary === notice.primary) return;
+    const whom = notice.primary === null ? '' : `, following ${notice.primary}`;
+    this.#tell('role', `${notice.role} in term ${notice.term}${whom}`);
+  }
+
+  #inTurn(turn: number, notice: GroupNotice): void {
+    this.#working = this.#working.then(async () => {
+      if (this.#closing.signal.aborted) return;
+      try {
+        if (notice.kind === 'lead') await this.#lead(turn);
+        else if (notice.kind === 'step-down') await this.#stepDown();
+        else if (notice.kind === 'rollback') await this.#rollBack(notice);
+      } catch (error) {
+        this.#tell('stopped', `${notice.kind} failed: ${(error as Error).message}`);
+      }
+    });
+  }
+
+  async #lead(turn: number): Promise<void> {
+    await this.#rest();
+    await this.#applier.catchUp(this.#closing.signal);
+    if (turn !== this.#reigns) return this.#follow(); // deposed meanwhile
+    this.#role = 'primary';
+    await this.#deps.tenants.each((store) => store.becomePrimary());
+  }
+
+  async #stepDown(): Promise<void> {
+    this.#role = 'replica';
+    await this.#deps.tenants.each((store) => store.becomeReplica());
+    // What this node has appended itself its tenants have, or take from the log where they are used.
+    this.#applier = this.#newApplier(this.#deps.engine.watermark);
+    await this.#deps.engine.inGroup('steppedDown', undefined);
+    this.#follow();
+  }
+
+  async #rollBack(notice: RollbackNotice): Promise<void> {
+    await this.#rest();
+    const ok = await this.#deps.rollBack(notice).catch((error: unknown) => {
+      this.#tell('stopped', `rollback to LSN ${notice.to.lsn} failed: ${(error as Error).message}`);
+      return false;
+    });
+    if (ok) this.#tell('rolled-back', `to LSN ${notice.to.lsn} of term ${notice.to.term}`);
+    await this.#deps.engine.inGroup('rolledBack', { ok });
+    this.#follow();
+  }
+
+  #newApplier(from: Lsn): TenantApplier {
+    const { engine, tenants, catalog, applyCatalog } = this.#deps;
+    return new TenantApplier(
+      {
+        log: engine,
+        tenants,
+        catalog: { byId: (id) => catalog.byId(id), apply: applyCatalog },
+        onFailed: (id: TenantId, error) =>
+          this.#tell('tenant-failed', `tenant ${id} could not take its records: ${(error as Error).message}`),
+      },
+      from,
+    );
+  }
+
+  /** Gives tenants what becomes committed, until somebody ends it. */
+  #follow(): void {
+    if (this.#applying !== undefined || this.#closing.signal.aborted) return;
+    const abort = new AbortController();
+    const done = this.#applier.run(abort.signal).catch((error: unknown) => {
+      if (!abort.signal.aborted) this.#tell('stopped', `applying stopped: ${(error as Error).message}`);
+    });
+    this.#applying = { abort, done };
+  }
+
+  async #rest(): Promise<void> {
+    const applying = this.#applying;
+    this.#applying = undefined;
+    applying?.abort.abort(new NostosError('CLOSED', 'this node no longer only follows'));
+    await applying?.done;
+  }
+
+  #tell(kind: GroupEventKind, text: string): void {
+    const entry = { atMs: Date.now(), kind, text };
+    this.#events.push(entry);
+    if (this.#events.length > EVENTS_KEPT) this.#events.shift();
+    for (const listener of this.#listeners) listener(entry);
+  }
+}

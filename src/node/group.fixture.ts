@@ -1,0 +1,91 @@
+/** Groups of real nodes in this process, each with its own engine thread, network and directory. */
+import { rmSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Limits } from '../base/limits.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
+import { openCoordinator } from '../coordination/open-coordinator.ts';
+import { loadNode } from './node-file.ts';
+import { openNode } from './open-node.ts';
+import { restoreNode } from './restore-node.ts';
+import type { Node } from './types.ts';
+
+/** Times at which a group of one machine moves quickly. */
+export const FAST: Partial<Limits> = {
+  leaseMs: 1_000,
+  renewIntervalMs: 200,
+  coordinatorPollMs: 100,
+  coordinatorRetryMs: 100,
+  ackTimeoutMs: 400,
+  streamHeartbeatMs: 100,
+  streamTimeoutMs: 500,
+  reopenMs: 50,
+  probeWaitMs: 50,
+  termStartTimeoutMs: 2_000,
+};
+
+export interface TestGroup {
+  readonly coordinator: string;
+  readonly dirs: readonly string[];
+  open(index: number): Promise<Node>;
+}
+
+const MIGRATIONS = ['create table item (id integer primary key not null, body text not null)'];
+
+/** A primary with one tenant, `acme`, and copies of it, all closed; the group record names the primary's store alone. */
+export async function makeGroup(t: TestContext, members: number): Promise<TestGroup> {
+  const root = await mkdtemp(join(tmpdir(), 'nostos-group-'));
+  t.after(() => rm(root, { recursive: true, force: true }));
+  const coordinator = `embedded:${join(root, 'coordinator')}`;
+  const dirs = Array.from({ length: members }, (_, index) => join(root, `node${index}`));
+  const [first] = dirs as [string];
+  {
+    await using node = await openNode({
+      dir: first,
+      listen: { port: 0 },
+      migrations: MIGRATIONS,
+      scrubIntervalMs: false,
+    });
+    const tenant = await node.tenants.create('acme');
+    await tenant.write((tx) => void tx.run("insert into item values (0, 'before the group')"));
+    for (const dir of dirs.slice(1)) await restoreNode({ dir, from: [node.address!] });
+  }
+  await initGroup(coordinator, first);
+  const open = (index: number): Promise<Node> =>
+    openNode({
+      dir: dirs[index]!,
+      migrations: MIGRATIONS,
+      scrubIntervalMs: false,
+      limits: FAST,
+      group: { coordinator, listen: { port: 0 } },
+    });
+  return { coordinator, dirs, open };
+}
+
+async function initGroup(url: string, dir: string): Promise<void> {
+  const { store, generation } = loadNode(dir, undefined);
+  await using coordination = await openCoordinator(url);
+  rmSync(join(dir, 'coordinator.json'), { force: true });
+  await coordination.group('main').compareAndSet(0, {
+    generation,
+    term: 1 as never,
+    primary: null,
+    members: [store],
+    inSync: [store],
+    minInSync: 1,
+    renewal: 0,
+    committed: null,
+    nonce: randomHex128(systemRandom),
+  });
+}
+
+export async function until(what: string, test: () => boolean | Promise<boolean>, timeoutMs = 15_000): Promise<void> {
+  const untilMs = performance.now() + timeoutMs;
+  while (!(await test())) {
+    if (performance.now() > untilMs) throw new Error(`not in time: ${what}`);
+    await sleep(10);
+  }
+}
