@@ -1,0 +1,104 @@
+/**
+ * A divergent tail tenant by tenant, as undoing wants it: one pass over the log for as many tenants as fit the memory,
+ * instead of one for each. What does not fit comes with a later pass, and a tenant whose records alone are too large comes
+ * without them, to read the log for itself. Each pass is done with the tenant that it meets first, at least.
+ */
+import { toLsn, type TenantId } from '../base/brands.ts';
+import type { CommittedRecord, LogPage, PageRequest } from '../log/commit-log.ts';
+import type { ReadRecord } from '../log/reader.ts';
+import { RecordKind } from '../log/record.ts';
+
+/** Beside its payload. */
+const RECORD_BYTES = 300;
+
+export interface TenantTail {
+  readonly tenant: TenantId;
+  /** All its changesets in the tail, in order; absent where they are too many to be held. */
+  readonly records?: readonly CommittedRecord[];
+}
+
+interface Gathered {
+  records: CommittedRecord[];
+  bytes: number;
+  tooLarge: boolean;
+}
+
+/** `read` is called once for each pass. */
+export async function* tailByTenant(
+  read: () => AsyncIterable<readonly ReadRecord[]>,
+  { bytesMax }: { readonly bytesMax: number },
+): AsyncGenerator<TenantTail, void, undefined> {
+  const done = new Set<TenantId>();
+  for (;;) {
+    const pass = new Pass(bytesMax);
+    for await (const batch of read()) for (const found of batch) if (!done.has(found.record.tenant)) pass.add(found);
+    for (const [tenant, { records, tooLarge }] of pass.gathered) {
+      done.add(tenant);
+      yield tooLarge ? { tenant } : { tenant, records };
+    }
+    if (!pass.hasMore) return;
+  }
+}
+
+class Pass {
+  readonly #bytesMax: number;
+  #bytes = 0;
+  /** In the order in which they were met. */
+  readonly gathered = new Map<TenantId, Gathered>();
+  /** Those that hold anything. */
+  readonly #holding: TenantId[] = [];
+  readonly #later = new Set<TenantId>();
+
+  constructor(bytesMax: number) {
+    this.#bytesMax = bytesMax;
+  }
+
+  get hasMore(): boolean {
+    return this.#later.size > 0;
+  }
+
+  add({ record, hash }: ReadRecord): void {
+    const { generation, term, lsn, hlc, tenant, kind, watermark, payload } = record;
+    if (kind !== RecordKind.changeset || this.#later.has(tenant)) return;
+    let own = this.gathered.get(tenant);
+    if (own === undefined) {
+      own = { records: [], bytes: 0, tooLarge: false };
+      this.gathered.set(tenant, own);
+      this.#holding.push(tenant);
+    }
+    if (own.tooLarge) return;
+    // Copied: the next batch has the same memory.
+    const kept = { hash: Uint8Array.from(hash) as typeof hash, payload: Uint8Array.from(payload) };
+    own.records.push({ generation, term, lsn, hlc, tenant, kind, watermark, ...kept });
+    own.bytes += payload.length + RECORD_BYTES;
+    this.#bytes += payload.length + RECORD_BYTES;
+    while (this.#bytes > this.#bytesMax) this.#letGo();
+  }
+
+  /** The one met last waits for the next pass; one that has all the memory to itself is too large. */
+  #letGo(): void {
+    const tenant = this.#holding.pop();
+    const own = tenant === undefined ? undefined : this.gathered.get(tenant);
+    if (tenant === undefined || own === undefined) return;
+    this.#bytes -= own.bytes;
+    if (this.#holding.length > 0) {
+      this.gathered.delete(tenant);
+      this.#later.add(tenant);
+      return;
+    }
+    own.records = [];
+    own.bytes = 0;
+    own.tooLarge = true;
+  }
+}
+
+/** The records of one tenant as the log would show them. */
+export function pagesOf(records: readonly CommittedRecord[]): { readPage(request: PageRequest): Promise<LogPage> } {
+  return {
+    readPage: async ({ from, to = records.at(-1)?.lsn ?? from }) => ({
+      records: records.filter(({ lsn }) => lsn >= from && lsn <= to),
+      next: toLsn(to + 1),
+      end: to,
+    }),
+  };
+}
