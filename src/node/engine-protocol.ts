@@ -30,7 +30,8 @@ export type GroupNotice =
   | {
       readonly kind: 'rollback';
       readonly to: ChainPoint;
-      readonly primary: { readonly store: StoreId; readonly boot: BootId };
+      /** Of the primary whom it follows then: its address, or its store where that is not known. */
+      readonly address: string;
       readonly term: Term;
     }
   | {
@@ -146,6 +147,13 @@ export interface EngineRequests {
   drained: [undefined, undefined];
   rolledBack: [{ readonly ok: boolean }, undefined];
   cutTo: [{ readonly lsn: Lsn }, undefined];
+  /** Where the log ends, and what of it is committed as a fresh start would find it. */
+  logEnd: [undefined, { readonly end: ChainPoint; readonly watermark: Lsn }];
+  /** Records back to back, committed or not, and the one before them; none at the end of the log. */
+  readRun: [
+    { readonly from: Lsn; readonly bytesMax: number },
+    { readonly previous: ChainPoint; readonly run: Uint8Array<ArrayBuffer> },
+  ];
   handover: [{ readonly to?: StoreId }, undefined];
   changeMembers: [MemberChange, undefined];
   holdsLease: [undefined, boolean];
@@ -159,7 +167,15 @@ export interface EngineRequests {
 export type EngineMethod = keyof EngineRequests;
 export type GroupMethod = Extract<
   EngineMethod,
-  'steppedDown' | 'rolledBack' | 'cutTo' | 'handover' | 'changeMembers' | 'holdsLease' | 'groupReport'
+  | 'steppedDown'
+  | 'rolledBack'
+  | 'cutTo'
+  | 'logEnd'
+  | 'readRun'
+  | 'handover'
+  | 'changeMembers'
+  | 'holdsLease'
+  | 'groupReport'
 >;
 
 export interface EngineRequest<M extends EngineMethod = EngineMethod> {

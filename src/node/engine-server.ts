@@ -175,6 +175,10 @@ function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {
       return inGroup(engine).rolledBack((input as EngineRequests['rolledBack'][0]).ok);
     case 'cutTo':
       return inGroup(engine).cutTo((input as EngineRequests['cutTo'][0]).lsn);
+    case 'logEnd':
+      return inGroup(engine).logEnd();
+    case 'readRun':
+      return inGroup(engine).readRun(input as EngineRequests['readRun'][0]);
     case 'handover':
       return inGroup(engine).handover((input as EngineRequests['handover'][0]).to);
     case 'changeMembers':

@@ -30,6 +30,7 @@ import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { pointOf, type ChainPoint } from '../log/chain.ts';
 import type { Appended } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
+import type { ReadRecord } from '../log/reader.ts';
 import type { Effect, GroupEvent, MemberChange, StopReason } from '../replication/effects.ts';
 import { GroupMachine } from '../replication/group-machine.ts';
 import type { ChannelId } from '../replication/messages.ts';
@@ -41,7 +42,14 @@ import type { Channel } from '../wire/channel.ts';
 import { connectToService } from '../wire/connect.ts';
 import { TcpServiceDispatcher } from '../wire/dispatcher.ts';
 import type { AppendCall } from './engine.ts';
-import type { EngineOptions, GroupNotice, GroupReport, GroupSettings, ProbeReport } from './engine-protocol.ts';
+import type {
+  EngineOptions,
+  EngineRequests,
+  GroupNotice,
+  GroupReport,
+  GroupSettings,
+  ProbeReport,
+} from './engine-protocol.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
 import { monitorTimer } from './timer-monitor.ts';
 
@@ -371,7 +379,8 @@ export class GroupEngine extends LogService {
         return this.#deps.tell({ kind: effect.kind });
       case 'rollback': {
         const { to, primary, term } = effect;
-        return this.#deps.tell({ kind: 'rollback', to, primary, term });
+        const address = this.#addresses.get(primary.store)?.address ?? `store ${primary.store}`;
+        return this.#deps.tell({ kind: 'rollback', to, address, term });
       }
       case 'step-down':
         return this.#stepDown(effect);
@@ -425,7 +434,7 @@ export class GroupEngine extends LogService {
       for (const { records } of this.log.read({ from, to: effect.to, bytesMax: FEED_BYTES })) {
         const { record, hash } = records.at(-1)!;
         const last = pointOf(record, hash);
-        const payload = Buffer.concat(records.map(({ record: { bytes } }) => bytes));
+        const payload = joined(records);
         const { generation } = this.options;
         await this.#peers.send(channel, { kind: 'records', generation, term, watermark, previous, last, payload });
         this.#sent.set(channel, last);
@@ -559,6 +568,16 @@ export class GroupEngine extends LogService {
     for (const [tenant, last] of this.last) if (last > lsn) this.last.set(tenant, lsn);
   }
 
+  logEnd(): { readonly end: ChainPoint; readonly watermark: Lsn } {
+    return { end: this.log.end, watermark: this.log.saveWatermark() };
+  }
+
+  readRun({ from, bytesMax }: EngineRequests['readRun'][0]): EngineRequests['readRun'][1] {
+    const previous = this.log.pointAt((from - 1) as Lsn);
+    for (const { records } of this.log.read({ from, bytesMax })) return { previous, run: joined(records) };
+    return { previous, run: new Uint8Array() };
+  }
+
   handover(to: StoreId | undefined): void {
     if (this.#machine.role !== 'leading') throw this.#notPrimary();
     this.#tell({ kind: 'handover', ...(to === undefined ? {} : { to }) });
@@ -631,4 +650,14 @@ export class GroupEngine extends LogService {
 
 function instant(): { readonly monotonicMs: number; readonly wallMs: number } {
   return { monotonicMs: systemClock.monotonicMs(), wallMs: systemClock.nowMs() };
+}
+
+function joined(records: readonly ReadRecord[]): Uint8Array<ArrayBuffer> {
+  const run = new Uint8Array(records.reduce((sum, { record }) => sum + record.bytes.length, 0));
+  let at = 0;
+  for (const { record } of records) {
+    run.set(record.bytes, at);
+    at += record.bytes.length;
+  }
+  return run;
 }

@@ -7,7 +7,7 @@
  * | `watermark` | on a replica, tenants are given what is committed | |
  * | `lead` | gives tenants the rest, opens them to writers | writes begin |
  * | `step-down` | transactions end, tenants follow | `steppedDown` |
- * | `rollback` | the injected way of it | `rolledBack` |
+ * | `rollback` | keeps the tail in a file, and drops it | `rolledBack` |
  *
  * Notices are worked off one after another; a role that was overtaken by the next one is not announced.
  */
@@ -21,6 +21,7 @@ import { TenantApplier } from '../store/tenant-applier.ts';
 import type { TenantRole } from '../store/tenant-store.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { GroupNotice, GroupReport } from './engine-protocol.ts';
+import type { GroupRollback } from './group-rollback.ts';
 
 export type RollbackNotice = Extract<GroupNotice, { kind: 'rollback' }>;
 export type RoleNotice = Extract<GroupNotice, { kind: 'role' }>;
@@ -31,12 +32,12 @@ export interface GroupMemberDeps {
   readonly tenants: OpenTenants;
   /** Takes up a tenant-create or tenant-drop of the primary. */
   readonly applyCatalog: (record: CommittedRecord) => Promise<void>;
-  /** Preserves the tail and drops it; false where that failed, and is tried again. */
-  readonly rollBack: (notice: RollbackNotice) => Promise<boolean>;
+  /** Preserves the tail and drops it. */
+  readonly rollback: Pick<GroupRollback, 'run' | 'finish'>;
 }
 
 /** What is told to those who listen. */
-export type GroupEventKind = 'role' | 'stopped' | 'tenant-failed' | 'rolled-back';
+export type GroupEventKind = 'role' | 'stopped' | 'failed' | 'tenant-failed' | 'rolled-back' | 'rollback-failed';
 
 export interface GroupLogEntry {
   readonly atMs: number;
@@ -67,6 +68,9 @@ export class GroupMember {
 
   start(): void {
     this.#follow();
+    this.#working = this.#deps.rollback
+      .finish()
+      .catch((error: unknown) => this.note('failed', `the last rollback could not be ended: ${reasonOf(error)}`));
     this.#deps.engine.onNotice = (notice) => this.#hear(notice);
   }
 
@@ -151,7 +155,7 @@ export class GroupMember {
         this.#undrained = this.#drains + 1;
         return;
       case 'stopped':
-        return this.#tell('stopped', `${notice.reason} ${JSON.stringify(notice.details)}`);
+        return this.note('stopped', `${notice.reason} ${JSON.stringify(notice.details)}`);
       case 'lead':
       case 'step-down':
       case 'rollback':
@@ -167,7 +171,7 @@ export class GroupMember {
     this.#said = notice;
     if (before?.role === notice.role && before.term === notice.term && before.primary === notice.primary) return;
     const whom = notice.primary === null ? '' : `, following ${notice.primary}`;
-    this.#tell('role', `${notice.role} in term ${notice.term}${whom}`);
+    this.note('role', `${notice.role} in term ${notice.term}${whom}`);
   }
 
   #inTurn(turn: number, notice: GroupNotice): void {
@@ -178,7 +182,7 @@ export class GroupMember {
         else if (notice.kind === 'step-down') await this.#stepDown();
         else if (notice.kind === 'rollback') await this.#rollBack(notice);
       } catch (error) {
-        this.#tell('stopped', `${notice.kind} failed: ${(error as Error).message}`);
+        this.note('failed', `${notice.kind}: ${reasonOf(error)}`);
       }
     });
   }
@@ -202,11 +206,11 @@ export class GroupMember {
 
   async #rollBack(notice: RollbackNotice): Promise<void> {
     await this.#rest();
-    const ok = await this.#deps.rollBack(notice).catch((error: unknown) => {
-      this.#tell('stopped', `rollback to LSN ${notice.to.lsn} failed: ${(error as Error).message}`);
-      return false;
-    });
-    if (ok) this.#tell('rolled-back', `to LSN ${notice.to.lsn} of term ${notice.to.term}`);
+    // Also where it was stopped halfway: its journal says how it goes on.
+    const ok = await this.#deps.rollback.run(notice).then(
+      () => true,
+      () => false, // it has told why, and is tried again
+    );
     await this.#deps.engine.inGroup('rolledBack', { ok });
     this.#follow();
   }
@@ -219,7 +223,7 @@ export class GroupMember {
         tenants,
         catalog: { byId: (id) => catalog.byId(id), apply: applyCatalog },
         onFailed: (id: TenantId, error) =>
-          this.#tell('tenant-failed', `tenant ${id} could not take its records: ${(error as Error).message}`),
+          this.note('tenant-failed', `tenant ${id} could not take its records: ${reasonOf(error)}`),
       },
       from,
     );
@@ -230,7 +234,7 @@ export class GroupMember {
     if (this.#applying !== undefined || this.#closing.signal.aborted) return;
     const abort = new AbortController();
     const done = this.#applier.run(abort.signal).catch((error: unknown) => {
-      if (!abort.signal.aborted) this.#tell('stopped', `applying stopped: ${(error as Error).message}`);
+      if (!abort.signal.aborted) this.note('failed', `applying: ${reasonOf(error)}`);
     });
     this.#applying = { abort, done };
   }
@@ -242,10 +246,15 @@ export class GroupMember {
     await applying?.done;
   }
 
-  #tell(kind: GroupEventKind, text: string): void {
+  /** Keeps and tells what has happened. */
+  note(kind: GroupEventKind, text: string): void {
     const entry = { atMs: Date.now(), kind, text };
     this.#events.push(entry);
     if (this.#events.length > EVENTS_KEPT) this.#events.shift();
     for (const listener of this.#listeners) listener(entry);
   }
+}
+
+function reasonOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

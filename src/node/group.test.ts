@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { isNostosError } from '../base/errors.ts';
 import { makeGroup, until } from './group.fixture.ts';
@@ -39,3 +41,53 @@ test(
     assert.equal(new Set(fingerprints).size, 1);
   },
 );
+
+test('what an old primary alone had goes into a file, and it follows', { timeout: 90_000 }, async (t) => {
+  const group = await makeGroup(t, 3);
+  {
+    await using first = await group.open(0);
+    await until('the first leads', () => first.role === 'primary');
+    const others = [await group.open(1), await group.open(2)];
+    for (const node of others) await first.group!.changeMembers({ add: (await node.status()).store, minInSync: 2 });
+    await insert(first, 1, 'kept');
+    for (const node of others) await node.close();
+    for (let id = 10; id < 20; id += 1) await insert(first, id, 'lost', 'local');
+    assert.equal((await rowsOf(first)).length, 12, 'a local write is visible at once');
+  }
+  await using second = await group.open(1);
+  await using third = await group.open(2);
+  await until('another one leads', () => second.role === 'primary' || third.role === 'primary');
+  const primary = second.role === 'primary' ? second : third;
+  await insert(primary, 30, 'after the takeover');
+  await using first = await group.open(0);
+  await until('the old primary follows', async () => (await rowsOf(first)).length === 3);
+  const nodes = [first, second, third];
+  for (const node of nodes) assert.deepEqual(await rowsOf(node), await rowsOf(primary));
+  const rolledBack = first.group!.events.find(({ kind }) => kind === 'rolled-back');
+  assert.match(rolledBack!.text, /^10 records above LSN \d+, 10 of them acknowledged, are kept in /);
+  const [file] = readdirSync(join(group.dirs[0]!, 'rollback')).filter(
+    (name) => name.endsWith('.nrbk') || name.includes('lsn'),
+  );
+  assert.ok(file !== undefined);
+  const fingerprints = await Promise.all(nodes.map(async (node) => (await node.tenant('acme').status()).fingerprint));
+  assert.equal(new Set(fingerprints).size, 1);
+});
+
+test('a planned handover moves the lead, and writes go on there', { timeout: 60_000 }, async (t) => {
+  const group = await makeGroup(t, 2);
+  await using first = await group.open(0);
+  await until('the first leads', () => first.role === 'primary');
+  await using second = await group.open(1);
+  await first.group!.changeMembers({ add: (await second.status()).store, minInSync: 1 });
+  await insert(first, 1, 'before');
+  await first.group!.handover();
+  await until('the second leads', () => second.role === 'primary');
+  assert.equal(first.role, 'replica');
+  await insert(second, 2, 'after');
+  await until('the first follows', async () => (await rowsOf(first)).length === 3);
+  assert.deepEqual(await rowsOf(first), await rowsOf(second));
+});
+
+async function insert(node: Node, id: number, body: string, durability: 'quorum' | 'local' = 'quorum'): Promise<void> {
+  await node.tenant('acme').write((tx) => void tx.run('insert into item values (?, ?)', [id, body]), { durability });
+}

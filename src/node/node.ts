@@ -1,12 +1,15 @@
 /** A node with its tenants. `open-node.ts` puts it together. */
 import { rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
+import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { readCommitted } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
+import type { RollbackNotice } from '../rollback/types.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
 import { TenantStore, type TenantDeps } from '../store/tenant-store.ts';
@@ -15,6 +18,7 @@ import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
 import { GroupMember } from './group-member.ts';
+import { GroupRollback } from './group-rollback.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeIdentity } from './node-file.ts';
 import { notPrimary } from './not-primary.ts';
@@ -323,8 +327,21 @@ export class NostosNode implements Node {
   }
 
   #newMember(): GroupMember {
-    const { engine, catalog, catalogLog } = this.#deps;
-    return new GroupMember({
+    const { engine, catalog, catalogLog, maintenance, clock } = this.#deps;
+    const rollback = new GroupRollback(
+      {
+        engine,
+        catalog,
+        maintenance,
+        clock,
+        tenants: this.#open,
+        disk: systemDisk,
+        onNotice: (notice) =>
+          member.note(notice.kind === 'rolled-back' ? notice.kind : 'rollback-failed', describe(notice)),
+      },
+      { dir: join(this.dir, 'rollback'), identity: this.#settings.identity },
+    );
+    const member: GroupMember = new GroupMember({
       engine,
       catalog,
       tenants: this.#open,
@@ -335,8 +352,9 @@ export class NostosNode implements Node {
           );
         else await catalogLog.follow(record, async () => {});
       },
-      rollBack: async () => false,
+      rollback,
     });
+    return member;
   }
 
   async #removeFiles(id: TenantId): Promise<void> {
@@ -457,4 +475,12 @@ function kindName(kind: number): string {
 
 function groupDeps(member: GroupMember): Pick<TenantDeps, 'notPrimary' | 'givenTo'> {
   return { notPrimary: () => member.notPrimary(), givenTo: () => member.givenTo };
+}
+
+function describe(notice: RollbackNotice): string {
+  if (notice.kind === 'rolled-back') {
+    const { plan, file } = notice;
+    return `${file.records} records above LSN ${plan.common.lsn}, ${file.acknowledged} of them acknowledged, are kept in ${file.path}`;
+  }
+  return `${notice.code}: ${notice.reason}`;
 }
