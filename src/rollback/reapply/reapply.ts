@@ -120,7 +120,7 @@ async function apply(context: Context, report: ReportBuilder): Promise<void> {
       for (const { id, result } of answers) if (!writer.known(id)) writer.remember(id, result);
     });
   } catch (error) {
-    if (isNostosError(error, 'CONSTRAINT_FAILED'))
+    if (isNostosError(error, 'CONSTRAINT_FAILED') || isNostosError(error, 'TRANSACTION_TOO_LARGE'))
       return report.leaveOut({ ...placeOf(context), kind: 'refused', why: error.message });
     if (!(error instanceof NothingWritten)) throw error;
   }

@@ -67,7 +67,7 @@ export interface LeftOut {
   readonly kind:
     /** A client has tried it again; `missingRows` of its rows are not there. */
     | 'retried'
-    /** A constraint of the schema is violated. */
+    /** A constraint of the schema is violated, or the node takes no transaction as large. */
     | 'refused'
     /** It had a conflict. */
     | 'conflict'
