@@ -4,7 +4,15 @@
  */
 import { mkdirSync, existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { NO_LSN, toGeneration, toTenantUuid, toTerm, type Lsn, type TenantId } from '../base/brands.ts';
+import {
+  NO_LSN,
+  toGeneration,
+  toTenantUuid,
+  toTerm,
+  type Generation,
+  type Lsn,
+  type TenantId,
+} from '../base/brands.ts';
 import { HybridClock, systemClock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
@@ -39,7 +47,7 @@ import { NodeRollbackHost, type NodeRollbackOptions, type RollbackLog } from './
 
 const GENERATION = toGeneration('0f'.repeat(16));
 const LIMITS = { ...DEFAULT_LIMITS, recordBytesMax: 128 * 1024, segmentBytesMax: 160 * 1024 };
-const LOG_OPTIONS = { generation: GENERATION, preallocateBytes: 64 * 1024 };
+const PREALLOCATE_BYTES = 64 * 1024;
 
 /** A log in this thread, as an engine would serve it. */
 class DirectLog implements CommitLog {
@@ -113,6 +121,8 @@ class DirectLog implements CommitLog {
 
 export interface PartsOptions {
   readonly role: TenantRole;
+  /** Of a log that is there already. */
+  readonly generation?: Generation;
   readonly disk?: Disk;
   /** Called before and after each step of SQLite that has one. */
   readonly onStep?: () => void;
@@ -138,8 +148,12 @@ export class NodeParts {
     const { log } = Log.open(
       { disk, clock: new HybridClock(systemClock) },
       {
-        ...{ ...LOG_OPTIONS, dir: join(dir, 'log'), scanFrom: 1 as Lsn },
-        ...{ segmentBytesMax: LIMITS.segmentBytesMax, recordBytesMax: LIMITS.recordBytesMax },
+        dir: join(dir, 'log'),
+        generation: options.generation ?? GENERATION,
+        segmentBytesMax: LIMITS.segmentBytesMax,
+        recordBytesMax: LIMITS.recordBytesMax,
+        preallocateBytes: PREALLOCATE_BYTES,
+        scanFrom: 1 as Lsn,
         onRecord: ({ tenant, lsn }) => void last.set(tenant, lsn),
       },
     );

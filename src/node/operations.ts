@@ -236,6 +236,22 @@ export const OPERATIONS = {
     input: v.strictObject({ tenant: v.optional(tenant) }),
     run: async (node, input, context) => node.verify({ ...given({ tenant: input.tenant }), ...longCall(context) }),
   }),
+  'rollback.reapply': operation({
+    summary: 'Turns the tail in a rollback file of this machine into new writes.',
+    access: 'admin',
+    localOnly: true,
+    input: v.strictObject({
+      file,
+      policy: v.optional(v.picklist(['skip', 'theirs', 'ours']), 'skip'),
+      retried: v.optional(v.picklist(['leave-out', 'apply']), 'leave-out'),
+      dryRun: flag,
+    }),
+    // Loaded when it is asked for, which is hardly ever.
+    run: async (node, { file, ...options }, { signal, onProgress }) => {
+      const { reapplyInto } = await import('./reapply-target.ts');
+      return reapplyInto(node, file, { ...options, signal, onProgress });
+    },
+  }),
   metrics: operation({
     summary: 'Metrics in the text format of Prometheus.',
     access: 'read',

@@ -11,7 +11,7 @@ import type { Migration as StoreMigration } from '../store/migration.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
 import { checkStatement, type Connection } from '../store/connection.ts';
 import { Statements, checkParameters } from '../store/statements.ts';
-import { feed, idempotent, migrateStore, runTransaction } from '../store/tenant.ts';
+import { feed, idempotent, migrateStore, runTransaction, type TransactionDeps } from '../store/tenant.ts';
 import type { TenantStore } from '../store/tenant-store.ts';
 import type { Int64Mode, Row, SqlParameters, SqlStatement } from '../store/values.ts';
 import { isThenable } from '../store/writer-transaction.ts';
@@ -245,6 +245,15 @@ export class TenantHandle implements Tenant {
         tables,
       };
     }, 'any');
+  }
+
+  /** For parts of this node, which may do what its users cannot. */
+  async internal<T>(
+    fn: (store: TenantStore, deps: TransactionDeps) => Promise<T>,
+    { writes }: { readonly writes: boolean },
+  ): Promise<T> {
+    if (writes) this.#deps.assertWritable();
+    return this.#use((store) => fn(store, this.#deps));
   }
 
   #entry(): CatalogEntry {
