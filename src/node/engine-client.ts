@@ -2,7 +2,7 @@
 import { once } from 'node:events';
 import { extname, join } from 'node:path';
 import { MessageChannel, Worker, receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
-import type { Generation, Hash, Lsn, TenantId } from '../base/brands.ts';
+import type { Generation, Hash, Lsn, Position, TenantId } from '../base/brands.ts';
 import { HybridClock, systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
@@ -22,6 +22,7 @@ import { DirectAppendFailed, DirectAppender } from '../log/direct-append.ts';
 import type { RecordKind } from '../log/record.ts';
 import { SharedTail } from '../log/shared-tail.ts';
 import { decodeAnswer, encodeAppend } from './append-frame.ts';
+import type { PositionOutlook } from '../replication/store-view.ts';
 import { AppendRing } from './append-ring.ts';
 import type {
   EngineMethod,
@@ -289,6 +290,10 @@ export class EngineClient implements CommitLog {
   /** What only the engine of a group does. */
   inGroup<M extends GroupMethod>(method: M, input: EngineRequests[M][0]): Promise<EngineRequests[M][1]> {
     return this.#call(method, input);
+  }
+
+  outlook(position: Position): Promise<PositionOutlook> {
+    return this.#call('outlook', { position });
   }
 
   status(): Promise<LogStatus> {

@@ -1,5 +1,5 @@
 /** What the caller's thread and the engine thread say to each other. Plain data; buffers are transferred. */
-import type { BootId, ClusterId, Generation, Lsn, NodeId, StoreId, TenantId, Term } from '../base/brands.ts';
+import type { BootId, ClusterId, Generation, Lsn, NodeId, Position, StoreId, TenantId, Term } from '../base/brands.ts';
 import type { SerializedError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Appended, PageRequest, TenantLocation } from '../log/commit-log.ts';
@@ -7,6 +7,8 @@ import type { GroupRecord } from '../coordination/coordinator.ts';
 import type { ChainPoint } from '../log/chain.ts';
 import type { MemberChange, StepDownReason, StopReason } from '../replication/effects.ts';
 import type { GroupStatus, Role } from '../replication/group-machine.ts';
+import type { Instant } from '../replication/lease.ts';
+import type { PositionOutlook } from '../replication/store-view.ts';
 import type { ListenAddress, LogStatus } from './types.ts';
 
 /** The group that a node belongs to, and how it is reached there. */
@@ -25,6 +27,8 @@ export interface GroupSettings {
 export type GroupNotice =
   | { readonly kind: 'watermark'; readonly lsn: Lsn }
   | { readonly kind: 'lead'; readonly term: Term }
+  /** The lease counts from then, by the clock of `hrtime`, which is the same in all threads, and by the wall clock. */
+  | { readonly kind: 'lease'; readonly sent: Instant | null }
   | { readonly kind: 'drain' | 'resume' }
   | { readonly kind: 'step-down'; readonly term: Term; readonly reason: StepDownReason }
   | {
@@ -142,6 +146,7 @@ export interface EngineRequests {
   /** Holds all of the log that is there; also answers with its first record. Asked for in two steps, it may go between them. */
   reserveAll: [undefined, { readonly hold: number; readonly from: Lsn }];
   logFiles: [{ readonly from: Lsn }, LogFiles];
+  outlook: [{ readonly position: Position }, PositionOutlook];
   steppedDown: [undefined, undefined];
   /** No append is under way; those in the ring are taken first. */
   drained: [undefined, undefined];

@@ -167,6 +167,8 @@ function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {
       return engine.reserveAll();
     case 'logFiles':
       return engine.logFiles((input as EngineRequests['logFiles'][0]).from);
+    case 'outlook':
+      return engine.outlook((input as EngineRequests['outlook'][0]).position);
     case 'steppedDown':
       return inGroup(engine).steppedDown();
     case 'drained':

@@ -33,6 +33,7 @@ import { RecordKind } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { Effect, GroupEvent, MemberChange, StopReason } from '../replication/effects.ts';
 import { GroupMachine } from '../replication/group-machine.ts';
+import type { Instant } from '../replication/lease.ts';
 import type { ChannelId } from '../replication/messages.ts';
 import { checkGroupLimits } from '../replication/options.ts';
 import { GROUP_SERVICE_NAME, Peers } from '../replication/peers.ts';
@@ -51,6 +52,7 @@ import type {
   ProbeReport,
 } from './engine-protocol.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
+import { sharedMs } from './shared-clock.ts';
 import { monitorTimer } from './timer-monitor.ts';
 
 type Machine = GroupMachine<Uint8Array>;
@@ -102,6 +104,7 @@ export class GroupEngine extends LogService {
   #changes: AskedChange[] = [];
   #stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | undefined;
   #told: GroupNotice | undefined;
+  #leaseTold: Instant | undefined;
 
   private constructor(
     deps: GroupEngineDeps,
@@ -514,6 +517,11 @@ export class GroupEngine extends LogService {
 
   /** Tells what has changed of the role, so that the node's thread need not ask. */
   #report(): void {
+    const sent = this.#machine.leaseSent;
+    if (sent !== this.#leaseTold) {
+      this.#leaseTold = sent;
+      this.#deps.tell({ kind: 'lease', sent: sent === undefined ? null : everywhere(sent) });
+    }
     const { role, following, term, inSync } = this.#machine.status;
     const notice = { kind: 'role', role, term, inSync, primary: following?.store ?? null } as const;
     if (this.#told?.kind === 'role' && JSON.stringify(this.#told) === JSON.stringify(notice)) return;
@@ -648,7 +656,7 @@ export class GroupEngine extends LogService {
   }
 }
 
-function instant(): { readonly monotonicMs: number; readonly wallMs: number } {
+function instant(): Instant {
   return { monotonicMs: systemClock.monotonicMs(), wallMs: systemClock.nowMs() };
 }
 
@@ -660,4 +668,9 @@ function joined(records: readonly ReadRecord[]): Uint8Array<ArrayBuffer> {
     at += record.bytes.length;
   }
   return run;
+}
+
+/** A moment of this thread's clock by the one that all threads share. */
+function everywhere({ monotonicMs, wallMs }: Instant): Instant {
+  return { monotonicMs: sharedMs() - (systemClock.monotonicMs() - monotonicMs), wallMs };
 }

@@ -13,8 +13,10 @@
  */
 import type { Lsn, StoreId, TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
 import type { MemberChange } from '../replication/effects.ts';
+import { leaseHolds, type Instant } from '../replication/lease.ts';
 import type { Catalog } from '../store/catalog.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
 import { TenantApplier } from '../store/tenant-applier.ts';
@@ -22,6 +24,7 @@ import type { TenantRole } from '../store/tenant-store.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { GroupNotice, GroupReport } from './engine-protocol.ts';
 import type { GroupRollback } from './group-rollback.ts';
+import { sharedMs } from './shared-clock.ts';
 
 export type RollbackNotice = Extract<GroupNotice, { kind: 'rollback' }>;
 export type RoleNotice = Extract<GroupNotice, { kind: 'role' }>;
@@ -30,6 +33,7 @@ export interface GroupMemberDeps {
   readonly engine: EngineClient;
   readonly catalog: Catalog;
   readonly tenants: OpenTenants;
+  readonly limits: Pick<Limits, 'leaseMs' | 'clockDriftMax' | 'renewIntervalMs'>;
   /** Takes up a tenant-create or tenant-drop of the primary. */
   readonly applyCatalog: (record: CommittedRecord) => Promise<void>;
   /** Preserves the tail and drops it. */
@@ -127,11 +131,12 @@ export class GroupMember {
   /** Resolves when another one leads, or rejects when it was given up. */
   async handover(to?: StoreId): Promise<void> {
     const { term } = await this.report();
+    const asked = this.#drains + 1;
     await this.#deps.engine.inGroup('handover', to === undefined ? {} : { to });
     for (;;) {
       const report = await this.report();
       if (report.role !== 'leading' && report.role !== 'draining') return;
-      if (report.role === 'leading' && this.#undrained > this.#drains)
+      if (report.role === 'leading' && asked <= this.#undrained)
         throw new NostosError('HANDOVER_FAILED', 'no successor took over in time; this node goes on leading', {
           details: { term },
         });
@@ -139,8 +144,29 @@ export class GroupMember {
     }
   }
 
+  /**
+   * Whether nobody else can lead at this moment; asked after the snapshot of a read was taken. None from the wish to hand
+   * over on: the successor may be quick.
+   */
+  holdsLease(): boolean {
+    if (this.#lease === undefined || this.#drains > this.#undrained) return false;
+    const now = { monotonicMs: sharedMs(), wallMs: Date.now() };
+    return leaseHolds(this.#lease, now, this.#deps.limits.leaseMs, this.#deps.limits.clockDriftMax);
+  }
+
+  /** Waits for the lease as long as a renewal may take: a reign that has just begun has none yet. */
+  async leased(): Promise<boolean> {
+    const untilMs = sharedMs() + this.#deps.limits.renewIntervalMs;
+    for (;;) {
+      if (this.holdsLease()) return true;
+      if (this.#role !== 'primary' || sharedMs() > untilMs) return false;
+      await new Promise((resolve) => void setTimeout(resolve, WAIT_STEP_MS));
+    }
+  }
+
   #drains = 0;
   #undrained = 0;
+  #lease: Instant | undefined;
 
   #hear(notice: GroupNotice): void {
     switch (notice.kind) {
@@ -152,13 +178,18 @@ export class GroupMember {
         this.#drains += 1;
         return;
       case 'resume':
-        this.#undrained = this.#drains + 1;
+        this.#undrained = this.#drains;
+        return;
+      case 'lease':
+        this.#lease = notice.sent ?? undefined;
         return;
       case 'stopped':
         return this.note('stopped', `${notice.reason} ${JSON.stringify(notice.details)}`);
       case 'lead':
       case 'step-down':
       case 'rollback':
+        this.#undrained = this.#drains;
+        if (notice.kind === 'step-down') this.#lease = undefined;
         this.#reigns += 1;
         return this.#inTurn(this.#reigns, notice);
       default:

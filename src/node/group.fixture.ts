@@ -1,5 +1,5 @@
 /** Groups of real nodes in this process, each with its own engine thread, network and directory. */
-import { rmSync } from 'node:fs';
+import { cpSync, mkdirSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -31,6 +31,9 @@ export interface TestGroup {
   readonly coordinator: string;
   readonly dirs: readonly string[];
   open(index: number): Promise<Node>;
+  /** The coordinator cannot be asked until it is brought back. */
+  takeAway(): void;
+  bringBack(): void;
 }
 
 const MIGRATIONS = ['create table item (id integer primary key not null, body text not null)'];
@@ -39,7 +42,10 @@ const MIGRATIONS = ['create table item (id integer primary key not null, body te
 export async function makeGroup(t: TestContext, members: number): Promise<TestGroup> {
   const root = await mkdtemp(join(tmpdir(), 'nostos-group-'));
   t.after(() => rm(root, { recursive: true, force: true }));
-  const coordinator = `embedded:${join(root, 'coordinator')}`;
+  const link = join(root, 'coordinator');
+  mkdirSync(join(root, 'records'));
+  symlinkSync(join(root, 'records'), link);
+  const coordinator = `embedded:${link}`;
   const dirs = Array.from({ length: members }, (_, index) => join(root, `node${index}`));
   const [first] = dirs as [string];
   {
@@ -62,7 +68,19 @@ export async function makeGroup(t: TestContext, members: number): Promise<TestGr
       limits: FAST,
       group: { coordinator, listen: { port: 0 } },
     });
-  return { coordinator, dirs, open };
+  const takeAway = (): void => {
+    // One that is not there at all would be one that was set back.
+    cpSync(join(root, 'records'), join(root, 'away'), { recursive: true });
+    for (const name of readdirSync(join(root, 'away'), { recursive: true, encoding: 'utf8' }))
+      if (name.endsWith('.json')) writeFileSync(join(root, 'away', name), 'unreadable');
+    symlinkSync(join(root, 'away'), `${link}.away`);
+    renameSync(`${link}.away`, link);
+  };
+  const bringBack = (): void => {
+    symlinkSync(join(root, 'records'), `${link}.back`);
+    renameSync(`${link}.back`, link);
+  };
+  return { coordinator, dirs, open, takeAway, bringBack };
 }
 
 async function initGroup(url: string, dir: string): Promise<void> {

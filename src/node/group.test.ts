@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { Lsn, Position } from '../base/brands.ts';
 import { isNostosError } from '../base/errors.ts';
 import { makeGroup, until } from './group.fixture.ts';
 import type { Node } from './types.ts';
@@ -44,6 +45,7 @@ test(
 
 test('what an old primary alone had goes into a file, and it follows', { timeout: 90_000 }, async (t) => {
   const group = await makeGroup(t, 3);
+  let dropped: Position;
   {
     await using first = await group.open(0);
     await until('the first leads', () => first.role === 'primary');
@@ -53,6 +55,7 @@ test('what an old primary alone had goes into a file, and it follows', { timeout
     for (const node of others) await node.close();
     for (let id = 10; id < 20; id += 1) await insert(first, id, 'lost', 'local');
     assert.equal((await rowsOf(first)).length, 12, 'a local write is visible at once');
+    dropped = await first.tenant('acme').position();
   }
   await using second = await group.open(1);
   await using third = await group.open(2);
@@ -63,6 +66,11 @@ test('what an old primary alone had goes into a file, and it follows', { timeout
   await until('the old primary follows', async () => (await rowsOf(first)).length === 3);
   const nodes = [first, second, third];
   for (const node of nodes) assert.deepEqual(await rowsOf(node), await rowsOf(primary));
+  for (const node of nodes)
+    await assert.rejects(
+      node.tenant('acme').read(() => 0, { min: dropped }),
+      (error) => isNostosError(error, 'POSITION_LOST'),
+    );
   const rolledBack = first.group!.events.find(({ kind }) => kind === 'rolled-back');
   assert.match(rolledBack!.text, /^10 records above LSN \d+, 10 of them acknowledged, are kept in /);
   const [file] = readdirSync(join(group.dirs[0]!, 'rollback')).filter(
@@ -72,6 +80,45 @@ test('what an old primary alone had goes into a file, and it follows', { timeout
   const fingerprints = await Promise.all(nodes.map(async (node) => (await node.tenant('acme').status()).fingerprint));
   assert.equal(new Set(fingerprints).size, 1);
 });
+
+test(
+  'a replica reads from a position on; a primary without a lease does not answer',
+  { timeout: 60_000 },
+  async (t) => {
+    const group = await makeGroup(t, 2);
+    await using first = await group.open(0);
+    await until('the first leads', () => first.role === 'primary');
+    await using second = await group.open(1);
+    await first.group!.changeMembers({ add: (await second.status()).store, minInSync: 2 });
+    for (let id = 1; id <= 20; id += 1) {
+      await insert(first, id, 'row');
+      const min = await first.tenant('acme').position();
+      const seen = await second.tenant('acme').read((reader) => reader.value('select max(id) from item'), { min });
+      assert.equal(seen, id);
+    }
+    const { term, generation, lsn } = await first.tenant('acme').position();
+    await assert.rejects(
+      second.tenant('acme').read(() => 0, { min: { generation, term, lsn: (lsn + 1_000) as Lsn }, timeoutMs: 100 }),
+      (error) => isNostosError(error, 'QUERY_TIMEOUT'),
+    );
+    group.takeAway();
+    await until('the lease has run out', async () =>
+      first
+        .tenant('acme')
+        .read(() => false)
+        .catch((error: unknown) => isNostosError(error, 'NOT_PRIMARY')),
+    );
+    assert.equal(
+      await first.tenant('acme').read((reader) => reader.value('select max(id) from item'), { stale: true }),
+      20,
+    );
+    await insert(first, 21, 'no quorum write needs the coordinator');
+    group.bringBack();
+    const read = (): Promise<unknown> =>
+      first.tenant('acme').read((reader) => reader.value('select max(id) from item'));
+    assert.equal(await eventually(read), 21);
+  },
+);
 
 test('a planned handover moves the lead, and writes go on there', { timeout: 60_000 }, async (t) => {
   const group = await makeGroup(t, 2);
@@ -90,4 +137,14 @@ test('a planned handover moves the lead, and writes go on there', { timeout: 60_
 
 async function insert(node: Node, id: number, body: string, durability: 'quorum' | 'local' = 'quorum'): Promise<void> {
   await node.tenant('acme').write((tx) => void tx.run('insert into item values (?, ?)', [id, body]), { durability });
+}
+
+/** Once the lease is back. */
+async function eventually<T>(read: () => Promise<T>): Promise<T> {
+  let result: T | undefined;
+  await until('it is read', async () => {
+    result = await read().catch(() => undefined);
+    return result !== undefined;
+  });
+  return result as T;
 }

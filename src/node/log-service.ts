@@ -3,7 +3,7 @@
  * and what may go. Everything here that asks or changes the log does it in `log.own` (`engine.ts` says why).
  */
 import { join } from 'node:path';
-import { NO_LSN, NO_TENANT, type Lsn, type TenantId } from '../base/brands.ts';
+import { NO_LSN, NO_TENANT, type Lsn, type Position, type TenantId } from '../base/brands.ts';
 import { HybridClock, systemClock, type Clock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
@@ -16,6 +16,7 @@ import type { RecoveryReport } from '../log/recovery.ts';
 import type { Reservation } from '../log/retention.ts';
 import { segmentName } from '../log/segment-header.ts';
 import type { SharedTail } from '../log/shared-tail.ts';
+import { outlookOf, type PositionOutlook } from '../replication/store-view.ts';
 import type { EngineOpened, EngineOptions, LogFiles, PackedPage } from './engine-protocol.ts';
 import type { LogStatus } from './types.ts';
 
@@ -121,6 +122,14 @@ export abstract class LogService {
       if (lsn < this.log.firstLsn || lsn > this.log.durable.lsn) return found;
       for (const { record, hash } of this.records(lsn, lsn)) return { ...found, at: { term: record.term, lsn, hash } };
       return found;
+    });
+  }
+
+  /** Whether a position that somebody was given is committed here, may yet be, or never will. */
+  outlook(position: Position): PositionOutlook {
+    return this.log.own(() => {
+      const { history: terms, end, watermark } = this.log;
+      return outlookOf({ terms, end, watermark }, position);
     });
   }
 

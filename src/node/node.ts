@@ -134,6 +134,9 @@ export class NostosNode implements Node {
       },
       assertOpen: () => this.#assertOpen(),
       assertWritable: () => this.#assertWritable(),
+      outlook: (position) => deps.engine.outlook(position),
+      generation: settings.identity.generation,
+      assertFresh: () => (this.#member?.role === 'primary' ? this.#assertLease(this.#member) : undefined),
       importing: new Set(),
       count: (outcome) => (this.#writes[outcome] += 1),
       create: async (name) => void (await this.#create(name, false)),
@@ -321,6 +324,16 @@ export class NostosNode implements Node {
     throw this.#member?.notPrimary() ?? notPrimary(this.#settings.identity.copy);
   }
 
+  /** What was read may miss what another primary has written since. */
+  async #assertLease(member: GroupMember): Promise<void> {
+    if (await member.leased()) return;
+    throw new NostosError(
+      'NOT_PRIMARY',
+      'this node leads, as far as it knows, but its lease has run out; read with stale, from a position (min), or try again',
+      { details: { role: 'primary', lease: false } },
+    );
+  }
+
   #catalog(): Catalog {
     this.#assertOpen();
     return this.#deps.catalog;
@@ -353,6 +366,7 @@ export class NostosNode implements Node {
         else await catalogLog.follow(record, async () => {});
       },
       rollback,
+      limits: this.#settings.limits,
     });
     return member;
   }

@@ -1,9 +1,10 @@
 /** The public `Tenant`: checks its arguments, finds or opens the tenant, and hands over to `store/`. */
-import type { Lsn, Position } from '../base/brands.ts';
+import type { Generation, Lsn, Position } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Clock } from '../base/clock.ts';
-import type { CommitLog, Durability } from '../log/commit-log.ts';
+import { untilCommitted, type CommitLog, type Durability } from '../log/commit-log.ts';
+import type { PositionOutlook } from '../replication/store-view.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { importInto, isUnfinished } from '../store/import-file.ts';
 import type { Maintenance } from '../store/maintenance.ts';
@@ -27,6 +28,7 @@ import type {
   MigrateReport,
   Migration,
   QueryOptions,
+  ReadOptions,
   Reader,
   Tenant,
   TenantStatus,
@@ -49,6 +51,10 @@ export interface TenantHandleDeps {
   readonly assertOpen: () => void;
   /** Throws where this node appends nothing. */
   readonly assertWritable: () => void;
+  /** Throws where this node leads, and gets no lease in time. */
+  readonly assertFresh: () => Promise<void> | void;
+  readonly outlook: (position: Position) => Promise<PositionOutlook>;
+  readonly generation: Generation;
   /** Tenants that an import of this process is filling. */
   readonly importing: Set<string>;
   readonly count: (outcome: 'committed' | 'failed') => void;
@@ -102,9 +108,48 @@ export class TenantHandle implements Tenant {
     return this.#counted(this.#use((store) => runTransaction(store, fn, running, this.#deps)));
   }
 
-  read<T>(fn: (reader: Reader) => T, options: { readonly int64?: Int64Mode } = {}): Promise<T> {
+  read<T>(fn: (reader: Reader) => T, options: ReadOptions = {}): Promise<T> {
     const int64 = options.int64 ?? this.#deps.int64;
-    return this.#use((store) => store.read((connection) => readOnce(connection, int64, fn)));
+    return this.#use(async (store) => {
+      await this.#reach(store, options);
+      const result = await store.read((connection) => readOnce(connection, int64, fn));
+      if (options.stale !== true) await this.#deps.assertFresh();
+      return result;
+    });
+  }
+
+  async position(): Promise<Position> {
+    return this.#use(async (store) => {
+      await store.ready();
+      const { term, lsn } = store.applied;
+      return { generation: this.#deps.generation, term, lsn };
+    }, 'any');
+  }
+
+  /** Waits until the tenant has what is asked for. */
+  async #reach(store: TenantStore, { min, timeoutMs, signal }: ReadOptions): Promise<void> {
+    if (min === undefined) return;
+    const { log, limits, outlook } = this.#deps;
+    const waitMs = checkTimeout(timeoutMs ?? limits.queryTimeoutMs);
+    const untilMs = this.#deps.clock.monotonicMs() + waitMs;
+    for (;;) {
+      signal?.throwIfAborted();
+      const found = await outlook(min);
+      if (found.kind === 'reached') break;
+      if (found.kind === 'lost') throw positionLost(min, found.fork);
+      const leftMs = untilMs - this.#deps.clock.monotonicMs();
+      if (leftMs <= 0)
+        throw new NostosError(
+          'QUERY_TIMEOUT',
+          `LSN ${min.lsn} did not come in ${waitMs} ms; this node is at LSN ${log.watermark}. Read at the primary, or wait longer`,
+          { details: { min, watermark: log.watermark } },
+        );
+      // Whether another term has dropped it shows with whatever is committed next, at any LSN.
+      const pause = AbortSignal.timeout(Math.ceil(Math.min(leftMs, REACH_STEP_MS)));
+      const either = signal === undefined ? pause : AbortSignal.any([pause, signal]);
+      await untilCommitted(log, Math.max(min.lsn, log.watermark + 1) as Lsn, either).catch(() => {}); // looked at again
+    }
+    if (store.role === 'replica' && store.appliedTo < min.lsn) await store.applyUpTo(min.lsn);
   }
 
   query<R = Row>(
@@ -118,8 +163,9 @@ export class TenantHandle implements Tenant {
     return this.#use(async (store) => {
       checkStatement(text);
       checkParameters(given);
+      await this.#reach(store, options);
       await store.ready();
-      return (await queries.query({
+      const rows = (await queries.query({
         path: store.path,
         statement: text,
         parameters: given,
@@ -129,6 +175,8 @@ export class TenantHandle implements Tenant {
         timeoutMs: Math.min(checkTimeout(options.timeoutMs ?? limits.queryTimeoutMs), limits.readerAgeMaxMs),
         signal: options.signal,
       })) as R[];
+      if (options.stale !== true) await this.#deps.assertFresh();
+      return rows;
     });
   }
 
@@ -407,4 +455,15 @@ export function checkName(name: unknown): string {
 function checkDurability(given: Durability = 'quorum'): Durability {
   if (given === 'quorum' || given === 'local') return given;
   throw new NostosError('INVALID_ARGUMENT', `durability must be quorum or local, got ${JSON.stringify(given)}`);
+}
+
+/** A position that is lost is seen when the group goes on, be it elsewhere. */
+const REACH_STEP_MS = 500;
+
+function positionLost(position: Position, fork: Position): NostosError {
+  return new NostosError(
+    'POSITION_LOST',
+    `the group has dropped what was at LSN ${position.lsn} of term ${position.term}: its history left that one at LSN ${fork.lsn} of term ${fork.term}`,
+    { details: { position, fork } },
+  );
 }

@@ -55,9 +55,21 @@ export interface TransactionOptions extends WriteOptions {
   readonly timeoutMs?: number;
 }
 
-export interface QueryOptions {
+export interface ReadOptions {
   readonly int64?: Int64Mode;
+  /**
+   * Reads what contains this position, on any node: waits until it is here, and fails with `POSITION_LOST` where it never
+   * will be, since the group has dropped it.
+   */
+  readonly min?: Position;
+  /** How long to wait for `min`; by default the limit `queryTimeoutMs`. */
+  readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
+  /** On a primary: also without its lease, when another one may have written since. A replica always reads like that. */
+  readonly stale?: boolean;
+}
+
+export interface QueryOptions extends ReadOptions {
   /** By default the limit `queryTimeoutMs`, at most `readerAgeMaxMs`. */
   readonly timeoutMs?: number;
 }
@@ -168,7 +180,9 @@ export interface Tenant {
   /** The same for an asynchronous `fn`; other writes of this tenant wait meanwhile. */
   transaction<T>(fn: (tx: Transaction) => Promise<T>, options?: TransactionOptions): Promise<T>;
   /** Runs `fn` on a snapshot of what is committed, in this thread: for short work. */
-  read<T>(fn: (reader: Reader) => T, options?: { readonly int64?: Int64Mode }): Promise<T>;
+  read<T>(fn: (reader: Reader) => T, options?: ReadOptions): Promise<T>;
+  /** What this node has of the tenant, for `min` of a later read elsewhere: it contains every write answered before. */
+  position(): Promise<Position>;
   /** Runs one statement in a reader process, which is killed when time is up or the signal says so: for long work. */
   query<R = Row>(statement: string | SqlStatement, parameters?: SqlParameters, options?: QueryOptions): Promise<R[]>;
   /** Brings the schema to `migrations.length`; those already applied are skipped. */

@@ -160,6 +160,11 @@ export class GroupMachine<P> {
     return leaseHolds(this.#leaseSent, now, this.#options.leaseMs, this.#options.clockDriftMax);
   }
 
+  /** Sending time of the CAS that the present lease counts from; undefined where there is none. */
+  get leaseSent(): Instant | undefined {
+    return this.#role === 'leading' || this.#role === 'draining' ? this.#leaseSent : undefined;
+  }
+
   step(event: GroupEvent<P>, now: Instant): readonly Effect<P>[] {
     if (this.#stopped !== undefined && event.kind !== 'stepped-down') return [];
     this.#effects = [];

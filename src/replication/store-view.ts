@@ -28,7 +28,7 @@ export interface StoreView {
 }
 
 /** The position of an LSN of this log, for good: the term table is never pruned. */
-export function positionAt(view: StoreView, lsn: Lsn): Position {
+export function positionAt(view: Pick<StoreView, 'terms' | 'end'>, lsn: Lsn): Position {
   const entry = view.terms.at(lsn);
   if (entry !== undefined) return { generation: entry.generation, term: entry.term, lsn };
   return { generation: view.end.generation, term: NO_TERM, lsn: NO_LSN };
@@ -40,7 +40,10 @@ export function holdsDurably(view: StoreView, position: Position | null): boolea
 }
 
 /** The last record of the last term that is not above `term`; before the first one where there is none. */
-export function endOfTerm(view: StoreView, term: Term): { readonly term: Term; readonly lsn: Lsn } {
+export function endOfTerm(
+  view: Pick<StoreView, 'terms' | 'end'>,
+  term: Term,
+): { readonly term: Term; readonly lsn: Lsn } {
   const { entries } = view.terms;
   const index = entries.findLastIndex((entry) => entry.term <= term);
   const entry = entries[index];
@@ -62,7 +65,7 @@ export type PositionOutlook =
   /** It never will: the histories part after `fork`. */
   | { readonly kind: 'lost'; readonly fork: Position };
 
-export function outlookOf(view: StoreView, position: Position): PositionOutlook {
+export function outlookOf(view: Pick<StoreView, 'terms' | 'end' | 'watermark'>, position: Position): PositionOutlook {
   const { generation, term, lsn } = position;
   const { watermark, terms } = view;
   if (lsn <= watermark && terms.contains(position, watermark)) return { kind: 'reached' };
