@@ -1,6 +1,7 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
 import type { NodeStatus } from '../node/types.ts';
-import type { Io } from './io.ts';
+import { print, type Io } from './io.ts';
 import { bytes, count, duration, fields, style } from './render.ts';
 import { answer, verb, withNode, type VerbOptions } from './verb.ts';
 
@@ -26,6 +27,7 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
     ['directory', status.dir],
     ['node', `${status.node}, ${status.role}, Nostos ${status.version}`],
     ...(status.copy === undefined ? [] : ([['copy', describeCopy(status.copy)]] as const)),
+    ...(status.group === undefined ? [] : describeGroup(status.group)),
     ...(via === 'running' ? running : ([['running', 'no; opened for this look']] as const)),
     ['log', `records ${count(log.firstLsn)} to ${count(log.lastLsn)}, ${bytes(log.bytes)} in ${log.segments} segments`],
     ['committed', `up to record ${count(log.watermark)}, term ${log.term}, generation ${log.generation}`],
@@ -51,17 +53,57 @@ function describeCopy({ source, reaches }: NonNullable<NodeStatus['copy']>): str
   return `of ${from}${reaches === null ? '' : ` up to record ${count(reaches.lsn)}`}; it appends nothing`;
 }
 
+/** Members as this node sees them; the last events, the newest last. */
+function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (readonly [string, unknown])[] {
+  const { record, replicas, stopped, events } = group;
+  const lead = record?.primary?.store;
+  const members = (record?.members ?? []).map((store) => {
+    const replica = replicas.find((one) => one.store === store);
+    const lag = replica === undefined ? '' : `, ${count(Math.max(0, group.lastLsn - replica.acked))} records behind`;
+    const place = store === lead ? 'primary' : record?.inSync.includes(store) === true ? 'in sync' : 'behind';
+    return `${store} ${place}${lag}`;
+  });
+  const following = group.following === undefined ? '' : `, ${group.following.phase} from ${group.following.store}`;
+  return [
+    ['group', `${group.name}, ${group.role}${following}, term ${group.term}, members at ${group.address}`],
+    ...(stopped === null ? [] : ([['stopped', `${stopped.reason} ${JSON.stringify(stopped.details)}`]] as const)),
+    ...members.map((member, at) => [at === 0 ? 'members' : '', member] as const),
+    ...events
+      .slice(-EVENTS_SHOWN)
+      .map(({ atMs, text }, at) => [at === 0 ? 'last events' : '', `${new Date(atMs).toISOString()} ${text}`] as const),
+  ];
+}
+
+const EVENTS_SHOWN = 5;
+const WATCH_MS = 1_000;
+const CLEAR = '\u001B[H\u001B[J';
+
+interface StatusOptions extends VerbOptions {
+  readonly watch?: true;
+}
+
 export function statusVerb(io: Io): Command {
   return verb('status', {
     summary: 'Show what a node is and how it does.',
     examples: [
       ['nostos status', 'of the node in ./nostos-data, running or not'],
       ['nostos status --dir /var/lib/app --json', 'for a program'],
+      ['nostos status --watch', 'again each second, until Ctrl-C'],
     ],
-  }).action(async (options: VerbOptions) => {
-    await withNode(io, options, async (node) => {
-      const status = await node.call('status', {});
-      await answer(io, options, status, () => describe(io, status, node.via));
+  })
+    .option('--watch', 'again each second; with --json a line each')
+    .action(async (options: StatusOptions) => {
+      do
+        await withNode(io, options, async (node) => {
+          const status = await node.call('status', {});
+          if (options.watch === true && io.stdoutIsTty && options.json !== true) await print(io.stdout, CLEAR);
+          await answer(io, options, status, () => describe(io, status, node.via));
+        });
+      while (options.watch === true && (await pause(io.signal)));
     });
-  });
+}
+
+/** False where the user has seen enough. */
+function pause(signal: AbortSignal): Promise<boolean> {
+  return sleep(WATCH_MS, true, { signal }).catch(() => false);
 }

@@ -206,16 +206,20 @@ export class GroupMember {
   }
 
   #inTurn(turn: number, notice: GroupNotice): void {
-    this.#working = this.#working.then(async () => {
-      if (this.#closing.signal.aborted) return;
-      try {
-        if (notice.kind === 'lead') await this.#lead(turn);
-        else if (notice.kind === 'step-down') await this.#stepDown();
-        else if (notice.kind === 'rollback') await this.#rollBack(notice);
-      } catch (error) {
-        this.note('failed', `${notice.kind}: ${reasonOf(error)}`);
-      }
-    });
+    const before = this.#working;
+    this.#working = this.#work(before, turn, notice);
+  }
+
+  async #work(before: Promise<void>, turn: number, notice: GroupNotice): Promise<void> {
+    await before;
+    if (this.#closing.signal.aborted) return;
+    try {
+      if (notice.kind === 'lead') await this.#lead(turn);
+      else if (notice.kind === 'step-down') await this.#stepDown();
+      else if (notice.kind === 'rollback') await this.#rollBack(notice);
+    } catch (error) {
+      this.note('failed', `${notice.kind}: ${reasonOf(error)}`);
+    }
   }
 
   async #lead(turn: number): Promise<void> {

@@ -86,7 +86,7 @@ function engineLog(engine: EngineClient): RollbackLog {
   return {
     end: async () => (await engine.inGroup('logEnd', undefined)).end,
     durableWatermark: async () => (await engine.inGroup('logEnd', undefined)).watermark,
-    cutTo: async (lsn) => void (await engine.inGroup('cutTo', { lsn })),
+    cutTo: (lsn) => engine.inGroup('cutTo', { lsn }),
     readTail: (from) => readTail(engine, from),
   };
 }

@@ -14,6 +14,26 @@ const METRICS: readonly Metric[] = [
     help: '1 on the primary, 0 on a replica or a copy.',
     value: (s) => (s.role === 'primary' ? 1 : 0),
   },
+  {
+    name: 'nostos_group_in_sync',
+    help: '1 where the node is in its group’s in-sync set; 0 elsewhere, and without a group.',
+    value: (s) => (s.group?.inSync === true ? 1 : 0),
+  },
+  {
+    name: 'nostos_group_stopped',
+    help: '1 where the node has left its group and somebody has to look; the status says why.',
+    value: (s) => (s.group !== undefined && s.group.stopped !== null ? 1 : 0),
+  },
+  {
+    name: 'nostos_group_uncommitted_records',
+    help: 'Records above the watermark.',
+    value: (s) => (s.group === undefined ? 0 : s.group.lastLsn - s.group.watermark),
+  },
+  {
+    name: 'nostos_group_replica_lag_records',
+    help: 'Of a primary: records that the replica furthest behind has not acknowledged.',
+    value: (s) => Math.max(0, ...(s.group?.replicas ?? []).map(({ acked }) => (s.group?.lastLsn ?? acked) - acked)),
+  },
   { name: 'nostos_start_time_seconds', help: 'When the node was opened.', value: (s) => s.startedAtMs / 1000 },
   { name: 'nostos_log_term', help: 'Term of the newest record.', value: (s) => s.log.term },
   { name: 'nostos_log_first_lsn', help: 'Oldest record that the log holds.', value: (s) => s.log.firstLsn },

@@ -18,7 +18,7 @@ import { NostosError, isNostosError, serializeError, type ErrorCode, type Serial
 import { parseJson, stringifyJson } from '../json-values.ts';
 import { disconnectSignal, readBody, respondWithStream } from '../operation-stream.ts';
 import { OPERATIONS, runOperation, type Access } from '../operations.ts';
-import type { Node } from '../types.ts';
+import type { Node, NodeStatus } from '../types.ts';
 import { respondWithEvents } from './event-stream.ts';
 import { ROUTES, type RequestParts, type Route } from './routes.ts';
 import { renderStatusPage } from './status-page.ts';
@@ -163,13 +163,16 @@ async function answer(context: Context, route: Route, exchange: Exchange): Promi
   send(response, stringifyJson(result), { type: JSON_TYPE, headers: { 'cache-control': 'no-store' } });
 }
 
+/** In a group: it leads, or streams from whoever does. */
+function isReady({ group }: NodeStatus): boolean {
+  if (group === undefined) return true;
+  return group.role === 'leading' || (group.role === 'follower' && group.following?.phase === 'streaming');
+}
+
 const PROBES_AND_PAGES: Readonly<Record<string, Handler>> = {
   '/healthz': (_context, { response }) => send(response, 'ok\n', { type: 'text/plain' }),
   '/readyz': async ({ node }, { response }) => {
-    const ready = await node.status().then(
-      () => true,
-      () => false,
-    );
+    const ready = await node.status().then(isReady, () => false);
     send(response, ready ? 'ready\n' : 'not ready\n', { status: ready ? 200 : 503, type: 'text/plain' });
   },
   '/': (_context, { response }) => {
