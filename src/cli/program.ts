@@ -29,6 +29,7 @@ const VERBS: Readonly<Record<string, () => Promise<(io: Io) => Command>>> = {
   log: async () => (await import('./log.ts')).logVerb,
   verify: async () => (await import('./verify.ts')).verifyVerb,
   restore: async () => (await import('./restore.ts')).restoreVerb,
+  rollback: async () => (await import('./rollback.ts')).rollbackVerb,
   certs: async () => (await import('./certs.ts')).certsVerb,
 };
 

@@ -75,7 +75,8 @@ export function rowTable(io: Io, rows: readonly Readonly<Record<string, unknown>
   );
 }
 
-function cut(text: string, columns: number): string {
+/** On a terminal a long line says less than its beginning. */
+export function cut(text: string, columns: number): string {
   return width(text) <= columns ? text : `${text.slice(0, columns - 1)}…`;
 }
 
@@ -94,7 +95,7 @@ function oneLine(value: unknown): string {
   return text.replace(/\u001B(?!\[\d{1,2}m)|[\u0000-\u001A\u001C-\u001F\u007F-\u009F]/g, escapeCharacter);
 }
 
-function escapeCharacter(character: string): string {
+export function escapeCharacter(character: string): string {
   if (character === '\n') return '\\n';
   if (character === '\t') return '\\t';
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;

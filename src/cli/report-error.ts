@@ -19,6 +19,7 @@ const NEXT_STEPS: Partial<Record<ErrorCode, string>> = {
   LOG_DAMAGED: 'nostos verify lists all damage with what to do.',
   TENANT_DAMAGED: 'nostos verify lists all damage with what to do.',
   OUTCOME_UNKNOWN: 'Look whether it was kept before you repeat it; writes with --id may be repeated at once.',
+  ROLLBACK_FILE_DAMAGED: 'What stands before the damage can be shown and exported; look for another copy of the file.',
   UNSUPPORTED_FORMAT: 'Use the version of Nostos that wrote it, or a newer one.',
   INTERNAL: 'Please report this with what you did.',
 };
