@@ -105,6 +105,11 @@ export const ERROR_CODES = {
     'never',
     'The coordinator refuses, or cannot do what groups need; the message says what to change.',
   ],
+  GROUP_EXISTS: ['never', 'The coordinator has a group of this name, or the directory belongs to one.'],
+  GROUP_UNRECOVERABLE: [
+    'never',
+    'What was found of a group does not show which records were committed; details say what is missing.',
+  ],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {

@@ -2,8 +2,10 @@
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { Option, type Command } from 'commander';
-import type { GroupConfig, GroupConfigField } from '../node/group-config.ts';
-import { GROUP_CONFIG_FIELDS, GROUP_CONFIG_FILE, loadGroupConfig } from '../node/group-config.ts';
+import type { Coordination } from '../coordination/coordination.ts';
+import { openCoordinator } from '../coordination/open-coordinator.ts';
+import type { GroupConfig, GroupConfigField, GroupConfigInput } from '../node/group-config.ts';
+import { GROUP_CONFIG_FIELDS, GROUP_CONFIG_FILE, loadGroupConfig, loadGroupPlace } from '../node/group-config.ts';
 import { ExitError } from './exit-codes.ts';
 import type { Io } from './io.ts';
 
@@ -14,7 +16,8 @@ export function withGroupOptions(command: Command, names: readonly GroupConfigFi
   for (const name of names) {
     const { flag, env, help, default: value, repeats } = GROUP_CONFIG_FIELDS[name];
     const option = new Option(flag, value === undefined ? help : `${help} (default: ${value})`).env(env);
-    if (repeats === true) option.argParser((text, before: readonly string[] = []) => [...before, text]);
+    if (repeats === true)
+      option.argParser((text: string, before: readonly string[] | undefined) => [...(before ?? []), text]);
     if (command.options.every(({ long }) => long !== option.long)) command.addOption(option);
   }
   return command.addOption(new Option(GROUP_CONFIG_FILE.flag, GROUP_CONFIG_FILE.help).env(GROUP_CONFIG_FILE.env));
@@ -31,14 +34,31 @@ function optionName(field: GroupConfigField): string {
 
 /** Undefined where no coordinator is named. */
 export async function readGroupConfig(io: Io, command: Command): Promise<GroupConfig | undefined> {
+  return loadGroupConfig(await inputOf(io, command));
+}
+
+/** Opens the coordinator of the group that the command is about, for as long as `use` runs. */
+export async function withGroupRecord<T>(
+  io: Io,
+  command: Command,
+  use: (group: { readonly name: string; readonly coordination: Coordination }) => Promise<T>,
+): Promise<T> {
+  const place = loadGroupPlace(await inputOf(io, command));
+  if (place === undefined)
+    throw new ExitError('usage', 'it is not said which coordinator', 'Give the one of the group: --coordinator <url>');
+  await using coordination = await openCoordinator(place.coordinator);
+  return await use({ name: place.group, coordination });
+}
+
+async function inputOf(io: Io, command: Command): Promise<GroupConfigInput> {
   const path = (typed(command, 'config') as string | undefined) ?? io.env[GROUP_CONFIG_FILE.env];
   const flags = Object.fromEntries(
     FIELD_NAMES.map((name) => [name, typed(command, optionName(name))]).filter(([, value]) => value !== undefined),
-  ) as Readonly<Partial<Record<GroupConfigField, string | readonly string[]>>>;
+  ) as GroupConfigInput['flags'] & object;
   const input = { flags, env: io.env, cwd: io.cwd };
-  if (path === undefined || path === '') return loadGroupConfig(input);
+  if (path === undefined || path === '') return input;
   const file = resolve(io.cwd, path);
-  return loadGroupConfig({ ...input, file: { path: file, text: await readText(file) } });
+  return { ...input, file: { path: file, text: await readText(file) } };
 }
 
 async function readText(path: string): Promise<string> {

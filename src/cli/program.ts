@@ -29,6 +29,8 @@ const VERBS: Readonly<Record<string, () => Promise<(io: Io) => Command>>> = {
   log: async () => (await import('./log.ts')).logVerb,
   verify: async () => (await import('./verify.ts')).verifyVerb,
   restore: async () => (await import('./restore.ts')).restoreVerb,
+  rejoin: async () => (await import('./rejoin.ts')).rejoinVerb,
+  group: async () => (await import('./group.ts')).groupVerb,
   rollback: async () => (await import('./rollback.ts')).rollbackVerb,
   certs: async () => (await import('./certs.ts')).certsVerb,
 };

@@ -42,11 +42,16 @@ export class NewestSeen {
     if (current === undefined) return undefined;
     if (seen !== undefined && isOlder(current, seen)) throw regressed(current, seen);
     if (current.version === seen?.version) return current;
-    const text = `{"version":${current.version},"record":${encodeGroupRecord(current.record)}}\n`;
-    writeDurably(this.#disk, this.#path, Buffer.from(text));
+    writeNewest(this.#disk, this.#path, current);
     this.#newest = current;
     return current;
   }
+}
+
+/** Begins anew with this record: the directory has changed its coordinator. */
+export function writeNewest(disk: Disk, path: string, current: Versioned): void {
+  const text = `{"version":${current.version},"record":${encodeGroupRecord(current.record)}}\n`;
+  writeDurably(disk, path, Buffer.from(text));
 }
 
 /** Whether that is a step back from what was seen. */

@@ -90,8 +90,13 @@ export function recover(disk: Disk, options: RecoveryOptions): Recovered {
   return found === undefined ? createLog(disk, options) : carryOut(disk, options, found);
 }
 
+/** What opening would find, judged in the same way, and without the changes. Undefined: there is no log yet. */
+export function inspectLog(disk: Disk, options: RecoveryOptions): Findings | undefined {
+  return disk.isDirectory(options.dir) ? new RecoveryPlan(disk, options).read() : undefined;
+}
+
 /** What reading found; nothing on disk has changed yet. */
-interface Findings {
+export interface Findings {
   readonly leftovers: readonly string[];
   readonly sealed: SealedSegment[];
   readonly last: { readonly header: SegmentHeader; readonly index: SparseIndex; readonly tail: Tail };

@@ -152,13 +152,16 @@ interface Given {
   readonly value: unknown;
 }
 
+/** Which group, for who only looks at its record. */
+export function loadGroupPlace(input: GroupConfigInput): Pick<GroupConfig, 'coordinator' | 'group'> | undefined {
+  const { coordinator, group } = readFields(input);
+  if (coordinator === undefined) return undefined;
+  return { coordinator: String(coordinator.value), group: group === undefined ? DEFAULT_GROUP : String(group.value) };
+}
+
 /** Undefined where nothing names a coordinator: the node is alone. */
 export function loadGroupConfig(input: GroupConfigInput): GroupConfig | undefined {
-  const file = input.file === undefined ? {} : parseFile(input.file);
-  const read = Object.fromEntries(FIELD_NAMES.map((name) => [name, readField(name, input, file)]));
-  const { coordinator, listen, advertise, limits, ...rest } = read as Readonly<
-    Record<GroupConfigField, Given | undefined>
-  >;
+  const { coordinator, listen, advertise, limits, ...rest } = readFields(input);
   if (coordinator === undefined) {
     const needing = advertise ?? rest.minInSync ?? limits;
     if (needing !== undefined) throw refusal(needing.source, 'is of a group, and no --coordinator is given');
@@ -177,6 +180,12 @@ export function loadGroupConfig(input: GroupConfigInput): GroupConfig | undefine
     ...(Object.fromEntries(values) as Pick<GroupConfig, 'coordinator' | 'listen'>),
     limits: readLimits(limits),
   };
+}
+
+function readFields(input: GroupConfigInput): Readonly<Record<GroupConfigField, Given | undefined>> {
+  const file = input.file === undefined ? {} : parseFile(input.file);
+  const read = FIELD_NAMES.map((name) => [name, readField(name, input, file)]);
+  return Object.fromEntries(read) as Readonly<Record<GroupConfigField, Given | undefined>>;
 }
 
 function readField(name: GroupConfigField, input: GroupConfigInput, file: Record<string, unknown>): Given | undefined {

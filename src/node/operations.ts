@@ -6,13 +6,14 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import * as v from 'valibot';
-import { formatPosition, parsePosition, toLsn, type Position } from '../base/brands.ts';
+import { formatPosition, parsePosition, toLsn, toStoreId, type Position } from '../base/brands.ts';
 import { NostosError, serializeError } from '../base/errors.ts';
 import { finiteNumber, plainRecord, readInput, wholeNumber } from '../base/input-schema.ts';
 import type { SqlParameters } from '../store/values.ts';
+import { memberChange } from './member-change.ts';
 import { renderMetrics } from './metrics.ts';
 import { executeScript, queryScript, readsOnly } from './sql-script.ts';
-import type { Change, LongCallOptions, Node, Progress, RecordSummary } from './types.ts';
+import type { Change, LongCallOptions, Node, NodeGroup, Progress, RecordSummary } from './types.ts';
 
 export type Access = 'read' | 'write' | 'admin';
 
@@ -45,6 +46,11 @@ const tenant = name;
 const lsn = v.pipe(
   wholeNumber(),
   v.transform((value: number) => toLsn(value)),
+);
+const storeId = v.pipe(
+  v.string(),
+  v.regex(/^[0-9a-f]{32}$/, 'expected the id of a store, 32 hex digits'),
+  v.transform((value: string) => toStoreId(value)),
 );
 const file = v.pipe(v.string(), v.minLength(1));
 const flag = v.optional(v.boolean(), false);
@@ -79,6 +85,11 @@ function given<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], u
 
 function parseFrom(text: string): Position | 'now' {
   return text === 'now' ? text : parsePosition(text);
+}
+
+function groupOf(node: Node): NodeGroup {
+  if (node.group !== undefined) return node.group;
+  throw new NostosError('INVALID_ARGUMENT', 'this node is in no group; nostos group init begins one with its data');
 }
 
 function changeItem(change: Change): unknown {
@@ -228,6 +239,32 @@ export const OPERATIONS = {
         count += 1;
       }
       return { count };
+    },
+  }),
+  'group.change': operation({
+    summary: 'Adds a member once it has caught up, removes one, or changes minInSync.',
+    access: 'admin',
+    input: v.strictObject({
+      add: v.optional(storeId),
+      remove: v.optional(storeId),
+      minInSync: v.optional(wholeNumber(1)),
+    }),
+    run: async (node, input) => {
+      const group = groupOf(node);
+      const { record } = await group.report();
+      const change = record === null ? given(input) : memberChange(record, given(input));
+      await group.changeMembers(change);
+      const { members, inSync, minInSync } = (await group.report()).record ?? {};
+      return { members, inSync, minInSync };
+    },
+  }),
+  'group.handover': operation({
+    summary: 'Hands the lead to another member.',
+    access: 'admin',
+    input: v.strictObject({ to: v.optional(storeId) }),
+    run: async (node, input) => {
+      await groupOf(node).handover(input.to);
+      return { handedOver: true };
     },
   }),
   verify: operation({

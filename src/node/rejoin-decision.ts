@@ -139,7 +139,8 @@ function broken(found: RejoinFound): RejoinDecision | undefined {
   if (stopped === 'coordinator-regressed' || (!away && seen !== undefined && isOlder(coordinator.current, seen)))
     return person('coordinator-regressed', 'stop', {
       reason: `the coordinator holds ${describe(away ? undefined : coordinator.current)}, but ${describe(seen)} was seen before`,
-      advice: 'Bring the newest state of the coordinator back, or give this node the coordinator of its group.',
+      advice:
+        'Bring the newest state of the coordinator back, or give this node the coordinator of its group. Where that state is lost for good, nostos group recover.',
     });
   if (stopped === 'superseded')
     return person('superseded', 'stop', {
