@@ -30,6 +30,7 @@ const NAMES = [
   'restore',
   'restore-node',
   'serving',
+  'group-writers',
 ] as const;
 
 interface BenchInput {
