@@ -36,7 +36,7 @@ export const HARNESS_LIMITS = {
   reopenMs: 20,
   probeWaitMs: 100,
   termStartTimeoutMs: 3_000,
-  commitStallMs: 2_000,
+  commitStallMs: 1_200,
   candidateBackoffMs: 200,
   candidateBackoffMaxMs: 1_000,
   handoverTimeoutMs: 1_500,
