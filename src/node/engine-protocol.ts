@@ -43,8 +43,9 @@ export type GroupNotice =
       readonly role: Role;
       readonly term: Term;
       readonly inSync: boolean;
-      /** Whom it follows. */
+      /** Whom it follows, and where the other members reach that one, as far as it is known. */
       readonly primary: StoreId | null;
+      readonly primaryAddress: string | null;
     }
   | {
       readonly kind: 'stopped';

@@ -523,7 +523,9 @@ export class GroupEngine extends LogService {
       this.#deps.tell({ kind: 'lease', sent: sent === undefined ? null : everywhere(sent) });
     }
     const { role, following, term, inSync } = this.#machine.status;
-    const notice = { kind: 'role', role, term, inSync, primary: following?.store ?? null } as const;
+    const primary = following?.store ?? null;
+    const primaryAddress = primary === null ? null : (this.#addresses.get(primary)?.address ?? null);
+    const notice = { kind: 'role', role, term, inSync, primary, primaryAddress } as const;
     if (this.#told?.kind === 'role' && JSON.stringify(this.#told) === JSON.stringify(notice)) return;
     this.#told = notice;
     this.#deps.tell(notice);

@@ -109,13 +109,13 @@ export class GroupMember {
   }
 
   notPrimary(): NostosError {
-    const primary = this.#said?.primary ?? null;
+    const { primary = null, primaryAddress: address = null, term = null } = this.#said ?? {};
     return new NostosError(
       'NOT_PRIMARY',
       primary === null
         ? 'this node does not lead its group, and knows of nobody who does; try again'
-        : `this node does not lead its group; store ${primary} does: write there`,
-      { details: { role: 'replica', primary, term: this.#said?.term ?? null } },
+        : `this node does not lead its group; store ${primary} does${address === null ? '' : `, at ${address}`}: write there`,
+      { details: { role: 'replica', primary, address, term } },
     );
   }
 
