@@ -5,7 +5,13 @@ import { Option, type Command } from 'commander';
 import type { Coordination } from '../coordination/coordination.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
 import type { GroupConfig, GroupConfigField, GroupConfigInput } from '../node/group-config.ts';
-import { GROUP_CONFIG_FIELDS, GROUP_CONFIG_FILE, loadGroupConfig, loadGroupPlace } from '../node/group-config.ts';
+import {
+  GROUP_CONFIG_FIELDS,
+  GROUP_CONFIG_FILE,
+  loadGroupConfig,
+  loadGroupPlace,
+  loadMinInSync,
+} from '../node/group-config.ts';
 import { ExitError } from './exit-codes.ts';
 import type { Io } from './io.ts';
 
@@ -35,6 +41,10 @@ function optionName(field: GroupConfigField): string {
 /** Undefined where no coordinator is named. */
 export async function readGroupConfig(io: Io, command: Command): Promise<GroupConfig | undefined> {
   return loadGroupConfig(await inputOf(io, command));
+}
+
+export async function readMinInSync(io: Io, command: Command): Promise<number | undefined> {
+  return loadMinInSync(await inputOf(io, command));
 }
 
 /** Opens the coordinator of the group that the command is about, for as long as `use` runs. */

@@ -12,10 +12,10 @@ import type { PossibleLoss } from '../node/group-recovery.ts';
 import type { OperationInput } from '../node/operations.ts';
 import { parseStoreReport, type StoreReport } from '../node/stopped-directory.ts';
 import { ExitError } from './exit-codes.ts';
-import { withGroupOptions, withGroupRecord } from './group-options.ts';
+import { readMinInSync, withGroupOptions, withGroupRecord } from './group-options.ts';
 import type { Io } from './io.ts';
 import { count, fields, style, table } from './render.ts';
-import { answer, plainVerb, verb, wholeNumber, withNode, type PlainOptions, type VerbOptions } from './verb.ts';
+import { answer, plainVerb, verb, withNode, type PlainOptions, type VerbOptions } from './verb.ts';
 
 const PLACE = ['coordinator', 'group'] as const;
 const REPORT_BYTES_MAX = 64 * 1024 * 1024;
@@ -155,12 +155,9 @@ async function assertRunning(io: Io, options: VerbOptions): Promise<void> {
 
 const CHANGED = 'Asked of the primary: --dir is its directory. ';
 
-interface MinInSync extends VerbOptions {
-  readonly minInSync?: string;
-}
-
-function minInSyncOf({ minInSync }: MinInSync): { minInSync?: number } {
-  return minInSync === undefined ? {} : { minInSync: wholeNumber('--min-in-sync')(minInSync) };
+async function minInSyncOf(io: Io, command: Command): Promise<{ minInSync?: number }> {
+  const minInSync = await readMinInSync(io, command);
+  return minInSync === undefined ? {} : { minInSync };
 }
 
 function addVerb(io: Io): Command {
@@ -172,8 +169,8 @@ function addVerb(io: Io): Command {
       ['nostos group add 10.0.0.8:4041 --dir ./data --coordinator etcds://…', 'by its address'],
     ],
   }).argument('<member>', 'id of the store, or host:port where it is reached');
-  return withGroupOptions(command, [...PLACE, 'minInSync']).action(async (member: string, options: MinInSync) =>
-    change(io, options, { add: await storeOf(io, command, member), ...minInSyncOf(options) }),
+  return withGroupOptions(command, [...PLACE, 'minInSync']).action(async (member: string, options: VerbOptions) =>
+    change(io, options, { add: await storeOf(io, command, member), ...(await minInSyncOf(io, command)) }),
   );
 }
 
@@ -183,8 +180,8 @@ function removeVerb(io: Io): Command {
     description: `${CHANGED}The in-sync set does not fall below the least: lower that with --min-in-sync, or hand over first where it is the primary itself.`,
     examples: [['nostos group remove 0f…32 hex digits…9c --dir ./data', 'a machine that does not come back']],
   }).argument('<member>', 'id of the store, or host:port where it was reached');
-  return withGroupOptions(command, [...PLACE, 'minInSync']).action(async (member: string, options: MinInSync) =>
-    change(io, options, { remove: await storeOf(io, command, member), ...minInSyncOf(options) }),
+  return withGroupOptions(command, [...PLACE, 'minInSync']).action(async (member: string, options: VerbOptions) =>
+    change(io, options, { remove: await storeOf(io, command, member), ...(await minInSyncOf(io, command)) }),
   );
 }
 

@@ -21,7 +21,7 @@ export interface GroupConfig {
   /** `host:port` under which they reach it; absent: what `listen` becomes. */
   readonly advertise?: string;
   readonly tlsDir?: string;
-  /** For the making of the group; absent: a majority of its members. */
+  /** What it becomes with the next change of the members; absent: a majority of them stays one. */
   readonly minInSync?: number;
   readonly durability: 'quorum' | 'local';
   readonly limits: GroupLimits;
@@ -107,7 +107,7 @@ export const GROUP_CONFIG_FIELDS: Readonly<Record<GroupConfigField, Field>> = {
   minInSync: {
     flag: '--min-in-sync <count>',
     env: 'NOSTOS_MIN_IN_SYNC',
-    help: 'so many members have each committed write; without it, a majority',
+    help: 'so many members have each committed write, from the next change of members on; without it, a majority',
     schema: v.pipe(wholeNumber(1), v.maxValue(MEMBERS_MAX)),
     fromText: number,
   },
@@ -157,6 +157,11 @@ export function loadGroupPlace(input: GroupConfigInput): Pick<GroupConfig, 'coor
   const { coordinator, group } = readFields(input);
   if (coordinator === undefined) return undefined;
   return { coordinator: String(coordinator.value), group: group === undefined ? DEFAULT_GROUP : String(group.value) };
+}
+
+/** One setting by itself, for who asks for a change of it; undefined where nobody said anything. */
+export function loadMinInSync(input: GroupConfigInput): number | undefined {
+  return readFields(input).minInSync?.value as number | undefined;
 }
 
 /** Undefined where nothing names a coordinator: the node is alone. */

@@ -140,10 +140,10 @@ const ROWS: readonly Row[] = [
     a,
   ],
   [
-    'nor a copy that a restore made',
+    'a copy that a restore made has joined, and counts',
     { record: three, reports: [report(a, [2, 60]), report(b, [3, 99], { copy: true })], setBack },
-    'too-few',
-    a,
+    'lead-from',
+    b,
   ],
   ['nor an older image', { record: three, reports: [report(a, [2, 60]), image], setBack }, 'too-few', a],
   [

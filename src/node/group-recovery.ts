@@ -152,7 +152,6 @@ function whyUnusable(report: StoreReport, record: GroupRecord): string | undefin
   if (report.generation !== generation) return `it is of generation ${report.generation}`;
   if (report.restoreUnfinished) return 'a restore of it is unfinished';
   if (report.damage !== undefined) return report.damage;
-  if (report.copy) return 'it is a copy';
   // Then it is not the store that it was: what it has lost may have been committed.
   if (inSync.includes(report.store) && committed !== null && !holdsPosition(report, committed))
     return `it was in sync and lacks record ${committed.lsn}, which was committed: its disk has returned to an older image`;

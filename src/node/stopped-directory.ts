@@ -53,6 +53,7 @@ export interface StoreReport {
   /** What cannot be trusted; then the log is not what the fields above say, which are those of an empty one. */
   readonly damage?: string;
   readonly restoreUnfinished: boolean;
+  /** Made by a restore; so are most members of a group, once they have joined. */
   readonly copy: boolean;
   /** The newest group record that it has seen. */
   readonly seen: Versioned | null;
@@ -103,7 +104,7 @@ function readStopped(dir: string): StoppedDirectory {
 
 type LogReport = Pick<StoreReport, 'end' | 'endHash' | 'watermark' | 'anchor' | 'terms' | 'damage'>;
 
-function readLog(dir: string, { generation, store }: NodeIdentity, newest: Versioned | undefined): LogReport {
+function readLog(dir: string, { generation, store, copy }: NodeIdentity, newest: Versioned | undefined): LogReport {
   // Who was in sync had all of this on its disk.
   const known = newest?.record.inSync.includes(store) === true ? newest.record.committed : null;
   const none = {
@@ -120,7 +121,7 @@ function readLog(dir: string, { generation, store }: NodeIdentity, newest: Versi
       generation,
       segmentBytesMax: DEFAULT_LIMITS.segmentBytesMax,
       preallocateBytes: 0,
-      knownWatermark: known?.generation === generation ? known.lsn : NO_LSN,
+      knownWatermark: Math.max(known?.generation === generation ? known.lsn : 0, copy?.reaches?.lsn ?? 0) as Lsn,
       highestApplied: () => highestApplied(dir),
     });
   } catch (error) {
