@@ -79,8 +79,14 @@ const RESUMES: Readonly<Record<RunState | 'none', { readonly same: Row; readonly
     other: all('discard'),
   },
   recovering: {
-    same: { ...all('refuse'), common: 'continue', part: 'continue', same: 'continue' },
-    other: { ...all('refuse'), common: 'finish-first', part: 'finish-first', same: 'finish-first' },
+    same: { ...all('refuse'), common: 'continue', part: 'continue', same: 'continue', followed: 'followed' },
+    other: {
+      ...all('refuse'),
+      common: 'finish-first',
+      part: 'finish-first',
+      same: 'finish-first',
+      followed: 'followed',
+    },
   },
   recovered: {
     same: {

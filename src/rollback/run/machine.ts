@@ -67,6 +67,8 @@ export type Resume =
   | 'continue'
   /** What was dropped is there again: back to `recovering`, and decide again. */
   | 'recover-again'
+  /** The log has gone on with a later primary: the tail was gone, and the process died before it could say so. */
+  | 'followed'
   /** The earlier run is brought to its announcement, then a new one is planned. */
   | 'finish-first'
   /** Records were appended that are in no file. */
@@ -85,8 +87,8 @@ export function resume(intent: Intent | undefined, { common, primary, frontier }
     case 'preserved':
       return same && within ? 'continue' : 'discard';
     case 'recovering':
-      if (!within) return 'refuse';
-      return same ? 'continue' : 'finish-first';
+      if (within) return same ? 'continue' : 'finish-first';
+      return frontier.term >= plan.primary.term ? 'followed' : 'refuse';
     case 'recovered':
     case 'announced':
       if (frontier.lsn <= plan.common.lsn) return same ? 'continue' : 'finish-first';

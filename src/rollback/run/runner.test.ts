@@ -122,6 +122,43 @@ test('records that were appended to a half-dropped tail are never dropped unseen
   assert.equal(readFrontier(disk), COMMON.lsn + TAIL + 1);
 });
 
+test('a crash right behind the cut: whether the next start settles it or a later rollback comes first, it is told once', async () => {
+  for (const settled of ['at the common point', 'after it has followed', 'never'] as const) {
+    const { disk, world } = newNode();
+    world.failCall = { number: 3, when: 'after' };
+    const first = openRunner(disk, world);
+    await assert.rejects(first.run(REQUEST), /the answer of recover was lost/);
+    const { id } = first.journal().intent!.plan;
+    if (settled === 'at the common point') await openRunner(disk, world).settle();
+    writeFrontier(disk, COMMON.lsn + 3);
+    world.term = REQUEST.primary.term;
+    if (settled === 'after it has followed') await openRunner(disk, world).settle();
+    const told = world.told.filter(({ kind }) => kind === 'rolled-back');
+    assert.deepEqual(
+      told.map(({ key }) => key),
+      settled === 'never' ? [] : [id],
+    );
+    // The third primary lacks what it has followed with, whose records are not in this simulation.
+    const next = { ...REQUEST, primary: { address: 'c:7000', term: 9 } };
+    await assert.rejects(openRunner(disk, world, { seed: 3 }).run(next), { code: 'ROLLBACK_FILE_DAMAGED' });
+    const { intent, counter } = new FileJournal(disk, DIR).load();
+    assert.deepEqual([intent?.state, intent?.plan.frontier, counter], ['planned', { term: 5, lsn: 103 }, 1], settled);
+    const keys = world.told.filter(({ kind }) => kind === 'rolled-back').map(({ key }) => key);
+    assert.deepEqual(keys, [id], settled);
+  }
+});
+
+test('a start settles nothing that has a tail left, and tells what was not told', async () => {
+  const { disk, world } = newNode();
+  world.failCall = { number: 3, when: 'before' };
+  await assert.rejects(openRunner(disk, world).run(REQUEST), /recover failed/);
+  await openRunner(disk, world).settle();
+  assert.equal(new FileJournal(disk, DIR).load().intent?.state, 'recovering');
+  assert.equal(readFrontier(disk), COMMON.lsn + TAIL);
+  await openRunner(disk, world).run(REQUEST);
+  await assertRolledBack(disk, world);
+});
+
 test('two runs at once: the second one is refused', async () => {
   const { disk, world } = newNode();
   const runner = openRunner(disk, world);

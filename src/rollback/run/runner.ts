@@ -146,6 +146,25 @@ export class RollbackRunner {
     return { ...result, finishedEarlier: resumed.plan };
   }
 
+  /**
+   * For a node that starts, before it follows anybody by itself: a run whose tail is gone is ended here, so that it is told
+   * of although nobody asks for it again. One that has more to do waits for `run`.
+   */
+  async settle(): Promise<void> {
+    const { intent } = this.journal();
+    if (intent !== undefined && ['recovering', 'recovered', 'announced'].includes(intent.state)) {
+      const { common, primary } = intent.plan;
+      const { frontier } = await this.#deps.host.look();
+      const followed = frontier.lsn > common.lsn && frontier.term >= primary.term;
+      if (followed || frontier.lsn === common.lsn) {
+        const gone = followed && intent.state === 'recovering' ? this.#advance({ kind: 'recovered' }) : intent;
+        await this.#untilAnnounced(gone, {});
+        this.#advance({ kind: 'rejoined' });
+      }
+    }
+    await this.deliver();
+  }
+
   #decide(request: RollbackRequest, frozen: Frozen, options: RunOptions): Decision {
     const { watermark: seen } = this.journal();
     return decide(request, frozen, { limits: this.#deps.limits, override: options.override === true, seen });
@@ -180,6 +199,9 @@ export class RollbackRunner {
         return { kind: 'result', result: await this.#finish(intent, request, options) };
       case 'recover-again':
         this.#advance({ kind: 'recover' });
+        return this.#goOn(request, frozen, options);
+      case 'followed':
+        this.#advance({ kind: 'recovered' });
         return this.#goOn(request, frozen, options);
       case 'finish-first':
         await this.#untilAnnounced(intent, options);

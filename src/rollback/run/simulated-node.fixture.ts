@@ -29,6 +29,8 @@ export type HostCall = 'look' | 'freeze' | 'preserve' | 'recover' | 'rejoin' | '
 export class World {
   readonly told: RollbackNotice[] = [];
   readonly calls: HostCall[] = [];
+  /** Of the last record. */
+  term: number = COMMON.term;
   following: { primary: NewPrimary; from: { lsn: number } } | undefined;
   /** The call of this number fails, before it does anything or after it has done all of it. */
   failCall: { readonly number: number; readonly when: 'before' | 'after' } | undefined;
@@ -112,7 +114,7 @@ class SimulatedHost implements RollbackHost {
 
   #frozen(): Frozen {
     const lsn = readFrontier(this.#disk);
-    return { frontier: { term: COMMON.term, lsn }, watermark: this.watermark, generation: GENERATION };
+    return { frontier: { term: this.#world.term, lsn }, watermark: this.watermark, generation: GENERATION };
   }
 }
 
