@@ -10,6 +10,7 @@ import { EXIT_CODES } from '../src/cli/exit-codes.ts';
 import type { Io } from '../src/cli/io.ts';
 import { allCommands, buildProgram } from '../src/cli/program.ts';
 import { DEFAULT_LIMITS } from '../src/base/limits.ts';
+import { GROUP_CONFIG_FILE, groupConfigTable } from '../src/node/group-config.ts';
 
 const NOTICE = '<!-- Written by `npm run docs` from the code; edit that. -->';
 
@@ -97,6 +98,13 @@ fit a number, \`{"$bytes": "<base64>"}\`, \`{"$real": "Infinity"}\`; an object w
 | exit code | meaning |
 |--:|---|
 ${exits.join('\n')}
+
+### Settings of a group
+
+A flag goes before its environment variable, that before the JSON file that \`${GROUP_CONFIG_FILE.flag.split(' ', 1)[0]}\` or \`${GROUP_CONFIG_FILE.env}\`
+names, and the file before the default. Relative paths in the file start from its directory.
+
+${groupConfigTable()}
 
 ${(await helpPages()).join('\n\n')}
 `;

@@ -68,16 +68,16 @@ function omit(name: string): GroupConfigInput['flags'] & object {
 const SECRET = 'hunter2';
 const REFUSED: readonly (readonly [string, GroupConfigInput, RegExp])[] = [
   ['no coordinator', { flags: { minInSync: '2' } }, /^--min-in-sync is of a group/],
-  ['no listen', { flags: { coordinator: COORDINATOR } }, /^--listen is missing/],
+  ['no listen', { flags: { coordinator: COORDINATOR } }, /^--group-listen is missing/],
   [
     'a scheme that is none',
     { flags: { ...flags, coordinator: `redis://u:${SECRET}@h` } },
     /^--coordinator: expected a URL/,
   ],
   ['a group name', { flags, env: { NOSTOS_GROUP: `A${SECRET}` } }, /^NOSTOS_GROUP: expected 1 to 63/],
-  ['an address', { flags: { ...flags, listen: SECRET } }, /^--listen: expected host:port/],
+  ['an address', { flags: { ...flags, listen: SECRET } }, /^--group-listen: expected host:port/],
   ['an advertised port 0', { flags, env: { NOSTOS_ADVERTISE: 'h:0' } }, /^NOSTOS_ADVERTISE: expected host:port with/],
-  ['every address, not advertised', { flags: { ...flags, listen: '0.0.0.0:1' } }, /^--listen is every address/],
+  ['every address, not advertised', { flags: { ...flags, listen: '0.0.0.0:1' } }, /^--group-listen is every address/],
   ['a count that is none', { flags: { ...flags, minInSync: SECRET } }, /^--min-in-sync: expected number, got text/],
   ['a count of none', { flags, env: { NOSTOS_MIN_IN_SYNC: '0' } }, /^NOSTOS_MIN_IN_SYNC: expected >=1/],
   ['a kind', { flags, file: file({ durability: SECRET }) }, /^durability in \/etc\/nostos\/group.json: expected/],

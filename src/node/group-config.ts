@@ -84,15 +84,15 @@ export const GROUP_CONFIG_FIELDS: Readonly<Record<GroupConfigField, Field>> = {
     schema: taken(checkGroupName, '1 to 63 lowercase letters, digits and dashes'),
   },
   listen: {
-    flag: '--listen <host:port>',
-    env: 'NOSTOS_LISTEN',
-    help: 'serve other nodes there; port 0: any free one',
+    flag: '--group-listen <host:port>',
+    env: 'NOSTOS_GROUP_LISTEN',
+    help: 'the other members of the group connect there; port 0: any free one',
     schema: address,
   },
   advertise: {
     flag: '--advertise <host:port>',
     env: 'NOSTOS_ADVERTISE',
-    help: 'where other nodes of the group reach it; without it, at the address of --listen',
+    help: 'where other nodes of the group reach it; without it, at the address of --group-listen',
     schema: taken((value) => {
       if (parseAddress(value).port === 0) throw new NostosError('INVALID_ARGUMENT', 'nobody can be reached at port 0');
     }, 'host:port with a port from 1 on'),
@@ -173,7 +173,7 @@ export function loadGroupConfig(input: GroupConfigInput): GroupConfig | undefine
     return undefined;
   }
   if (listen === undefined)
-    throw refusal('--listen', 'is missing: the other members of the group have to reach this node');
+    throw refusal('--group-listen', 'is missing: the other members of the group have to reach this node');
   if (advertise === undefined && /^(?:0\.0\.0\.0|\[::\]):/.test(String(listen.value)))
     throw refusal(listen.source, 'is every address of this machine: say with --advertise which one the others use');
   const values = Object.entries({ coordinator, listen, advertise, ...rest })
