@@ -52,7 +52,7 @@ async function kept(url: string, body: string): Promise<string> {
       () => undefined,
     );
     const cookie = answer?.status === 200 ? answer.headers.get('set-cookie') : null;
-    if (cookie != null) return cookie.split(';')[0]!;
+    if (typeof cookie === 'string') return cookie.split(';')[0]!;
     if (tries > 200) throw new Error(`not kept: ${answer?.status} ${await answer?.text()}`);
     await sleep(100);
   }

@@ -10,11 +10,13 @@ import { isServed } from '../node/admin-socket.ts';
 import { addToken, hashToken, ownerToken, readTokenFile, type Grant } from '../node/http/tokens.ts';
 import { loadNode } from '../node/node-file.ts';
 import type { Access } from '../node/operations.ts';
-import type { NodeOptions } from '../node/types.ts';
+import type { GroupConfig } from '../node/group-config.ts';
+import type { Node, NodeOptions } from '../node/types.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
 import { parseIdentity } from '../wire/tls-identity.ts';
 import { ExitError } from './exit-codes.ts';
+import { readGroupConfig, withGroupOptions } from './group-options.ts';
 import { print, type Io } from './io.ts';
 import { isDataDirectory } from './node-access.ts';
 import { style } from './render.ts';
@@ -77,11 +79,17 @@ async function announce(
 }
 
 /** Where other nodes connect; `undefined` where none do. */
-async function listenOptions(io: Io, options: ServeOptions, dir: string): Promise<NodeOptions['listen']> {
+async function listenOptions(
+  io: Io,
+  options: ServeOptions,
+  dir: string,
+  inGroup: boolean,
+): Promise<NodeOptions['listen']> {
   const { listen, tlsDir, allowNode, copyRate } = options;
   if (listen === undefined) {
-    if (tlsDir === undefined && allowNode.length === 0 && copyRate === undefined) return undefined;
-    const option = tlsDir !== undefined ? '--tls-dir' : allowNode.length > 0 ? '--allow-node' : '--copy-rate';
+    if ((tlsDir === undefined || inGroup) && allowNode.length === 0 && copyRate === undefined) return undefined;
+    const option =
+      tlsDir !== undefined && !inGroup ? '--tls-dir' : allowNode.length > 0 ? '--allow-node' : '--copy-rate';
     throw new ExitError('usage', `${option} is for --listen`, 'Say where other nodes connect: --listen host:port');
   }
   const address = { ...parseAddress(listen), ...(copyRate === undefined ? {} : { rateBytesPerSecond: copyRate }) };
@@ -126,7 +134,7 @@ async function checkCertificate(
   if (certificate.validToDate.getTime() <= systemClock.nowMs()) throw refusal(`ended on ${certificate.validTo}`);
 }
 
-async function serve(io: Io, options: ServeOptions): Promise<void> {
+async function serve(io: Io, options: ServeOptions, command: Command): Promise<void> {
   const dir = resolve(io.cwd, options.dir);
   if (await isServed(dir))
     throw new ExitError(
@@ -134,12 +142,14 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
       `a process has ${dir} open already`,
       'End it first; nostos status --dir shows which it is.',
     );
-  const listen = await listenOptions(io, options, dir);
+  const config = await readGroupConfig(io, command);
+  const listen = await listenOptions(io, options, dir, config !== undefined);
+  const group = config === undefined ? {} : await groupOptions(config);
   makeDirectories(dir);
   const access = await readGrants(io, options, dir);
   const { openNode } = await import('../node/open-node.ts');
   const { serveHttp } = await import('../node/http/server.ts');
-  await using node = await openNode({ dir, signal: io.signal, ...(listen === undefined ? {} : { listen }) });
+  await using node = await openNode({ dir, signal: io.signal, ...group, ...(listen === undefined ? {} : { listen }) });
   const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
   try {
     if (listen !== undefined && listen.tls === undefined)
@@ -152,7 +162,27 @@ async function serve(io: Io, options: ServeOptions): Promise<void> {
     if (!io.signal.aborted) await once(io.signal, 'abort');
   } finally {
     await server.close();
+    await leave(io, node);
   }
+}
+
+/** A primary that ends hands over first, where somebody can take over: nobody has to wait for its lease then. */
+async function leave(io: Io, node: Node): Promise<void> {
+  if (node.group === undefined || node.role !== 'primary') return;
+  if ((await node.group.report()).replicas.length === 0) return;
+  try {
+    await node.group.handover();
+  } catch (error) {
+    await print(io.stderr, `no handover: ${(error as Error).message}\n`);
+  }
+}
+
+async function groupOptions(config: GroupConfig): Promise<Pick<NodeOptions, 'group' | 'limits'>> {
+  const { coordinator, group: name, listen, advertise, tlsDir, durability, limits } = config;
+  const tls = tlsDir === undefined ? {} : { tls: await readTlsIdentity(tlsDir) };
+  const address = { ...parseAddress(listen), ...tls };
+  const where = advertise === undefined ? {} : { advertise };
+  return { group: { coordinator, name, listen: address, durability, ...where }, limits };
 }
 
 function collect(value: string, before: readonly string[]): string[] {
@@ -160,7 +190,7 @@ function collect(value: string, before: readonly string[]): string[] {
 }
 
 export function serveVerb(io: Io): Command {
-  return verb('serve', {
+  const command = verb('serve', {
     summary: 'Run a node with HTTP: API, metrics and a status page.',
     description:
       'Serves HTTP on loopback only. Requests to /v1 and /metrics need a bearer token: those of --token-file, or without one ' +
@@ -177,6 +207,10 @@ export function serveVerb(io: Io): Command {
       ],
       ['nostos serve --token-file tokens.json --port 8080', 'only these tokens count'],
       ['nostos serve --listen 127.0.0.1:4041', 'and let other nodes copy this one'],
+      [
+        'nostos serve --coordinator etcd://10.0.0.9:2379 --group-listen db1:4100 --tls-dir certs',
+        'as a member of the group main',
+      ],
       ['curl -H "Authorization: Bearer $TOKEN" 127.0.0.1:4040/v1/status', 'ask it'],
     ],
   })
@@ -193,5 +227,8 @@ export function serveVerb(io: Io): Command {
     .option('--token-file <file>', 'JSON file of hashed tokens')
     .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
     .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')
-    .action((options: ServeOptions) => (options.newToken === undefined ? serve(io, options) : makeToken(io, options)));
+    .action((options: ServeOptions) =>
+      options.newToken === undefined ? serve(io, options, command) : makeToken(io, options),
+    );
+  return withGroupOptions(command, ['coordinator', 'group', 'listen', 'advertise', 'durability', 'limits']);
 }

@@ -26,7 +26,9 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
   return fields(io, [
     ['directory', status.dir],
     ['node', `${status.node}, ${status.role}, Nostos ${status.version}`],
-    ...(status.copy === undefined ? [] : ([['copy', describeCopy(status.copy)]] as const)),
+    ...(status.copy === undefined || status.group !== undefined
+      ? []
+      : ([['copy', describeCopy(status.copy)]] as const)),
     ...(status.group === undefined ? [] : describeGroup(status.group)),
     ...(via === 'running' ? running : ([['running', 'no; opened for this look']] as const)),
     ['log', `records ${count(log.firstLsn)} to ${count(log.lastLsn)}, ${bytes(log.bytes)} in ${log.segments} segments`],

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { MessagePort } from 'node:worker_threads';
 import { collectIfGrown } from '../base/collect.ts';
-import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
+import { NostosError, deserializeError, isNostosError, serializeError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
 import { releaseBuffer } from '../base/release.ts';
 import { EmbeddedCoordinator } from '../coordination/embedded.ts';
@@ -58,7 +58,20 @@ function openLone({ options, memory }: EngineServing): Promise<Engine> {
     new NewestSeen(systemDisk, join(options.dir, 'coordinator.json')),
   );
   const tail = new SharedTail(memory.tail);
-  return Engine.open({ coordinator, highestApplied: () => highestApplied(options.dir), tail }, options);
+  return Engine.open({ coordinator, highestApplied: () => highestApplied(options.dir), tail }, options).catch(
+    (error: unknown) => {
+      throw isNostosError(error, 'COORDINATOR_REGRESSED') ? memberOfGroup(options.dir, error) : error;
+    },
+  );
+}
+
+/** Alone it would lead a term of its own beside the group. */
+function memberOfGroup(dir: string, cause: NostosError): NostosError {
+  return new NostosError(
+    'COORDINATOR_REGRESSED',
+    `${dir} belongs to a group, or its own coordinator/ was set back: ${cause.message}. Open it with the coordinator of its group (--coordinator)`,
+    { cause, details: cause.details },
+  );
 }
 
 async function openInGroup({ options, port }: EngineServing, settings: GroupSettings): Promise<GroupEngine> {

@@ -7,7 +7,7 @@ import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
-import { readCommitted } from '../log/commit-log.ts';
+import { readCommitted, type Durability } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { RollbackNotice } from '../rollback/types.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
@@ -62,6 +62,7 @@ export interface NodeSettings {
   readonly scrubIntervalMs: number | false;
   readonly startedAtMs: number;
   readonly inGroup: boolean;
+  readonly durability: Durability;
 }
 
 const LIST_DEFAULT = 1_000;
@@ -136,6 +137,7 @@ export class NostosNode implements Node {
       assertWritable: () => this.#assertWritable(),
       outlook: (position) => deps.engine.outlook(position),
       generation: settings.identity.generation,
+      durability: settings.durability,
       assertFresh: () => (this.#member?.role === 'primary' ? this.#assertLease(this.#member) : undefined),
       importing: new Set(),
       count: (outcome) => (this.#writes[outcome] += 1),
@@ -487,8 +489,12 @@ function kindName(kind: number): string {
   return (found?.[0] ?? `kind-${kind}`).replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
-function groupDeps(member: GroupMember): Pick<TenantDeps, 'notPrimary' | 'givenTo'> {
-  return { notPrimary: () => member.notPrimary(), givenTo: () => member.givenTo };
+function groupDeps(member: GroupMember): Pick<TenantDeps, 'notPrimary' | 'givenTo' | 'holdsLease'> {
+  return {
+    notPrimary: () => member.notPrimary(),
+    givenTo: () => member.givenTo,
+    holdsLease: () => member.holdsLease(),
+  };
 }
 
 function describe(notice: RollbackNotice): string {

@@ -55,6 +55,8 @@ export interface TenantHandleDeps {
   readonly assertFresh: () => Promise<void> | void;
   readonly outlook: (position: Position) => Promise<PositionOutlook>;
   readonly generation: Generation;
+  /** Of writes that do not say. */
+  readonly durability: Durability;
   /** Tenants that an import of this process is filling. */
   readonly importing: Set<string>;
   readonly count: (outcome: 'committed' | 'failed') => void;
@@ -82,7 +84,7 @@ export class TenantHandle implements Tenant {
       const run = id === undefined ? fn : idempotent(fn, id, this.#deps);
       const writing = {
         int64: options.int64 ?? this.#deps.int64,
-        durability: checkDurability(options.durability),
+        durability: checkDurability(options.durability ?? this.#deps.durability),
         signal,
         onSettled: this.#deps.count,
       };
@@ -101,7 +103,7 @@ export class TenantHandle implements Tenant {
     const running = {
       int64: options.int64 ?? this.#deps.int64,
       timeoutMs,
-      durability: checkDurability(options.durability),
+      durability: checkDurability(options.durability ?? this.#deps.durability),
       ...(id === undefined ? {} : { id }),
       ...(signal === undefined ? {} : { signal }),
     };
@@ -452,7 +454,7 @@ export function checkName(name: unknown): string {
   return name;
 }
 
-function checkDurability(given: Durability = 'quorum'): Durability {
+function checkDurability(given: Durability): Durability {
   if (given === 'quorum' || given === 'local') return given;
   throw new NostosError('INVALID_ARGUMENT', `durability must be quorum or local, got ${JSON.stringify(given)}`);
 }

@@ -360,6 +360,8 @@ export interface GroupOptions {
   readonly listen: ListenAddress;
   /** `host:port` under which they reach it, where that is not what is bound. */
   readonly advertise?: string;
+  /** Of writes that do not say. Default `quorum`. */
+  readonly durability?: Durability;
 }
 
 export interface NodeOptions {
