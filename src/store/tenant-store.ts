@@ -17,7 +17,7 @@
  * The parts: `write-queue.ts` who has the writer, `open-file.ts` connections and positions, `wal-keeper.ts` checkpoints,
  * `file-hold.ts` copies.
  */
-import { NO_LSN, type Lsn } from '../base/brands.ts';
+import { NO_LSN, NO_TENANT, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
@@ -65,6 +65,8 @@ export interface TenantDeps {
    * had none need not be told.
    */
   readonly givenTo?: () => Lsn;
+  /** In a group: whether nobody else can have led, and written, up to now. */
+  readonly holdsLease?: () => boolean;
 }
 
 export interface TenantOptions extends RecoverOptions {
@@ -589,7 +591,8 @@ export class TenantStore {
     const { main, applied } = this.#file;
     if (main.inTransaction) main.internal('commit').run();
     const { log } = this.#deps;
-    if (durability === 'local' || applied.lsn <= log.watermark) return;
+    if (durability === 'local') return;
+    if (applied.lsn <= log.watermark) return this.#proveLead();
     try {
       await untilCommitted(log, applied.lsn, this.#reign.signal);
     } catch (cause) {
@@ -600,6 +603,17 @@ export class TenantStore {
         { cause, details: { position: { term, lsn } } },
       );
     }
+    await this.#proveLead();
+  }
+
+  /**
+   * What was read and not written may miss what another primary has written since. Without a lease, a record of our own
+   * that is committed shows that there was none: so writes depend on no clock, also where they write nothing.
+   */
+  async #proveLead(): Promise<void> {
+    if (this.#deps.holdsLease?.() !== false) return;
+    const proof = { tenant: NO_TENANT, kind: RecordKind.noop, payload: new Uint8Array() };
+    await this.#deps.log.append([proof], { durability: 'quorum' });
   }
 
   #finishCommit(applied: AppliedPosition, { state, counters = [], extra }: Finish): void {
