@@ -4,15 +4,15 @@
  * numbers of the writes, so that no code of Nostos judges itself.
  */
 import { join } from 'node:path';
-import { DatabaseSync, backup } from 'node:sqlite';
 import { openNode } from '../../node/open-node.ts';
 import type { Node, Tenant } from '../../node/types.ts';
 import { callWithDisplay } from '../progress.ts';
 import { count, duration } from '../render.ts';
 import { compareFiles } from './compare.ts';
-import type { Check, PartResult, TourContext } from './part.ts';
+import { check, type Check, type PartResult, type TourContext } from './part.ts';
 import { runVictim, type VictimBook } from './victim.ts';
-import { LINES_PER_WRITE, amountOf, bodyOf, runWrite, schemaOf, type Workload } from './workload.ts';
+import { runWrite, type Workload } from './workload.ts';
+import { addTables, findWrites, makeExpected, workloadOf, type Found } from './written.ts';
 
 const TENANT = 'tour';
 /** When each kill comes: after so many acknowledged writes, and at another point of the way to the disk each time. */
@@ -21,22 +21,6 @@ const KILLS = [
   { killAfter: 700, killDelayMs: 3 },
   { killAfter: 2_300, killDelayMs: 6 },
 ] as const;
-
-/** A prefix for which the source has no table. */
-function freePrefix(file: string): string {
-  using db = new DatabaseSync(file, { readOnly: true });
-  const taken = db.prepare('select 1 from sqlite_schema where lower(name) in (?, ?)');
-  let prefix = 'tour';
-  while (taken.get(`${prefix}_writes`, `${prefix}_lines`) !== undefined) prefix += '_';
-  return prefix;
-}
-
-async function addTables(tenant: Tenant, workload: Workload): Promise<void> {
-  const { schemaVersion } = await tenant.status();
-  // Versions are counted from the first migration; those that the import brought are skipped.
-  const before = Array.from({ length: schemaVersion }, () => '');
-  await tenant.migrate([...before, schemaOf(workload)]);
-}
 
 async function prepare(context: TourContext, workload: Workload): Promise<number> {
   await using node = await openNode({ dir: context.dir, scrubIntervalMs: false, signal: context.signal });
@@ -66,49 +50,6 @@ async function killAll(context: TourContext, workload: Workload): Promise<Victim
     );
   }
   return books;
-}
-
-interface Found {
-  readonly ids: ReadonlySet<number>;
-  readonly wrong: number;
-  readonly halves: number;
-}
-
-async function findWrites(tenant: Tenant, { prefix }: Workload): Promise<Found> {
-  const writes = await tenant.query<{ id: number; body: string }>(`select id, body from ${prefix}_writes`);
-  const lines = await tenant.query<{ write_id: number; line: number; amount: number }>(
-    `select write_id, line, amount from ${prefix}_lines`,
-  );
-  const linesOf = Map.groupBy(lines, (line) => line.write_id);
-  const ids = new Set(writes.map(({ id }) => id));
-  const wrong =
-    writes.filter(({ id, body }) => body !== bodyOf(id)).length +
-    lines.filter(({ write_id: id, line, amount }) => amount !== amountOf(id, line)).length;
-  const halves =
-    writes.filter(({ id }) => linesOf.get(id)?.length !== LINES_PER_WRITE).length +
-    [...linesOf.keys()].filter((id) => !ids.has(id)).length;
-  return { ids, wrong, halves };
-}
-
-/** What plain SQLite makes of the source and these writes. */
-async function expectedFile(context: TourContext, workload: Workload, ids: ReadonlySet<number>): Promise<string> {
-  const file = join(context.dir, 'expected.sqlite');
-  {
-    using source = new DatabaseSync(context.source.file, { readOnly: true });
-    await backup(source, file);
-  }
-  using db = new DatabaseSync(file, { enableForeignKeyConstraints: false });
-  db.exec('pragma journal_mode = off; pragma synchronous = off');
-  db.exec(schemaOf(workload));
-  db.exec('begin');
-  const run = (sql: string, parameters: (string | number)[]): unknown => db.prepare(sql).run(...parameters);
-  for (const id of [...ids].toSorted((a, b) => a - b)) runWrite({ run }, workload, id);
-  db.exec('commit');
-  return file;
-}
-
-function check(what: string, ok: boolean, figure: string): Check {
-  return { what, ok, figure };
 }
 
 function checkBooks(books: readonly VictimBook[], found: Found): Check[] {
@@ -165,7 +106,9 @@ async function checkNode(context: TourContext, node: Node): Promise<Check[]> {
 async function checkExport(context: TourContext, workload: Workload, tenant: Tenant, found: Found): Promise<Check> {
   const exported = join(context.dir, 'exported.sqlite');
   await tenant.exportFile(exported, { overwrite: true, signal: context.signal });
-  const { tables, rows, cells, differences } = compareFiles(await expectedFile(context, workload, found.ids), exported);
+  const expected = join(context.dir, 'expected.sqlite');
+  await makeExpected(context.source, expected, { workload, ids: found.ids });
+  const { tables, rows, cells, differences } = compareFiles(expected, exported);
   const where = tables.filter((one) => one.differences > 0).map((one) => one.table);
   return check(
     'exported, it equals what plain SQLite makes of the same source and writes',
@@ -177,7 +120,7 @@ async function checkExport(context: TourContext, workload: Workload, tenant: Ten
 }
 
 export async function crash(context: TourContext): Promise<PartResult> {
-  const workload: Workload = { kind: context.source.kind, prefix: freePrefix(context.source.file) };
+  const workload = workloadOf(context.source);
   const imported = await prepare(context, workload);
   const books = await killAll(context, workload);
 

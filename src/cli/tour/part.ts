@@ -9,6 +9,10 @@ export interface Check {
   readonly figure: string;
 }
 
+export function check(what: string, ok: boolean, figure: string): Check {
+  return { what, ok, figure };
+}
+
 export interface PartResult {
   readonly checks: readonly Check[];
   /** A data directory that may be shown afterwards. */

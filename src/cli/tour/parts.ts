@@ -12,4 +12,10 @@ export const PARTS: readonly TourPart[] = [
     title: 'A node’s directory is destroyed and brought back from a copy, by a process that is killed halfway.',
     run: async (context) => (await import('./restore.ts')).restore(context),
   },
+  {
+    name: 'rollback',
+    title:
+      'A primary is cut off and killed; another one goes on, and what only the old one had comes back from a file.',
+    run: async (context) => (await import('./rollback.ts')).rollback(context),
+  },
 ];

@@ -16,7 +16,7 @@ import type { RestoreReport } from '../../restore/local/restore-directory.ts';
 import { callWithDisplay } from '../progress.ts';
 import { bytes, count, duration } from '../render.ts';
 import { compareFiles } from './compare.ts';
-import type { Check, PartResult, TourContext } from './part.ts';
+import { check, type Check, type PartResult, type TourContext } from './part.ts';
 
 /** The first one holds the source file as it is; the others make the node one of several tenants. */
 const TENANTS = ['first', 'second', 'third'] as const;
@@ -28,10 +28,6 @@ const SLOW_MS = 2_500;
 const RATE_LEAST = 512 * 1024;
 const TIMEOUT_MS = 60_000;
 const STDERR_CHARACTERS_MAX = 4_000;
-
-function check(what: string, ok: boolean, figure: string): Check {
-  return { what, ok, figure };
-}
 
 interface Killed {
   readonly done: number;
