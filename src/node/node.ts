@@ -1,15 +1,12 @@
 /** A node with its tenants. `open-node.ts` puts it together. */
 import { rmSync } from 'node:fs';
-import { join } from 'node:path';
 import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
-import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { readCommitted, type Durability } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
-import type { RollbackNotice } from '../rollback/types.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
 import { TenantStore, type TenantDeps } from '../store/tenant-store.ts';
@@ -17,8 +14,8 @@ import type { Int64Mode } from '../store/values.ts';
 import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
-import { GroupMember } from './group-member.ts';
-import { GroupRollback } from './group-rollback.ts';
+import type { GroupMember } from './group-member.ts';
+import type { makeMember } from './group-parts.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeIdentity } from './node-file.ts';
 import { notPrimary } from './not-primary.ts';
@@ -61,7 +58,8 @@ export interface NodeSettings {
   readonly migrations: readonly Migration[] | undefined;
   readonly scrubIntervalMs: number | false;
   readonly startedAtMs: number;
-  readonly inGroup: boolean;
+  /** Of a node in a group. */
+  readonly makeMember: typeof makeMember | undefined;
   readonly durability: Durability;
 }
 
@@ -103,7 +101,9 @@ export class NostosNode implements Node {
     this.#bound = new DurableBound({
       ...deps,
       tenants: this.#open,
-      ...(settings.inGroup ? { lowest: () => this.#member?.lowest ?? deps.engine.opened.durable } : {}),
+      ...(settings.makeMember !== undefined
+        ? { lowest: () => this.#member?.lowest ?? deps.engine.opened.durable }
+        : {}),
     });
     this.restoreHost = new NodeRestoreHost({ ...deps, tenants: this.#open, bound: () => this.#bound.bound }, settings);
     this.#scrubber = new Scrubber(
@@ -118,7 +118,14 @@ export class NostosNode implements Node {
       drop: (name) => this.#drop(name),
     };
     const node = this;
-    this.#member = settings.inGroup ? this.#newMember() : undefined;
+    this.#member = settings.makeMember?.({
+      ...deps,
+      tenants: this.#open,
+      dir: this.dir,
+      identity: settings.identity,
+      limits: settings.limits,
+      removeFiles: (id) => this.#removeFiles(id),
+    });
     this.#handleDeps = {
       log: deps.engine,
       catalog: deps.catalog,
@@ -341,38 +348,6 @@ export class NostosNode implements Node {
     return this.#deps.catalog;
   }
 
-  #newMember(): GroupMember {
-    const { engine, catalog, catalogLog, maintenance, clock } = this.#deps;
-    const rollback = new GroupRollback(
-      {
-        engine,
-        catalog,
-        maintenance,
-        clock,
-        tenants: this.#open,
-        disk: systemDisk,
-        onNotice: (notice) =>
-          member.note(notice.kind === 'rolled-back' ? notice.kind : 'rollback-failed', describe(notice)),
-      },
-      { dir: join(this.dir, 'rollback'), identity: this.#settings.identity },
-    );
-    const member: GroupMember = new GroupMember({
-      engine,
-      catalog,
-      tenants: this.#open,
-      applyCatalog: async (record) => {
-        if (record.kind === RecordKind.tenantDrop)
-          await this.#open.closed(record.tenant, () =>
-            catalogLog.follow(record, () => this.#removeFiles(record.tenant)),
-          );
-        else await catalogLog.follow(record, async () => {});
-      },
-      rollback,
-      limits: this.#settings.limits,
-    });
-    return member;
-  }
-
   async #removeFiles(id: TenantId): Promise<void> {
     this.#open.forget(id);
     await this.#deps.queries.forget(tenantPath(this.dir, id)).catch(() => {}); // it may be in use still
@@ -495,12 +470,4 @@ function groupDeps(member: GroupMember): Pick<TenantDeps, 'notPrimary' | 'givenT
     givenTo: () => member.givenTo,
     holdsLease: () => member.holdsLease(),
   };
-}
-
-function describe(notice: RollbackNotice): string {
-  if (notice.kind === 'rolled-back') {
-    const { plan, file } = notice;
-    return `${file.records} records above LSN ${plan.common.lsn}, ${file.acknowledged} of them acknowledged, are kept in ${file.path}`;
-  }
-  return `${notice.code}: ${notice.reason}`;
 }

@@ -120,7 +120,7 @@ async function openParts(
       migrations: options.migrations,
       scrubIntervalMs: options.scrubIntervalMs ?? 60 * 60 * 1000,
       startedAtMs,
-      inGroup: options.group !== undefined,
+      makeMember: options.group === undefined ? undefined : (await import('./group-parts.ts')).makeMember,
       durability: options.group?.durability ?? 'quorum',
     },
   );
