@@ -72,6 +72,9 @@ interface AskedChange {
 const RESTART_MS = 1_000;
 const FEED_BYTES = 1024 * 1024;
 const ADDRESS_RETRY_MS = 1_000;
+const ROOM_POLL_MS = 1_000;
+/** What a follower needs before it tries again: what may be sent to it at once, some times over. */
+const ROOM_BYTES = 4 * FEED_BYTES;
 /** The machine is stepped at least so often, also where no alarm is due. */
 const TICK_MAX_MS = 1_000;
 
@@ -96,6 +99,7 @@ export class GroupEngine extends LogService {
   #stepping = false;
   #timer: NodeJS.Timeout | undefined;
   #restarting: NodeJS.Timeout | undefined;
+  #roomTimer: NodeJS.Timeout | undefined;
   /** Whose message is being handled: an append that the log refuses ends that conversation. */
   #from: ChannelId | undefined;
   /** In the order of their records. */
@@ -472,7 +476,10 @@ export class GroupEngine extends LogService {
     } catch (error) {
       const channel = this.#from;
       if (this.log.state === 'failed') this.#tell({ kind: 'log-failed' });
-      else if (isNostosError(error, 'DISK_FULL')) this.#tell({ kind: 'append-failed' });
+      else if (isNostosError(error, 'DISK_FULL')) {
+        this.#tell({ kind: 'append-failed' });
+        this.#awaitRoom();
+      }
       else if (channel !== undefined) {
         this.#peers.close(channel);
         this.#tell({ kind: 'channel-closed', channel });
@@ -480,6 +487,16 @@ export class GroupEngine extends LogService {
       return;
     }
     this.#tell({ kind: 'progress' });
+  }
+
+  /** A full disk is no damage: with room again, this node is as fit to be in sync as before. */
+  #awaitRoom(): void {
+    clearTimeout(this.#roomTimer);
+    this.#roomTimer = setTimeout(() => {
+      if (systemDisk.freeBytes(this.options.dir) < ROOM_BYTES) this.#awaitRoom();
+      else this.#tell({ kind: 'eligible', eligible: true });
+    }, ROOM_POLL_MS);
+    this.#roomTimer.unref();
   }
 
   #stepDown({ term, reason }: Extract<Effect<Uint8Array>, { kind: 'step-down' }>): void {
@@ -649,6 +666,7 @@ export class GroupEngine extends LogService {
     this.#closing.abort();
     clearTimeout(this.#timer);
     clearTimeout(this.#restarting);
+    clearTimeout(this.#roomTimer);
     for (const { call, last } of this.#waiting.splice(0)) call.reject(this.#outcomeUnknown(last));
     this.#peers.stop();
     await this.#dispatcher.stop();
