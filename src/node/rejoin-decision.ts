@@ -11,11 +11,12 @@
  * 1. the coordinator is set back: nothing that is read there may be acted on
  * 2. another process has the store open: one of the two is a copy, and only a person knows which
  * 3. an unfinished restore: nothing else of the directory is whole
- * 4. the coordinator is away: roles stay; damage too waits, since nobody can be dropped meanwhile
- * 5. there is no group
- * 6. another generation: everything here is of a history that ended, damage and forks with it
- * 7. committed records contradict each other: no path may hide that, a restore least
- * 8. a failed write: only opening the store again shows what the disk has
+ * 4. a failed write: only opening the store again shows what the disk has, and that needs nobody
+ * 5. the coordinator is away: roles stay, and who has stopped stays so; damage too waits, since nobody can be dropped
+ *    meanwhile
+ * 6. there is no group
+ * 7. another generation: everything here is of a history that ended, damage and forks with it
+ * 8. committed records contradict each other: no path may hide that, a restore least
  * 9. damage, or an image older than what was acknowledged
  * 10. an empty log, or one that ends before what others still hold
  * 11. no primary
@@ -132,7 +133,7 @@ function recordOf({ coordinator, seen }: RejoinFound): GroupRecord | undefined {
   return (coordinator === 'away' ? seen : coordinator.current)?.record;
 }
 
-/** Rows 1 to 5: nothing can be decided on the record, or there is none. */
+/** Rows 1 to 6: nothing can be decided on the record, or there is none. */
 function broken(found: RejoinFound): RejoinDecision | undefined {
   const { coordinator, seen, stopped, primary } = found;
   const away = coordinator === 'away';
@@ -155,6 +156,16 @@ function broken(found: RejoinFound): RejoinDecision | undefined {
       next: ['operator'],
       advice: 'nostos restore finishes it by hand, or gives it up with --abandon.',
     });
+  if (stopped === 'log-failed')
+    return decision('log-failed', 'reopen', {
+      reason: 'a write or fsync of the log failed: the store is opened again, and what the disk really has is read',
+      next: ['wait', 'operator'],
+    });
+  if (away && stopped !== undefined)
+    return decision('coordinator-away', 'wait', {
+      reason: `this node has stopped (${stopped}), and the coordinator does not answer: what is done about it shows when it does`,
+      next: ['operator'],
+    });
   if (away) {
     const damaged =
       found.damage === undefined ? '' : `; ${found.damage} is damaged, and waits too: nobody can be dropped now`;
@@ -175,7 +186,7 @@ function grouped(found: RejoinFound, record: GroupRecord): RejoinDecision {
   return dishonoured(found, record) ?? wanting(found, record) ?? whole(found, record);
 }
 
-/** Rows 6 to 9: what is here must not be gone on with as it is. */
+/** Rows 7 to 9: what is here must not be gone on with as it is. */
 function dishonoured(found: RejoinFound, record: GroupRecord): RejoinDecision | undefined {
   const { stopped, log, store } = found;
   const inSync = record.inSync.includes(store);
@@ -197,11 +208,6 @@ function dishonoured(found: RejoinFound, record: GroupRecord): RejoinDecision | 
           : `the common point with the primary lies below ${log.watermark}, up to where this node knows its records to be committed`,
       advice:
         'Keep this directory as it is, and compare it with the primary (nostos log, nostos verify) before anything is restored.',
-    });
-  if (stopped === 'log-failed')
-    return decision('log-failed', 'reopen', {
-      reason: 'a write or fsync of the log failed: the store is opened again, and what the disk really has is read',
-      next: ['wait', 'operator'],
     });
   const older = stopped === 'lost-records' || (inSync && record.committed !== null && !found.holds(record.committed));
   if (found.damage === undefined && !older) return undefined;
