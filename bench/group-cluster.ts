@@ -28,13 +28,15 @@ interface Call {
 export class Member {
   readonly dir: string;
   readonly #coordinator: string;
+  readonly #execArgv: readonly string[];
   #process: ChildProcess | undefined;
   #store = '';
   #nextId = 1;
   readonly #calls = new Map<number, Call>();
 
-  constructor(dir: string, coordinator: string) {
+  constructor(dir: string, coordinator: string, execArgv: readonly string[] = process.execArgv) {
     this.dir = dir;
+    this.#execArgv = execArgv;
     this.#coordinator = coordinator;
   }
 
@@ -46,9 +48,8 @@ export class Member {
     return this.#process !== undefined;
   }
 
-  /** `execArgv`: flags of Node, to profile it for example. */
-  async start(execArgv: readonly string[] = process.execArgv): Promise<void> {
-    const child = fork(CHILD, { serialization: 'advanced', execArgv: [...execArgv] });
+  async start(): Promise<void> {
+    const child = fork(CHILD, { serialization: 'advanced', execArgv: [...this.#execArgv] });
     this.#process = child;
     child.on('message', (answer: MemberAnswer) => {
       const call = this.#calls.get(answer.id);
@@ -107,11 +108,11 @@ export class GroupCluster implements AsyncDisposable {
   }
 
   /** All three in sync, and the first one leads. */
-  static async start(dir: string, { coordinator, minInSync }: GroupSetup): Promise<GroupCluster> {
+  static async start(dir: string, { coordinator, minInSync, execArgv }: GroupSetup): Promise<GroupCluster> {
     const dirs = Array.from({ length: MEMBERS }, (_, index) => join(dir, `member${index}`));
     await makeCopies(dirs);
     await makeGroup(dirs[0]!, coordinator);
-    const cluster = new GroupCluster(dirs.map((path) => new Member(path, coordinator)));
+    const cluster = new GroupCluster(dirs.map((path) => new Member(path, coordinator, execArgv)));
     try {
       const [first, ...others] = cluster.members as [Member, ...Member[]];
       await first.start();
@@ -142,6 +143,8 @@ export class GroupCluster implements AsyncDisposable {
 export interface GroupSetup {
   readonly coordinator: string;
   readonly minInSync: number;
+  /** Flags of Node for the members, to profile them for example; by default those of this process. */
+  readonly execArgv?: readonly string[];
 }
 
 async function makeCopies([first, ...others]: readonly string[]): Promise<void> {

@@ -51,6 +51,7 @@ import type {
   GroupSettings,
   ProbeReport,
 } from './engine-protocol.ts';
+import { RecentAppends, type RecordRun } from './recent-appends.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
 import { sharedMs } from './shared-clock.ts';
 import { monitorTimer } from './timer-monitor.ts';
@@ -75,6 +76,7 @@ const ADDRESS_RETRY_MS = 1_000;
 const ROOM_POLL_MS = 1_000;
 /** What a follower needs before it tries again: what may be sent to it at once, some times over. */
 const ROOM_BYTES = 4 * FEED_BYTES;
+const endOfTurn = (): Promise<void> => new Promise((resolve) => void setImmediate(resolve));
 /** The machine is stepped at least so often, also where no alarm is due. */
 const TICK_MAX_MS = 1_000;
 
@@ -105,6 +107,7 @@ export class GroupEngine extends LogService {
   /** In the order of their records. */
   #waiting: Waiting[] = [];
   readonly #sent = new Map<ChannelId, ChainPoint>();
+  readonly #recent = new RecentAppends();
   #changes: AskedChange[] = [];
   #stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | undefined;
   #told: GroupNotice | undefined;
@@ -210,10 +213,13 @@ export class GroupEngine extends LogService {
       for (const call of calls) call.reject(this.#notPrimary());
       return true;
     }
-    const first = this.log.end.lsn + 1;
+    const previous = this.log.end;
+    const first = previous.lsn + 1;
     let hashes: Uint8Array;
     try {
-      hashes = this.log.append(calls.flatMap(({ entries }) => entries)).hashes;
+      const appended = this.log.append(calls.flatMap(({ entries }) => entries));
+      ({ hashes } = appended);
+      this.#recent.add({ previous, last: this.log.end, payload: appended.bytes });
     } catch (error) {
       const state: string = this.log.state;
       const refusal = state === 'failed' ? this.#outcomeUnknown(first as Lsn, error) : error;
@@ -222,6 +228,7 @@ export class GroupEngine extends LogService {
       return true;
     }
     this.#await(calls, first, hashes);
+    this.#tell({ kind: 'progress' }); // it leaves for the replicas, whose disks work meanwhile
     this.#sync();
     return true;
   }
@@ -436,18 +443,17 @@ export class GroupEngine extends LogService {
     const { channel, term, from, watermark } = effect;
     let to = (from - 1) as Lsn;
     try {
-      const sent = this.#sent.get(channel);
-      let previous = sent?.lsn === from - 1 ? sent : this.log.pointAt((from - 1) as Lsn);
-      for (const { records } of this.log.read({ from, to: effect.to, bytesMax: FEED_BYTES })) {
-        const { record, hash } = records.at(-1)!;
-        const last = pointOf(record, hash);
-        const payload = joined(records);
+      let run = this.#recent.from(from, FEED_BYTES);
+      if (run === undefined) {
+        if (from > this.log.durable.lsn) await endOfTurn(); // until then it is synced
+        if (this.#machine !== machine) return;
+        run = this.#readRun(channel, from, effect.to);
+      }
+      if (run !== undefined) {
         const { generation } = this.options;
-        await this.#peers.send(channel, { kind: 'records', generation, term, watermark, previous, last, payload });
-        this.#sent.set(channel, last);
-        previous = last;
-        to = last.lsn;
-        break;
+        await this.#peers.send(channel, { kind: 'records', generation, term, watermark, ...run });
+        this.#sent.set(channel, run.last);
+        to = run.last.lsn;
       }
     } catch {
       this.#peers.close(channel);
@@ -455,6 +461,16 @@ export class GroupEngine extends LogService {
       return;
     }
     if (this.#machine === machine) this.#tell({ kind: 'fed', channel, to });
+  }
+
+  #readRun(channel: ChannelId, from: Lsn, to: Lsn): RecordRun | undefined {
+    const sent = this.#sent.get(channel);
+    const previous = sent?.lsn === from - 1 ? sent : this.log.pointAt((from - 1) as Lsn);
+    for (const { records } of this.log.read({ from, to, bytesMax: FEED_BYTES })) {
+      const { record, hash } = records.at(-1)!;
+      return { previous, last: pointOf(record, hash), payload: joined(records) };
+    }
+    return undefined;
   }
 
   #startTerm({ term, watermark }: Extract<Effect<Uint8Array>, { kind: 'start-term' }>): void {
@@ -502,6 +518,7 @@ export class GroupEngine extends LogService {
   #stepDown({ term, reason }: Extract<Effect<Uint8Array>, { kind: 'step-down' }>): void {
     if (this.log.state === 'open') this.log.endTerm();
     this.#sent.clear();
+    this.#recent.clear();
     for (const { call, last } of this.#waiting.splice(0)) call.reject(this.#outcomeUnknown(last));
     for (const { reject } of this.#changes.splice(0)) reject(this.#notPrimary());
     this.#deps.tell({ kind: 'step-down', term, reason });
@@ -528,6 +545,7 @@ export class GroupEngine extends LogService {
     this.#boot = toBootId(randomHex128(systemRandom));
     this.#stopped = undefined;
     this.#sent.clear();
+    this.#recent.clear();
     this.#machine = this.#newMachine();
     this.#tell({ kind: 'tick' });
   }

@@ -37,6 +37,8 @@ export interface PeersSelf {
 interface Conversation {
   /** Resolves once it may be sent on; rejects where nobody is there. */
   readonly connected: Promise<Channel>;
+  /** Once it is, so that a frame leaves at once. */
+  channel: Channel | undefined;
   readonly abort: AbortController;
   waiting: number;
 }
@@ -71,7 +73,7 @@ export class Peers implements ServiceHandler {
     if (this.#closed || this.#conversations.has(channel)) return;
     const abort = new AbortController();
     const connected = this.#connect(channel, to, abort.signal);
-    const conversation: Conversation = { connected, abort, waiting: 0 };
+    const conversation: Conversation = { connected, channel: undefined, abort, waiting: 0 };
     this.#conversations.set(channel, conversation);
     void connected.then(
       (opened) => this.#listen(channel, conversation, opened),
@@ -79,14 +81,18 @@ export class Peers implements ServiceHandler {
     );
   }
 
-  /** Resolves once the network has taken it; also where the conversation is over, which `onClosed` tells. */
+  /**
+   * Resolves once the network has taken it, to which it is given within this call where that can be; also where the
+   * conversation is over, which `onClosed` tells.
+   */
   async send(channel: ChannelId, message: WireMessage): Promise<void> {
     const conversation = this.#conversations.get(channel);
     if (conversation === undefined) return;
     if (conversation.waiting >= FRAMES_WAITING_MAX) return this.#drop(channel, conversation);
     conversation.waiting += 1;
     try {
-      await (await conversation.connected).send(...encodeFrame(message));
+      const channel = conversation.channel ?? (await conversation.connected);
+      await channel.send(...encodeFrame(message));
     } catch {
       this.#drop(channel, conversation);
     } finally {
@@ -115,7 +121,7 @@ export class Peers implements ServiceHandler {
     const name = this.#parseHello(first);
     if (name === undefined || this.#conversations.has(name)) return;
     const abort = new AbortController();
-    const conversation: Conversation = { connected: Promise.resolve(channel), abort, waiting: 0 };
+    const conversation: Conversation = { connected: Promise.resolve(channel), channel, abort, waiting: 0 };
     this.#conversations.set(name, conversation);
     await this.#listen(name, conversation, channel);
   }
@@ -147,6 +153,8 @@ export class Peers implements ServiceHandler {
 
   async #listen(name: ChannelId, conversation: Conversation, channel: Channel): Promise<void> {
     const { signal } = conversation.abort;
+    // Frames that waited for the connection go on right behind this, before anybody sends the next one.
+    conversation.channel = channel;
     try {
       while (!signal.aborted) {
         const frame = await channel.receive(RECEIVE_MS, { signal });
