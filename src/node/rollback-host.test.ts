@@ -90,7 +90,11 @@ test('state and log come to the common point, however little of the tail fits th
     let reads = 0;
     const counted: typeof log = { ...log, readTail: (from) => (reads++, log.readTail(from)) };
     const host = parts.host({ log: counted, ...(tailBytesMax === undefined ? {} : { tailBytesMax }) });
+    let uses = 0;
+    const use = parts.tenants.with.bind(parts.tenants);
+    parts.tenants.with = (...given) => (uses++, use(...given));
     const { plan, file } = await parts.runner(host).run(request);
+    assert.equal(uses, 2 * 3, 'each of three tenants for its schema, and to be undone');
     assert.ok(plan !== undefined && file !== undefined);
     assert.equal(reads, 1 + passes, 'once for the file, and so often for the tenants');
     assert.deepEqual([file.records, file.acknowledged], [LOCAL_RECORDS + OTHER_RECORDS, LOCAL_RECORDS]);

@@ -40,8 +40,8 @@ import { pagesOf, tailByTenant, type TenantTail } from './tail-by-tenant.ts';
 import type { Progress } from './types.ts';
 
 const TAIL_BYTES_MAX = 16 * 1024 * 1024;
-/** Tenants whose schemas are kept beyond those of the present batch. */
-const SCHEMAS_KEPT_MAX = 64;
+/** Tenants whose schemas are kept beyond those of the present batch: to ask one again is to open its file again. */
+const SCHEMAS_KEPT_MAX = 1_024;
 
 /** The log, in whichever thread it is. */
 export interface RollbackLog {
@@ -235,7 +235,7 @@ const UNREADABLE: ReadonlySet<string> = new Set([
 /** The schemas that the changesets of a tail name, read while their tenants still know them. */
 class TailSchemas {
   readonly #deps: Pick<NodeRollbackDeps, 'catalog' | 'tenants'>;
-  /** Undefined where the node cannot tell: then the file has rows without names. */
+  /** The one used last is the last; undefined where the node cannot tell: then the file has rows without names. */
   readonly #known = new Map<number, KnownTenant | undefined>();
 
   constructor(deps: Pick<NodeRollbackDeps, 'catalog' | 'tenants'>) {
@@ -244,9 +244,16 @@ class TailSchemas {
 
   async learn(records: readonly LogRecord[]): Promise<void> {
     const wanted = new Set(records.filter(({ kind }) => kind === RecordKind.changeset).map(({ tenant }) => tenant));
-    if (this.#known.size > SCHEMAS_KEPT_MAX)
-      for (const tenant of this.#known.keys()) if (!wanted.has(tenant as TenantId)) this.#known.delete(tenant);
-    for (const tenant of wanted) if (!this.#known.has(tenant)) this.#known.set(tenant, await this.#read(tenant));
+    for (const tenant of wanted) {
+      const known = this.#known.has(tenant) ? this.#known.get(tenant) : await this.#read(tenant);
+      this.#known.delete(tenant);
+      this.#known.set(tenant, known);
+    }
+    const mostKept = Math.max(SCHEMAS_KEPT_MAX, wanted.size);
+    for (const tenant of this.#known.keys()) {
+      if (this.#known.size <= mostKept) break;
+      this.#known.delete(tenant);
+    }
   }
 
   find(tenant: number, schemaVersion: number): TenantSchema | undefined {
