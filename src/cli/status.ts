@@ -57,7 +57,7 @@ function describeCopy({ source, reaches }: NonNullable<NodeStatus['copy']>): str
 
 /** Members as this node sees them; the last events, the newest last. */
 function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (readonly [string, unknown])[] {
-  const { record, replicas, stopped, events } = group;
+  const { record, replicas, stopped, events, rejoin } = group;
   const lead = record?.primary?.store;
   const members = (record?.members ?? []).map((store) => {
     const replica = replicas.find((one) => one.store === store);
@@ -68,6 +68,10 @@ function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (reado
   const following = group.following === undefined ? '' : `, ${group.following.phase} from ${group.following.store}`;
   return [
     ['group', `${group.name}, ${group.role}${following}, term ${group.term}, members at ${group.address}`],
+    [
+      'comes home by',
+      `${rejoin.action} (${rejoin.row}): ${rejoin.reason}${rejoin.advice === undefined ? '' : `. ${rejoin.advice}`}`,
+    ],
     ...(stopped === null ? [] : ([['stopped', `${stopped.reason} ${JSON.stringify(stopped.details)}`]] as const)),
     ...members.map((member, at) => [at === 0 ? 'members' : '', member] as const),
     ...events

@@ -9,6 +9,7 @@ import type { MemberChange, StepDownReason, StopReason } from '../replication/ef
 import type { GroupStatus, Role } from '../replication/group-machine.ts';
 import type { Instant } from '../replication/lease.ts';
 import type { PositionOutlook } from '../replication/store-view.ts';
+import type { RejoinDecision } from './rejoin-decision.ts';
 import type { ListenAddress, LogStatus } from './types.ts';
 
 /** The group that a node belongs to, and how it is reached there. */
@@ -61,6 +62,7 @@ export interface GroupReport extends Omit<GroupStatus, 'version' | 'stopped'> {
   readonly lastLsn: Lsn;
   /** Appends that the group has not committed yet. */
   readonly waiting: number;
+  readonly rejoin: RejoinDecision;
   /** The newest one that this node has read. */
   readonly record: GroupRecord | null;
 }

@@ -37,7 +37,7 @@ import type { Instant } from '../replication/lease.ts';
 import type { ChannelId } from '../replication/messages.ts';
 import { checkGroupLimits } from '../replication/options.ts';
 import { GROUP_SERVICE_NAME, Peers } from '../replication/peers.ts';
-import type { StoreView } from '../replication/store-view.ts';
+import { holdsDurably, type StoreView } from '../replication/store-view.ts';
 import { formatAddress } from '../wire/address.ts';
 import type { Channel } from '../wire/channel.ts';
 import { connectToService } from '../wire/connect.ts';
@@ -53,6 +53,7 @@ import type {
 } from './engine-protocol.ts';
 import { RecentAppends, type RecordRun } from './recent-appends.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
+import { decideRejoin, type RejoinDecision } from './rejoin-decision.ts';
 import { sharedMs } from './shared-clock.ts';
 import { monitorTimer } from './timer-monitor.ts';
 
@@ -112,6 +113,8 @@ export class GroupEngine extends LogService {
   #stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | undefined;
   #told: GroupNotice | undefined;
   #leaseTold: Instant | undefined;
+  /** The last request to the coordinator had no answer. */
+  #away = false;
 
   private constructor(
     deps: GroupEngineDeps,
@@ -424,7 +427,9 @@ export class GroupEngine extends LogService {
         this.#accept(result.ok ? { version: result.version, record: effect.record } : result.current);
         answer = { kind: 'cas-answered', request, result };
       }
+      this.#away = false;
     } catch {
+      this.#away = true;
       answer = { kind: 'request-failed', request };
     }
     if (this.#machine === machine) this.#tell(answer);
@@ -495,8 +500,7 @@ export class GroupEngine extends LogService {
       else if (isNostosError(error, 'DISK_FULL')) {
         this.#tell({ kind: 'append-failed' });
         this.#awaitRoom();
-      }
-      else if (channel !== undefined) {
+      } else if (channel !== undefined) {
         this.#peers.close(channel);
         this.#tell({ kind: 'channel-closed', channel });
       }
@@ -651,8 +655,29 @@ export class GroupEngine extends LogService {
       stopped: this.#stopped ?? null,
       lastLsn: this.log.end.lsn,
       waiting: this.#waiting.length,
+      rejoin: this.#rejoin(),
       record: record ?? null,
     };
+  }
+
+  /** How the state of this node comes back to its group, from what it has found so far. */
+  #rejoin(): RejoinDecision {
+    const { store, generation } = this.options;
+    const { end, watermark, anchor } = this.log;
+    const { role, following } = this.#machine.status;
+    const { newest } = this.#newest;
+    const leads = role === 'starting' || role === 'leading' || role === 'draining';
+    return decideRejoin({
+      store,
+      generation,
+      log: { end: { term: end.term, lsn: end.lsn }, watermark, anchor: anchor.lsn },
+      holds: (position) => holdsDurably(this.#view(), position),
+      coordinator: this.#away ? 'away' : { current: newest },
+      seen: newest,
+      primary: leads ? 'self' : following === undefined ? 'none' : 'other',
+      ...(following?.phase === 'streaming' ? { commonPoint: end.lsn } : {}),
+      ...(this.#stopped === undefined ? {} : { stopped: this.#stopped.reason }),
+    });
   }
 
   // ---- what every engine does
