@@ -116,6 +116,7 @@ function serve(engine: AnyEngine, port: MessagePort, ring: AppendRing): void {
       durability,
       resolve: ({ term, firstLsn, hashes }) => {
         releaseBuffer(message);
+        linger();
         port.postMessage(encodeAnswer(id, { term, firstLsn, hashes, watermark: engine.watermark }));
       },
       reject: (error) => reply({ id, ok: false, error: serializeError(error) }),
@@ -131,25 +132,40 @@ function serve(engine: AnyEngine, port: MessagePort, ring: AppendRing): void {
   };
 
   let lastAppendMs = 0;
+  /** In the event loop, from which a message wakes it, or the network. */
+  let asleep = false;
+  const sleep = (): boolean => (asleep = ring.sleep());
 
-  /** Serves appends until none has come for a while, and gives the event loop its turn in between. */
+  /**
+   * Serves appends until none has come for a while, and gives the event loop its turn in between. While other nodes are to
+   * answer it does not wait here, where it would not hear them.
+   */
   const serveAppends = (): void => {
+    asleep = false;
     for (const startedMs = performance.now(); ;) {
       const appended = drain();
       const nowMs = performance.now();
       if (appended) lastAppendMs = nowMs;
-      else if (nowMs - lastAppendMs >= LINGER_MS && ring.sleep()) return;
+      else if ((engine.awaitsPeers || nowMs - lastAppendMs >= LINGER_MS) && sleep()) return;
       if (nowMs - startedMs >= TURN_MAX_MS) break;
       if (!appended) ring.wait(TURN_MAX_MS);
     }
     setImmediate(serveAppends);
   };
 
+  /** Whoever is answered may append again soon. */
+  const linger = (): void => {
+    lastAppendMs = performance.now();
+    if (!asleep) return;
+    asleep = false;
+    setImmediate(serveAppends);
+  };
+
   port.on('message', (message: EngineRequest | Uint8Array | null) => {
     if (message !== null) take(message);
-    if (message === null || appends.length > 0) serveAppends();
+    if (asleep && (message === null || appends.length > 0)) serveAppends();
   });
-  if (!ring.sleep()) serveAppends();
+  if (!sleep()) serveAppends();
 }
 
 function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {

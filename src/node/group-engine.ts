@@ -278,6 +278,10 @@ export class GroupEngine extends LogService {
     this.#waiting.splice(0, count);
   }
 
+  override get awaitsPeers(): boolean {
+    return this.#waiting.length > 0;
+  }
+
   #notPrimary(): NostosError {
     const record = this.#newest.newest?.record;
     const primary = record?.primary?.store ?? null;

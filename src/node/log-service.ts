@@ -107,6 +107,11 @@ export abstract class LogService {
     return this.log.watermark;
   }
 
+  /** Whether appends wait for other nodes, who are heard in the event loop. */
+  get awaitsPeers(): boolean {
+    return false;
+  }
+
   /** Runs `fn` on a log of which it is known what the disk has: beyond the last sync it is not, once one failed. */
   protected async onKnown<T>(fn: () => T): Promise<T> {
     const found = this.log.own(() => (this.log.state === 'failed' ? undefined : { value: fn() }));
