@@ -1,14 +1,13 @@
 /** Groups of real nodes in this process, each with its own engine thread, network and directory. */
-import { cpSync, mkdirSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readdirSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Limits } from '../base/limits.ts';
-import { randomHex128, systemRandom } from '../base/random.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
-import { loadNode } from './node-file.ts';
+import { initGroup } from './group-init.ts';
 import { openNode } from './open-node.ts';
 import { restoreNode } from './restore-node.ts';
 import type { Node } from './types.ts';
@@ -59,7 +58,10 @@ export async function makeGroup(t: TestContext, members: number): Promise<TestGr
     await tenant.write((tx) => void tx.run("insert into item values (0, 'before the group')"));
     for (const dir of dirs.slice(1)) await restoreNode({ dir, from: [node.address!] });
   }
-  await initGroup(coordinator, first);
+  {
+    await using coordination = await openCoordinator(coordinator);
+    await initGroup(coordination.group(), first);
+  }
   const open = (index: number): Promise<Node> =>
     openNode({
       dir: dirs[index]!,
@@ -81,23 +83,6 @@ export async function makeGroup(t: TestContext, members: number): Promise<TestGr
     renameSync(`${link}.back`, link);
   };
   return { coordinator, dirs, open, takeAway, bringBack };
-}
-
-async function initGroup(url: string, dir: string): Promise<void> {
-  const { store, generation } = loadNode(dir, undefined);
-  await using coordination = await openCoordinator(url);
-  rmSync(join(dir, 'coordinator.json'), { force: true });
-  await coordination.group('main').compareAndSet(0, {
-    generation,
-    term: 1 as never,
-    primary: null,
-    members: [store],
-    inSync: [store],
-    minInSync: 1,
-    renewal: 0,
-    committed: null,
-    nonce: randomHex128(systemRandom),
-  });
 }
 
 export async function until(what: string, test: () => boolean | Promise<boolean>, timeoutMs = 15_000): Promise<void> {
