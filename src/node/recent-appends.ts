@@ -18,10 +18,10 @@ export class RecentAppends {
   #runs: RecordRun[] = [];
   #bytes = 0;
 
-  /** `payload` is copied. A large one is not kept. */
+  /** `payload` is copied (`slice` of a Buffer would be none). A large one is not kept. */
   add({ previous, last, payload }: RecordRun): void {
     if (payload.length > KEPT_BYTES_MAX) return this.clear();
-    this.#runs.push({ previous, last, payload: payload.slice() });
+    this.#runs.push({ previous, last, payload: new Uint8Array(payload) });
     this.#bytes += payload.length;
     while (this.#bytes > KEPT_BYTES_MAX) this.#bytes -= this.#runs.shift()?.payload.length ?? 0;
   }
