@@ -14,17 +14,19 @@ export interface MemberRequests {
   /** Answers with its store. */
   open: [NodeOptions, string];
   /** Resolves once this member takes writes. */
-  leads: [undefined, undefined];
-  changeMembers: [MemberChange, undefined];
+  leads: [undefined, void];
+  changeMembers: [MemberChange, void];
   /** Hands over to whoever is furthest. */
-  handover: [undefined, undefined];
+  handover: [undefined, void];
   /** As `writers.ts` measures it. */
   load: [{ readonly writers: number; readonly durationMs: number }, Writes];
   /** One row, idempotent. */
-  write: [{ readonly id: string }, undefined];
+  write: [{ readonly id: string }, void];
   rows: [undefined, number];
+  /** The in-sync set as this member last read it, and what happened here. */
+  group: [undefined, { readonly inSync: readonly string[]; readonly events: readonly string[] }];
   log: [undefined, LogEnds];
-  close: [undefined, undefined];
+  close: [undefined, void];
 }
 
 /** How far a member has come. */
@@ -47,13 +49,8 @@ export type MemberAnswer =
   | { readonly id: number; readonly output: unknown }
   | { readonly id: number; readonly error: SerializedError };
 
-function lastEvents({ group }: Node): string {
-  return (
-    group?.events
-      .slice(-5)
-      .map(({ kind, text }) => `${kind}: ${text}`)
-      .join('; ') ?? 'it is in no group'
-  );
+function lastEvents({ group }: Node): readonly string[] {
+  return (group?.events ?? []).slice(-8).map(({ kind, text }) => `${kind}: ${text}`);
 }
 
 type Methods = { readonly [M in MemberMethod]: (input: MemberRequests[M][0]) => Promise<MemberRequests[M][1]> };
@@ -72,28 +69,31 @@ const methods: Methods = {
   },
   leads: async () => {
     for (const untilMs = performance.now() + LEADS_TIMEOUT_MS; opened().role !== 'primary';) {
-      if (performance.now() > untilMs) throw new Error(`nobody made it primary: ${lastEvents(opened())}`);
+      if (performance.now() > untilMs) throw new Error(`nobody made it primary: ${lastEvents(opened()).join('; ')}`);
       await sleep(LOOK_MS);
     }
-    return undefined;
   },
-  changeMembers: async (change) => void (await opened().group?.changeMembers(change)) as undefined,
-  handover: async () => void (await opened().group?.handover()) as undefined,
+  changeMembers: async (change) => opened().group?.changeMembers(change),
+  handover: async () => opened().group?.handover(),
   load: ({ writers, durationMs }) => writeOurs(opened().tenant(TENANT), writers, durationMs),
-  write: async ({ id }) =>
-    void (await opened()
+  write: ({ id }) =>
+    opened()
       .tenant(TENANT)
-      .write((tx) => void tx.run(INSERT_ROW, [BODY]), { id })) as undefined,
+      .write((tx) => void tx.run(INSERT_ROW, [BODY]), { id }),
   rows: () =>
     opened()
       .tenant(TENANT)
       .read((reader) => reader.value<number>('select count(*) from item') ?? 0),
+  group: async () => {
+    const report = await opened().group?.report();
+    return { inSync: report?.record?.inSync ?? [], events: lastEvents(opened()) };
+  },
   log: async () => {
     const { log } = await opened().status();
     const { applied } = await opened().tenant(TENANT).status();
     return { last: log.lastLsn, watermark: log.watermark, applied: applied.lsn };
   },
-  close: async () => void (await opened().close()) as undefined,
+  close: () => opened().close(),
 };
 
 if (import.meta.main) {

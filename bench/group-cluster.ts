@@ -76,7 +76,7 @@ export class Member {
     if (child === undefined) return Promise.reject(new Error('this member is not running'));
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
-      this.#calls.set(id, { resolve: resolve as (output: unknown) => void, reject });
+      this.#calls.set(id, { resolve, reject });
       child.send({ id, method, input } satisfies MemberCall);
     });
   }

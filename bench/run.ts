@@ -31,6 +31,7 @@ const NAMES = [
   'restore-node',
   'serving',
   'group-writers',
+  'group-failover',
 ] as const;
 
 interface BenchInput {
