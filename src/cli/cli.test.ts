@@ -222,7 +222,7 @@ test('the reader of a pipe may leave early', async (t) => {
 
 test(
   'your own database takes the tour too, with names that clash and tables without a key',
-  { timeout: 60_000 },
+  { timeout: 180_000 },
   async (t) => {
     const cwd = await temporaryDirectory(t);
     {

@@ -19,9 +19,11 @@ const GROUP = 'main';
 const NAMES = ['node 1', 'node 2', 'node 3'] as const;
 /** How many of the three must have each write before it is acknowledged. */
 const MAJORITY = 2;
+/** The least time in which nobody else leads after a primary has died. */
+export const LEASE_MS = 1_500;
 /** All nodes are on one machine, and the visitor waits: shorter times than those of a network of machines. */
 const LIMITS = {
-  leaseMs: 1_500,
+  leaseMs: LEASE_MS,
   renewIntervalMs: 300,
   coordinatorPollMs: 100,
   coordinatorRetryMs: 100,

@@ -10,7 +10,7 @@ import { listRollbackFiles, type ListedFile } from '../../rollback/file/list.ts'
 import { showFile, type ShownRow } from '../../rollback/show.ts';
 import { bytes, count, cut, duration } from '../render.ts';
 import { compareFiles } from './compare.ts';
-import { TourGroup } from './group.ts';
+import { LEASE_MS, TourGroup } from './group.ts';
 import type { LoadBook, Member } from './member.ts';
 import type { MemberState } from './member-process.ts';
 import { check, type Check, type PartResult, type TourContext } from './part.ts';
@@ -39,10 +39,10 @@ export async function rollback(context: TourContext): Promise<PartResult> {
   const stage: Stage = { context, workload, group, old: group.members[0] };
 
   const together = await writeTogether(stage);
-  const alone = await writeAlone(stage, nextAfter(together));
-  const { primary, since, checks: taken } = await takeOver(stage, { together, alone });
+  const cutOff = await writeAlone(stage, nextAfter(together));
+  const { primary, since, checks: taken } = await takeOver(stage, together, cutOff);
   const { file, checks: back } = await comeBack(stage, primary);
-  const { kept, checks: shown } = await readBack(stage, file, alone);
+  const { kept, checks: shown } = await readBack(stage, file, cutOff.alone);
   const reapplied = await reapply(stage, primary, kept);
   await primary.ask('rest', undefined);
   await context.say(`Meanwhile ${primary.name} acknowledged ${count(since.acknowledged.size)} writes.`);
@@ -82,17 +82,24 @@ async function writeTogether(stage: Stage): Promise<LoadBook> {
   return book;
 }
 
-async function writeAlone(stage: Stage, first: number): Promise<LoadBook> {
+interface Alone {
+  readonly alone: LoadBook;
+  readonly killedAtMs: number;
+}
+
+async function writeAlone(stage: Stage, first: number): Promise<Alone> {
   const { group, old, workload, context } = stage;
   group.network('cut');
   const book = old.load({ workload, first, durability: 'local' });
   await acknowledged(stage, book, WRITES_ALONE);
+  const killedAtMs = performance.now();
   await old.kill();
+  group.network('whole');
   const heard = count(book.acknowledged.size);
   await context.say(
     `The network is cut. ${old.name} acknowledged ${heard} \`local\` writes that nobody else saw, and is killed (SIGKILL).`,
   );
-  return book;
+  return { alone: book, killedAtMs };
 }
 
 interface Takeover {
@@ -102,13 +109,8 @@ interface Takeover {
   readonly checks: Check[];
 }
 
-async function takeOver(
-  stage: Stage,
-  { together, alone }: { readonly together: LoadBook; readonly alone: LoadBook },
-): Promise<Takeover> {
+async function takeOver(stage: Stage, together: LoadBook, { alone, killedAtMs }: Alone): Promise<Takeover> {
   const { group, workload, context } = stage;
-  const killedAtMs = performance.now();
-  group.network('whole');
   const others = group.members.slice(1);
   const primary = await until(
     'another node leads',
@@ -130,7 +132,11 @@ async function takeOver(
   const lost = missing(together.acknowledged, there);
   const seen = [...alone.asked].filter((id) => elsewhere.has(id)).length;
   const checks = [
-    check('another node takes over, and writes go on', true, `${elapsed} after the kill`),
+    check(
+      'another node takes over, and writes go on',
+      true,
+      `${elapsed} after the kill, with a lease of ${duration(LEASE_MS)}`,
+    ),
     check(
       'what the group had acknowledged is there',
       lost === 0,
