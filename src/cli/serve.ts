@@ -3,6 +3,7 @@ import { join, resolve } from 'node:path';
 import { once } from 'node:events';
 import { Option, type Command } from 'commander';
 import { toNodeId } from '../base/brands.ts';
+import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { systemClock } from '../base/clock.ts';
 import { makeDirectories } from '../base/make-directory.ts';
@@ -32,6 +33,7 @@ interface ServeOptions extends VerbOptions {
   readonly copyRate?: number;
   readonly tlsDir?: string;
   readonly allowNode: readonly string[];
+  readonly restoreFrom: readonly string[];
 }
 
 export const OWNER_TOKEN_FILE = 'owner.token';
@@ -143,13 +145,42 @@ async function serve(io: Io, options: ServeOptions, command: Command): Promise<v
       'End it first; nostos status --dir shows which it is.',
     );
   const config = await readGroupConfig(io, command);
+  if (config === undefined && options.restoreFrom.length > 0)
+    throw new ExitError('usage', '--restore-from is for a member of a group', 'Name its coordinator: --coordinator');
+  // A member that has nothing yet begins with a copy.
+  if (options.restoreFrom.length > 0 && !(await isDataDirectory(dir))) await fetchCopy(io, options, dir);
   const listen = await listenOptions(io, options, dir, config !== undefined);
   const group = config === undefined ? {} : await groupOptions(config);
   makeDirectories(dir);
   const access = await readGrants(io, options, dir);
+  const served = {
+    dir,
+    access,
+    node: { dir, signal: io.signal, ...group, ...(listen === undefined ? {} : { listen }) },
+  };
+  for (let times = 0; (await serveOnce(io, options, served)) === 'too-old'; times += 1) {
+    if (options.restoreFrom.length === 0 || times >= DEFAULT_LIMITS.rejoinAttemptsMax)
+      throw new ExitError(
+        'retry',
+        'the group no longer holds the records that this node needs next',
+        times === 0
+          ? 'Start it with --restore-from and where another member lets itself be copied, or run nostos restore.'
+          : `It was restored ${times} times, and fell behind again each time.`,
+      );
+    await fetchCopy(io, options, dir);
+  }
+}
+
+/** Until the user ends it; or until the group says that this node needs a copy to go on. */
+async function serveOnce(
+  io: Io,
+  options: ServeOptions,
+  { dir, access, node: nodeOptions }: { dir: string; access: GrantedAccess; node: NodeOptions },
+): Promise<'ended' | 'too-old'> {
   const { openNode } = await import('../node/open-node.ts');
   const { serveHttp } = await import('../node/http/server.ts');
-  await using node = await openNode({ dir, signal: io.signal, ...group, ...(listen === undefined ? {} : { listen }) });
+  await using node = await openNode(nodeOptions);
+  const { listen } = nodeOptions;
   const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
   try {
     if (listen !== undefined && listen.tls === undefined)
@@ -159,11 +190,31 @@ async function serve(io: Io, options: ServeOptions, command: Command): Promise<v
       );
     await announce(io, options, { url: server.url, dir, address: node.address, ...access });
     collectIfGrown(GROWN_BYTES_BACKGROUND); // what starting has left
-    if (!io.signal.aborted) await once(io.signal, 'abort');
+    const ended = new AbortController();
+    const stop = AbortSignal.any([io.signal, ended.signal]);
+    const unsubscribe = node.group?.onEvent(({ kind }) => void (kind === 'stopped' && void look()));
+    let tooOld = false;
+    const look = async (): Promise<void> => {
+      tooOld = (await node.group?.report())?.stopped?.reason === 'network-restore';
+      if (tooOld) ended.abort();
+    };
+    await look();
+    if (!stop.aborted) await once(stop, 'abort');
+    unsubscribe?.();
+    return tooOld && !io.signal.aborted ? 'too-old' : 'ended';
   } finally {
     await server.close();
     await leave(io, node);
   }
+}
+
+/** What was there is set aside; the node has a new store then, for which the primary gives up the old one. */
+async function fetchCopy(io: Io, { restoreFrom, tlsDir }: ServeOptions, dir: string): Promise<void> {
+  await print(io.stderr, `fetching a copy from ${restoreFrom.join(', ')}\n`);
+  const { restoreNode } = await import('../node/restore-node.ts');
+  const tls = tlsDir === undefined ? {} : { tls: await readTlsIdentity(resolve(io.cwd, tlsDir)) };
+  const { setAside } = await restoreNode({ dir, from: restoreFrom, signal: io.signal, ...tls });
+  await print(io.stderr, `fetched and verified${setAside === null ? '' : `; what was there is in ${setAside}`}\n`);
 }
 
 /** A primary that ends hands over first, where somebody can take over: nobody has to wait for its lease then. */
@@ -224,6 +275,12 @@ export function serveVerb(io: Io): Command {
     )
     .option('--tls-dir <dir>', 'ca.crt, node.crt and node.key, made by nostos certs node')
     .option('--allow-node <id>', 'only this node may copy; may be repeated', collect, [])
+    .option(
+      '--restore-from <host:port>',
+      'in a group: where another member lets itself be copied (its --listen), to begin, or when this one is too far behind; may be repeated',
+      collect,
+      [],
+    )
     .option('--token-file <file>', 'JSON file of hashed tokens')
     .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
     .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')

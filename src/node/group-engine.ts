@@ -72,6 +72,8 @@ interface AskedChange {
 }
 
 const RESTART_MS = 1_000;
+/** How often a primary looks whether a stream is of a member that came back with a new store. */
+const ADMIT_MS = 500;
 const FEED_BYTES = 1024 * 1024;
 const ADDRESS_RETRY_MS = 1_000;
 const ROOM_POLL_MS = 1_000;
@@ -115,6 +117,8 @@ export class GroupEngine extends LogService {
   #leaseTold: Instant | undefined;
   /** The last request to the coordinator had no answer. */
   #away = false;
+  #admitAtMs = 0;
+  readonly #admitting = new Set<StoreId>();
 
   private constructor(
     deps: GroupEngineDeps,
@@ -354,6 +358,7 @@ export class GroupEngine extends LogService {
     }
     this.#schedule();
     this.#report();
+    void this.#admit().catch(() => {}); // the coordinator is away: looked at again
   }
 
   #step(event: Event): void {
@@ -556,6 +561,34 @@ export class GroupEngine extends LogService {
     this.#recent.clear();
     this.#machine = this.#newMachine();
     this.#tell({ kind: 'tick' });
+  }
+
+  /**
+   * A node that came back with a new store takes the place of its old one, once it has caught up; which node a store is of, and
+   * where it is reached, the coordinator says. Anybody else is added by an operator.
+   */
+  async #admit(): Promise<void> {
+    const machine = this.#machine;
+    const nowMs = systemClock.monotonicMs();
+    if (machine.role !== 'leading' || nowMs < this.#admitAtMs) return;
+    this.#admitAtMs = nowMs + ADMIT_MS;
+    const { replicas } = machine.status;
+    const members = this.#newest.newest?.record.members ?? [];
+    const streaming = new Set(replicas.filter(({ phase }) => phase === 'streaming').map(({ store }) => store));
+    const gone = members.filter((store) => store !== this.options.store && !streaming.has(store));
+    for (const add of streaming) {
+      if (members.includes(add) || this.#admitting.has(add) || gone.length === 0) continue;
+      const now = await this.#lookUp(add);
+      for (const remove of gone) {
+        const before = await this.#lookUp(remove);
+        if (now === undefined || before === undefined || machine.role !== 'leading') continue;
+        // A directory that was lost comes back under the id that it was given anew, where the lost one was.
+        if (now.node !== before.node && now.address !== before.address) continue;
+        this.#admitting.add(add);
+        const done = (): void => void this.#admitting.delete(add);
+        return void this.changeMembers({ add, remove }).then(done, done);
+      }
+    }
   }
 
   /** Tells what has changed of the role, so that the node's thread need not ask. */

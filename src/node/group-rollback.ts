@@ -63,12 +63,7 @@ export class GroupRollback {
 
   /** Tells what was not told, and ends a run of which only that is left. */
   async finish(): Promise<void> {
-    const { intent } = this.#runner.journal();
-    if (intent?.state === 'recovered' || intent?.state === 'announced') {
-      const { common, primary } = intent.plan;
-      await this.#runner.run({ common, primary });
-    }
-    await this.#runner.deliver();
+    await this.#runner.settle();
   }
 
   async run({ to, address, term }: RollbackWish): Promise<void> {
