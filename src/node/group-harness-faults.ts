@@ -73,33 +73,37 @@ const killed =
   };
 
 /** What it is asked while it stands still it must not answer as if it still led. */
-async function stoppedPastItsLease(cluster: GroupCluster): Promise<void> {
-  const old = await cluster.primary();
-  const key = 99_000_001 + cluster.random.below(1_000_000);
-  await old.ask('put', { key, value: 'before' });
-  old.pause();
-  fired((await cluster.statusOf(old)) === undefined, 'the process that was stopped still answers');
-  const asked = [
-    old.ask('read', { key }, Infinity),
-    old.ask('put', { key, value: 'by the old one' }, Infinity),
-    // Finds another value than it expects, so it writes nothing and is a read.
-    old.ask('replace', { key, expected: 'nothing like it', value: 'x' }, Infinity),
-  ];
-  const answers = Promise.allSettled(asked);
-  const successor = await successorOf(cluster, old);
-  await successor.ask('put', { key, value: 'after' });
-  await sleep(PAST_LEASE_MS);
-  old.resume();
-  for (const [index, answer] of (await answers).entries()) {
-    const what = ['a leased read', 'a write', 'a write that only read'][index];
-    if (answer.status === 'fulfilled')
-      throw new Error(`a primary that was replaced answered ${what}: ${JSON.stringify(answer.value)}`);
-    const { reason } = answer;
-    expect(
-      isNostosError(reason, 'NOT_PRIMARY') || isNostosError(reason, 'OUTCOME_UNKNOWN'),
-      `${what} of a primary that was replaced was refused with ${String(reason)}`,
+const stoppedPastItsLease =
+  (what: 'read' | 'put' | 'replace', load: 'busy' | 'quiet'): GroupFault['run'] =>
+  async (cluster) => {
+    // With nothing under way, no record that waits stands in the way of an answer.
+    if (load === 'quiet') await cluster.clients.stop();
+    const old = await cluster.primary();
+    const key = newKey(cluster);
+    await old.ask('put', { key, value: 'before' });
+    old.pause();
+    fired((await cluster.statusOf(old)) === undefined, 'the process that was stopped still answers');
+    const input = { key, expected: 'nothing like it', value: 'by the old one' };
+    const answer = old.ask(what, input, Infinity).then(
+      (output) =>
+        Promise.reject(new Error(`a primary that was replaced answered a ${what}: ${JSON.stringify(output)}`)),
+      (error: unknown) => error,
     );
-  }
+    const successor = await cluster.primary(undefined, old);
+    await successor.ask('put', { key, value: 'after' });
+    await sleep(leaseMs);
+    old.resume();
+    const refusal = await answer;
+    expect(
+      isNostosError(refusal, 'NOT_PRIMARY') || isNostosError(refusal, 'OUTCOME_UNKNOWN'),
+      `a ${what} of a primary that was replaced was refused with ${String(refusal)}`,
+    );
+    if (load === 'quiet') cluster.clients.start();
+  };
+
+/** A register that the clients do not use. */
+function newKey(cluster: GroupCluster): number {
+  return 90_000_000 + cluster.random.below(1_000_000);
 }
 
 const parted =
@@ -145,10 +149,13 @@ async function coordinatorAway(cluster: GroupCluster): Promise<void> {
   const primary = await cluster.primary();
   await cluster.coordinator.away();
   await sleep(PAST_LEASE_MS);
-  const key = 98_000_000 + cluster.random.below(1_000_000);
+  const key = newKey(cluster);
   await primary.ask('put', { key, value: 'while it is away' });
   const read = await primary.ask('read', { key }).catch((error: unknown) => error);
   fired(isNostosError(read, 'NOT_PRIMARY'), `the lease was renewed meanwhile: ${JSON.stringify(read)}`);
+  // As a write it needs no lease, even if it only reads.
+  const found = await primary.ask('replace', { key, expected: 'nothing like it', value: 'x' });
+  expect(found === 'while it is away', `a write that only read found ${String(found)}`);
   await cluster.coordinator.back();
   expect((await cluster.primary()) === primary, 'the primary has changed since the coordinator was away');
 }
@@ -273,29 +280,40 @@ const stranger =
     await cluster.open(index);
   };
 
-async function fullDisk(cluster: GroupCluster, disk: SmallDisk | undefined): Promise<void> {
-  const index = cluster.members.length - 1;
-  const member = cluster.members[index]!;
-  if ((await cluster.primary()) === member) {
-    await member.ask('handover', {});
-    await cluster.primary(undefined, member);
-  }
-  const filler = disk!.fill();
-  const isInSync = async (): Promise<boolean> => {
-    const status = await cluster.statusOf(await cluster.primary());
-    return status?.group?.record?.inSync.includes(member.store!) === true;
+/** The last member, whose directory is on the small disk, has no room for a while: as a follower, or while it leads. */
+const fullDisk =
+  (whose: 'follower' | 'primary'): GroupFault['run'] =>
+  async (cluster, disk) => {
+    const index = cluster.members.length - 1;
+    const member = cluster.members[index]!;
+    const leader = await cluster.primary();
+    if (whose === 'follower' && leader === member) await leader.ask('handover', {});
+    if (whose === 'primary' && leader !== member) await leader.ask('handover', { to: member.store! });
+    await until(
+      'the roles are as they should be',
+      async () => ((await cluster.primary()) === member) === (whose === 'primary'),
+    );
+    const filler = disk!.fill();
+    let seen: unknown;
+    const inSync = async (): Promise<boolean> => {
+      const status = await cluster.statusOf(await cluster.primary());
+      seen = (await cluster.statusOf(member))?.group;
+      return status?.group?.record?.inSync.includes(member.store!) === true;
+    };
+    // Its open segment has room yet.
+    await until('who has no room neither leads nor is in sync', async () => {
+      const ids = cluster.clients.newIds(4);
+      const written = (await cluster.primary()).ask('insert', { ids, bytes: 60_000 });
+      await written.then(
+        () => cluster.clients.acknowledge(ids),
+        () => {},
+      );
+      return (await cluster.primary()) !== member && !(await inSync());
+    });
+    await cluster.clients.served();
+    rmSync(filler);
+    await until('it is in sync again when it has room', inSync, undefined, () => JSON.stringify(seen));
   };
-  // Its open segment has room yet.
-  await until('a member that has no room is dropped', async () => {
-    const ids = cluster.clients.newIds(4);
-    await (await cluster.primary()).ask('insert', { ids, bytes: 60_000 });
-    cluster.clients.acknowledge(ids);
-    return !(await isInSync());
-  });
-  await cluster.clients.served();
-  rmSync(filler);
-  await until('it is in sync again when it has room', isInSync);
-}
 
 /** The wall clock of the primary leaps an hour ahead, and an hour back. */
 async function clockJumps(cluster: GroupCluster): Promise<void> {
@@ -331,7 +349,12 @@ export const GROUP_FAULTS: readonly GroupFault[] = [
   { name: 'kill -9 of the primary', run: killed('primary') },
   { name: 'kill -9 of the primary and a replica', run: killed('primary and a replica') },
   { name: 'kill -9 of everybody', run: killed('everybody') },
-  { name: 'the primary stands still past its lease', run: stoppedPastItsLease },
+  { name: 'the primary stands still past its lease: a read', run: stoppedPastItsLease('read', 'busy') },
+  { name: 'the primary stands still past its lease: a write', run: stoppedPastItsLease('put', 'busy') },
+  {
+    name: 'the primary stands still past its lease: a write that only reads',
+    run: stoppedPastItsLease('replace', 'quiet'),
+  },
   { name: 'handover under load', run: handover },
   { name: 'nothing between the primary and the others', run: parted('both', 'all') },
   { name: 'nothing from the primary to the others', run: parted('out', 'all') },
@@ -350,7 +373,8 @@ export const GROUP_FAULTS: readonly GroupFault[] = [
   { name: 'a member of another cluster', run: stranger('cluster') },
   { name: 'a member of another generation', run: stranger('generation') },
   { name: 'a clock that jumps', run: clockJumps },
-  { name: 'a follower whose disk is full', run: fullDisk, needsDisk: true },
+  { name: 'a follower whose disk is full', run: fullDisk('follower'), needsDisk: true },
+  { name: 'a primary whose disk is full', run: fullDisk('primary'), needsDisk: true },
   { name: 'the coordinator set back to an older image', run: coordinatorSetBack },
 ];
 
