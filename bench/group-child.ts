@@ -3,12 +3,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { serializeError, type SerializedError } from '../src/base/errors.ts';
 import { openNode, type Node, type NodeOptions } from '../src/index.ts';
 import type { MemberChange } from '../src/replication/effects.ts';
+import { peakResidentBytes } from './child.ts';
 import { BODY, INSERT_ROW } from './plain.ts';
 import { writeOurs, type Writes } from './writers.ts';
 
 export const TENANT = 'items';
 const LOOK_MS = 1;
-const LEADS_TIMEOUT_MS = 60_000;
+const WAIT_MS = 60_000;
 
 export interface MemberRequests {
   /** Answers with its store. */
@@ -22,9 +23,13 @@ export interface MemberRequests {
   load: [{ readonly writers: number; readonly durationMs: number }, Writes];
   /** One row, idempotent. */
   write: [{ readonly id: string }, void];
+  /** Rows that only this member has, a record each, acknowledged as `local`. */
+  tail: [{ readonly records: number; readonly rowBytes: number }, void];
   rows: [undefined, number];
   /** The in-sync set as this member last read it, and what happened here. */
   group: [undefined, { readonly inSync: readonly string[]; readonly events: readonly string[] }];
+  /** When this member had dropped a tail, by the wall clock; waits for that. */
+  rolledBack: [undefined, { readonly atMs: number; readonly peakBytes: number }];
   log: [undefined, LogEnds];
   close: [undefined, void];
 }
@@ -68,7 +73,7 @@ const methods: Methods = {
     return (await node.status()).store;
   },
   leads: async () => {
-    for (const untilMs = performance.now() + LEADS_TIMEOUT_MS; opened().role !== 'primary';) {
+    for (const untilMs = performance.now() + WAIT_MS; opened().role !== 'primary';) {
       if (performance.now() > untilMs) throw new Error(`nobody made it primary: ${lastEvents(opened()).join('; ')}`);
       await sleep(LOOK_MS);
     }
@@ -80,6 +85,12 @@ const methods: Methods = {
     opened()
       .tenant(TENANT)
       .write((tx) => void tx.run(INSERT_ROW, [BODY]), { id }),
+  tail: async ({ records, rowBytes }) => {
+    const body = 'x'.repeat(rowBytes);
+    const tenant = opened().tenant(TENANT);
+    for (let at = 0; at < records; at += 1)
+      await tenant.write((tx) => void tx.run(INSERT_ROW, [body]), { durability: 'local' });
+  },
   rows: () =>
     opened()
       .tenant(TENANT)
@@ -87,6 +98,13 @@ const methods: Methods = {
   group: async () => {
     const report = await opened().group?.report();
     return { inSync: report?.record?.inSync ?? [], events: lastEvents(opened()) };
+  },
+  rolledBack: async () => {
+    for (const untilMs = performance.now() + WAIT_MS; performance.now() < untilMs; await sleep(LOOK_MS)) {
+      const event = opened().group?.events.find(({ kind }) => kind === 'rolled-back');
+      if (event !== undefined) return { atMs: event.atMs, peakBytes: peakResidentBytes() };
+    }
+    throw new Error(`it has not rolled back: ${lastEvents(opened()).join('; ')}`);
   },
   log: async () => {
     const { log } = await opened().status();

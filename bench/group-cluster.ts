@@ -6,17 +6,21 @@ import { fork, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { deserializeError } from '../src/base/errors.ts';
 import { randomHex128, systemRandom } from '../src/base/random.ts';
 import type { Term } from '../src/base/brands.ts';
 import { openCoordinator } from '../src/coordination/open-coordinator.ts';
-import { openNode } from '../src/index.ts';
+import { openNode, type NodeOptions } from '../src/index.ts';
 import { loadNode } from '../src/node/node-file.ts';
 import { restoreNode } from '../src/node/restore-node.ts';
 import { TENANT, type MemberAnswer, type MemberCall, type MemberMethod, type MemberRequests } from './group-child.ts';
-import { ROWS_SCHEMA } from './plain.ts';
+import { INSERT_ROW, ROWS_SCHEMA } from './plain.ts';
 
 export const MEMBERS = 3;
+const FILL_ROW_BYTES = 500_000;
+const SETTLE_TIMEOUT_MS = 60_000;
+const SETTLE_LOOK_MS = 20;
 const CHILD = join(import.meta.dirname, 'group-child.ts');
 
 interface Call {
@@ -27,17 +31,15 @@ interface Call {
 /** One member, which may be killed and started again. */
 export class Member {
   readonly dir: string;
-  readonly #coordinator: string;
-  readonly #execArgv: readonly string[];
+  readonly #setup: GroupSetup;
   #process: ChildProcess | undefined;
   #store = '';
   #nextId = 1;
   readonly #calls = new Map<number, Call>();
 
-  constructor(dir: string, coordinator: string, execArgv: readonly string[] = process.execArgv) {
+  constructor(dir: string, setup: GroupSetup) {
     this.dir = dir;
-    this.#execArgv = execArgv;
-    this.#coordinator = coordinator;
+    this.#setup = setup;
   }
 
   get store(): string {
@@ -49,7 +51,8 @@ export class Member {
   }
 
   async start(): Promise<void> {
-    const child = fork(CHILD, { serialization: 'advanced', execArgv: [...this.#execArgv] });
+    const { coordinator, limits = {}, execArgv = process.execArgv } = this.#setup;
+    const child = fork(CHILD, { serialization: 'advanced', execArgv: [...execArgv] });
     this.#process = child;
     child.on('message', (answer: MemberAnswer) => {
       const call = this.#calls.get(answer.id);
@@ -62,12 +65,12 @@ export class Member {
       for (const { reject } of this.#calls.values()) reject(new Error('the process of this member has ended'));
       this.#calls.clear();
     });
-    const group = { coordinator: this.#coordinator, listen: { port: 0 } };
     this.#store = await this.ask('open', {
       dir: this.dir,
       migrations: [ROWS_SCHEMA],
       scrubIntervalMs: false,
-      group,
+      limits,
+      group: { coordinator, listen: { port: 0 } },
     });
   }
 
@@ -108,11 +111,11 @@ export class GroupCluster implements AsyncDisposable {
   }
 
   /** All three in sync, and the first one leads. */
-  static async start(dir: string, { coordinator, minInSync, execArgv }: GroupSetup): Promise<GroupCluster> {
+  static async start(dir: string, setup: GroupSetup): Promise<GroupCluster> {
     const dirs = Array.from({ length: MEMBERS }, (_, index) => join(dir, `member${index}`));
-    await makeCopies(dirs);
-    await makeGroup(dirs[0]!, coordinator);
-    const cluster = new GroupCluster(dirs.map((path) => new Member(path, coordinator, execArgv)));
+    await makeCopies(dirs, setup.fillBytes ?? 0);
+    await makeGroup(dirs[0]!, setup.coordinator);
+    const cluster = new GroupCluster(dirs.map((path) => new Member(path, setup)));
     try {
       const [first, ...others] = cluster.members as [Member, ...Member[]];
       await first.start();
@@ -120,7 +123,7 @@ export class GroupCluster implements AsyncDisposable {
       for (const [index, other] of others.entries()) {
         await other.start();
         const add = other.store as never;
-        await first.ask('changeMembers', { add, minInSync: Math.min(minInSync, index + 2) });
+        await first.ask('changeMembers', { add, minInSync: Math.min(setup.minInSync, index + 2) });
       }
       return cluster;
     } catch (error) {
@@ -135,6 +138,21 @@ export class GroupCluster implements AsyncDisposable {
     return await Promise.any(running.map((member) => member.ask('leads', undefined).then(() => member)));
   }
 
+  /** Who was lost has come back. */
+  async untilAllInSync(): Promise<void> {
+    for (
+      const untilMs = performance.now() + SETTLE_TIMEOUT_MS;
+      performance.now() < untilMs;
+      await sleep(SETTLE_LOOK_MS)
+    ) {
+      const leader = await this.leader();
+      const { inSync } = await leader.ask('group', undefined);
+      if (inSync.length === this.members.length) return;
+    }
+    const said = this.members.map((member) => member.ask('group', undefined).then(({ events }) => events, String));
+    throw new Error(`not all members are in sync: ${JSON.stringify(await Promise.all(said))}`);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(this.members.map((member) => member.stop()));
   }
@@ -145,17 +163,24 @@ export interface GroupSetup {
   readonly minInSync: number;
   /** Flags of Node for the members, to profile them for example; by default those of this process. */
   readonly execArgv?: readonly string[];
+  readonly limits?: NodeOptions['limits'] & {};
+  /** How much is in the tenant before the group begins. */
+  readonly fillBytes?: number;
 }
 
-async function makeCopies([first, ...others]: readonly string[]): Promise<void> {
+async function makeCopies([first, ...others]: readonly string[], fillBytes: number): Promise<void> {
   await using node = await openNode({
     dir: first!,
     listen: { port: 0 },
     migrations: [ROWS_SCHEMA],
     scrubIntervalMs: false,
+    limits: { logRetainBytes: FILL_ROW_BYTES },
   });
   const tenant = await node.tenants.create(TENANT);
-  await tenant.write((tx) => void tx.run('select 1'));
+  await tenant.migrate([ROWS_SCHEMA]);
+  const body = 'x'.repeat(FILL_ROW_BYTES);
+  for (let bytes = 0; bytes < fillBytes; bytes += FILL_ROW_BYTES)
+    await tenant.write((tx) => void tx.run(INSERT_ROW, [body]));
   for (const dir of others) await restoreNode({ dir, from: [node.address!] });
 }
 
