@@ -30,16 +30,11 @@ export interface MemberRequests {
   group: [undefined, { readonly inSync: readonly string[]; readonly events: readonly string[] }];
   /** When this member had dropped a tail, by the wall clock; waits for that. */
   rolledBack: [undefined, { readonly atMs: number; readonly peakBytes: number }];
-  log: [undefined, LogEnds];
+  /** Of a primary: how many of its records each of its replicas has not acknowledged. */
+  lag: [undefined, readonly number[]];
+  /** The id of the newest row that readers see here. */
+  newest: [undefined, number];
   close: [undefined, void];
-}
-
-/** How far a member has come. */
-export interface LogEnds {
-  readonly last: number;
-  readonly watermark: number;
-  /** What the tenant's file shows to readers. */
-  readonly applied: number;
 }
 
 export type MemberMethod = keyof MemberRequests;
@@ -106,11 +101,14 @@ const methods: Methods = {
     }
     throw new Error(`it has not rolled back: ${lastEvents(opened()).join('; ')}`);
   },
-  log: async () => {
-    const { log } = await opened().status();
-    const { applied } = await opened().tenant(TENANT).status();
-    return { last: log.lastLsn, watermark: log.watermark, applied: applied.lsn };
+  lag: async () => {
+    const report = await opened().group?.report();
+    return (report?.replicas ?? []).map(({ acked }) => (report?.lastLsn ?? 0) - acked);
   },
+  newest: () =>
+    opened()
+      .tenant(TENANT)
+      .read((reader) => reader.value<number>('select max(id) from item') ?? 0),
   close: () => opened().close(),
 };
 

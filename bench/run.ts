@@ -32,6 +32,7 @@ const NAMES = [
   'serving',
   'group-writers',
   'group-failover',
+  'group-lag',
   'group-rollback',
 ] as const;
 
