@@ -4,6 +4,7 @@
  * answer without its last line, means that the connection broke: whether a write happened is then not known.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { isUtf8 } from 'node:buffer';
 import { once } from 'node:events';
 import { NostosError, deserializeError, serializeError } from '../base/errors.ts';
 import { parseJson, stringifyJson } from './json-values.ts';
@@ -16,16 +17,21 @@ const PROGRESS_INTERVAL_MS = 100;
 export const NDJSON = 'application/x-ndjson';
 
 export async function readBody(request: IncomingMessage, bytesMax: number): Promise<string> {
+  const tooLarge = (): NostosError =>
+    new NostosError('FRAME_TOO_LARGE', `the request is larger than requestBytesMax (${bytesMax} bytes)`);
+  // Told at once, since it may wait for a word before it sends them (Expect: 100-continue).
+  if (Number(request.headers['content-length'] ?? 0) > bytesMax) throw tooLarge();
   const chunks: Buffer[] = [];
   let bytes = 0;
   // Whoever sent too much is to hear it, so the connection stays.
   for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     bytes += chunk.length;
-    if (bytes > bytesMax)
-      throw new NostosError('FRAME_TOO_LARGE', `the request is larger than requestBytesMax (${bytesMax} bytes)`);
+    if (bytes > bytesMax) throw tooLarge();
     chunks.push(chunk);
   }
-  return Buffer.concat(chunks).toString('utf8');
+  const body = Buffer.concat(chunks);
+  if (!isUtf8(body)) throw new NostosError('INVALID_ARGUMENT', 'the request is not UTF-8; encode its text as such');
+  return body.toString('utf8');
 }
 
 /** Aborts when the client goes away before its answer is complete, or with `parent`. */

@@ -5,6 +5,8 @@ import { serializeError } from '../../base/errors.ts';
 import { stringifyJson } from '../json-values.ts';
 import type { OperationContext } from '../operations.ts';
 
+export const EVENT_STREAM = 'text/event-stream';
+
 function event(kind: string, data: unknown, id?: string): string {
   return `event: ${kind}\n${id === undefined ? '' : `id: ${id}\n`}data: ${stringifyJson(data)}\n\n`;
 }
@@ -20,7 +22,7 @@ export async function respondWithEvents(
   signal: AbortSignal,
   run: (context: OperationContext) => Promise<unknown>,
 ): Promise<void> {
-  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+  response.writeHead(200, { 'content-type': EVENT_STREAM, 'cache-control': 'no-store' });
   const write = async (text: string): Promise<void> => {
     if (!response.destroyed && !response.write(text)) await once(response, 'drain', { signal }).catch(() => {});
   };

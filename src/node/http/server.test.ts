@@ -1,8 +1,11 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { isNostosError } from '../../base/errors.ts';
 import { openNode } from '../open-node.ts';
 import type { Node } from '../types.ts';
@@ -160,6 +163,123 @@ test('bad requests are told what is wrong, and nothing else', async () => {
     if (code !== 'SQL_DENIED') assert.equal(answer.status, status, path);
   }
 });
+
+function dial(to: HttpServer = server): Socket {
+  return connect(Number(new URL(to.url).port), '127.0.0.1').on('error', () => {});
+}
+
+/** What is answered to these bytes, as soon as it is what was expected, or the connection is closed, or nothing comes. */
+async function sendBytes(bytes: string | Uint8Array, expected: RegExp): Promise<string> {
+  const socket = dial();
+  socket.write(bytes);
+  socket.setTimeout(5_000, () => socket.destroy());
+  let said = '';
+  for await (const chunk of socket.setEncoding('utf8') as AsyncIterable<string>)
+    if (expected.test((said += chunk))) break;
+  socket.destroy();
+  return said;
+}
+
+test('requests that no library would send are answered, at once, and leave nothing that is taken for another one', async () => {
+  const bearer = `host: x\r\nauthorization: bEARER ${tokens.admin}\r\n`;
+  const json = 'content-type: application/json\r\n';
+  const [create, get] = [`POST /v1/tenants HTTP/1.1\r\n`, `GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n`];
+  const notUtf8 = Buffer.from(`${create}${bearer}${json}content-length: 15\r\n\r\n{"name":"caf\xe9"}`, 'latin1');
+  const cases: readonly (readonly [string, string | Uint8Array, RegExp])[] = [
+    ['a HEAD of a stream', `HEAD /v1/log?follow=true HTTP/1.1\r\n${bearer}\r\n`, /^HTTP\/1.1 200 .*x-ndjson/s],
+    ['a HEAD', `HEAD /v1/status HTTP/1.1\r\n${bearer}\r\n${get}`, /^HTTP\/1.1 200 .*\r\n\r\nHTTP\/1.1 200 .*ok\n$/s],
+    ['a connection goes on after a 404', `GET /absent HTTP/1.1\r\n${bearer}\r\n${get}`, /^HTTP\/1.1 404 .*ok\n$/s],
+    ['a body that a GET has', `GET /healthz HTTP/1.1\r\n${bearer}content-length: 3\r\n\r\nGET${get}`, /ok\n.*ok\n$/s],
+    [
+      'a 404 with a body',
+      `PUT /absent HTTP/1.1\r\n${bearer}content-length: 99\r\n\r\n${get}`,
+      /^HTTP\/1.1 404 (?!.*ok\n)/s,
+    ],
+    [
+      'too much is announced, and sent when asked for',
+      `${create}${bearer}${json}expect: 100-continue\r\ncontent-length: 99999999\r\n\r\n`,
+      /HTTP\/1.1 413 .*connection: close.*FRAME_TOO_LARGE/s,
+    ],
+    [
+      'too much comes in chunks without end',
+      `${create}${bearer}${json}transfer-encoding: chunked\r\n\r\n2711\r\n${'x'.repeat(0x2711)}\r\n`,
+      /HTTP\/1.1 413 .*connection: close.*FRAME_TOO_LARGE/s,
+    ],
+    ['a stranger keeps its body', `${create}host: x\r\n${json}content-length: 9\r\n\r\n{`, /^HTTP\/1.1 401 .*close/s],
+    ['two lengths', `${create}${bearer}content-length: 2\r\ncontent-length: 3\r\n\r\n{}x`, /^HTTP\/1.1 400 /],
+    [
+      'length and chunks',
+      `${create}${bearer}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n`,
+      /^HTTP\/1.1 400 /,
+    ],
+    ['text that is not UTF-8', notUtf8, /^HTTP\/1.1 400 .*not UTF-8/s],
+    [
+      'a prototype',
+      `${create}${bearer}${json}content-length: 37\r\n\r\n{"__proto__":{"name":"x"},"name":"y"}`,
+      /^HTTP\/1.1 400 /,
+    ],
+    ['a NUL', `GET /v1/tenants/a%00b HTTP/1.1\r\n${bearer}\r\n`, /^HTTP\/1.1 400 .*INVALID_ARGUMENT/s],
+    ['half a character', `GET /v1/tenants/%c3 HTTP/1.1\r\n${bearer}\r\n`, /^HTTP\/1.1 404 .*INVALID_ARGUMENT/s],
+    ['a long name', `GET /v1/tenants/${'x'.repeat(1_001)} HTTP/1.1\r\n${bearer}\r\n`, /^HTTP\/1.1 404 /],
+    ['a long address', `GET /${'x'.repeat(20_000)} HTTP/1.1\r\n${bearer}\r\n`, /^HTTP\/1.1 431 /],
+    ['no address', `OPTIONS * HTTP/1.1\r\n${bearer}\r\n`, /^HTTP\/1.1 404 .*INVALID_ARGUMENT/s],
+    [
+      'another protocol',
+      `GET /healthz HTTP/1.1\r\n${bearer}connection: upgrade\r\nupgrade: h2c\r\n\r\n`,
+      /^HTTP\/1.1 200 /,
+    ],
+  ];
+  for (const [what, bytes, expected] of cases) assert.match(await sendBytes(bytes, expected), expected, what);
+  assert.deepEqual((await node.tenants.list()).map(({ name }) => name).toSorted(), ['acme', 'globex']);
+});
+
+test('what was asked by a client that went away ends, also where it had not had its turn', async () => {
+  let polls = 0;
+  const counted = new Proxy(node, {
+    get: (target, key) => {
+      if (key === 'log') polls += 1;
+      const value: unknown = Reflect.get(target, key, target);
+      return typeof value === 'function' ? (value.bind(target) as unknown) : value;
+    },
+  });
+  await using own = await served(counted);
+  const socket = dial(own.server);
+  socket.write(
+    `GET /v1/log?follow=true HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${tokens.admin}\r\n\r\n`.repeat(20),
+  );
+  await once(socket, 'data');
+  while (polls < 60) await delay(20);
+  socket.destroy();
+  await delay(300);
+  const after = polls;
+  await delay(600); // two polls of each that goes on
+  assert.equal(polls, after);
+});
+
+test('a server closes at once while it answers, is sent to and waits, and closes twice', async () => {
+  const own = await served(node);
+  const head = `host: x\r\nauthorization: Bearer ${tokens.admin}\r\n`;
+  const sockets = [
+    `GET /v1/log?follow=true HTTP/1.1\r\n${head}\r\n`,
+    `POST /v1/tenants HTTP/1.1\r\n${head}content-type: application/json\r\ncontent-length: 100\r\n\r\n{`,
+    'GET / HT',
+    '',
+  ].map((bytes) => {
+    const socket = dial(own.server).resume();
+    socket.write(bytes);
+    return { socket, closed: new Promise((resolve) => socket.once('close', resolve)) }; // by a reset, perhaps
+  });
+  await once(sockets[0]!.socket, 'data');
+  await Promise.all([own.server.close(), own.server.close()]);
+  await Promise.all(sockets.map(({ closed }) => closed));
+  await own.server.close();
+  assert.equal((await ask('GET', '/v1/status', tokens.admin)).status, 200, 'the node is still open');
+});
+
+async function served(on: Node): Promise<{ readonly server: HttpServer } & AsyncDisposable> {
+  const own = await serveHttp({ node: on, port: 0, grants, limits: LIMITS });
+  return { server: own, [Symbol.asyncDispose]: () => own.close() };
+}
 
 test('changes come as lines and as events, from a position on', async () => {
   const tenant = node.tenant('globex');

@@ -16,10 +16,10 @@ import { nodeHttp } from '../../base/builtins.ts';
 import { DEFAULT_LIMITS } from '../../base/limits.ts';
 import { NostosError, isNostosError, serializeError, type ErrorCode, type SerializedError } from '../../base/errors.ts';
 import { parseJson, stringifyJson } from '../json-values.ts';
-import { disconnectSignal, readBody, respondWithStream } from '../operation-stream.ts';
+import { NDJSON, disconnectSignal, readBody, respondWithStream } from '../operation-stream.ts';
 import { OPERATIONS, runOperation, type Access } from '../operations.ts';
 import type { Node, NodeStatus } from '../types.ts';
-import { respondWithEvents } from './event-stream.ts';
+import { EVENT_STREAM, respondWithEvents } from './event-stream.ts';
 import { ROUTES, type RequestParts, type Route } from './routes.ts';
 import { renderStatusPage } from './status-page.ts';
 import { allows, findGrant, type Grant } from './tokens.ts';
@@ -45,6 +45,8 @@ interface Context extends Required<HttpOptions> {
 }
 
 const REQUEST_TIMEOUT_MS = 60_000;
+/** Longer than proxies keep a connection (60 s): one that is closed as the proxy uses it again fails a request. */
+const KEEP_ALIVE_MS = 72_000;
 const TENANT_NAME_MAX = 1_000;
 
 const STATUS_BY_CODE: Partial<Record<ErrorCode, number>> = {
@@ -100,24 +102,36 @@ function send(response: ServerResponse, text: string, { status = 200, type, head
 function sendError(response: ServerResponse, error: unknown, more: Partial<Reply> = {}): void {
   const shape = publicError(error);
   if (response.headersSent) return void response.destroy();
-  // What of the request was not read is not waited for.
-  if (!response.req.complete) response.setHeader('connection', 'close');
+  if (isBodyLeft(response.req)) response.setHeader('connection', 'close'); // it is not waited for
   send(response, stringifyJson({ error: shape }), { status: httpStatus(shape), type: JSON_TYPE, ...more });
+}
+
+/** A request that has no body is not complete either when its headers have just come. */
+function isBodyLeft({ complete, headers }: IncomingMessage): boolean {
+  return !complete && (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0);
+}
+
+const UNAUTHORIZED_HEADERS = { 'www-authenticate': 'Bearer', 'cache-control': 'no-store' };
+
+/** What the bearer may do; without a token that is known, the request is answered. */
+function grantOf({ grants }: Context, { request, response }: Exchange): Grant | undefined {
+  const grant = findGrant(grants, request.headers.authorization);
+  if (grant !== undefined) return grant;
+  const error = new NostosError('UNAUTHORIZED', 'give a token: Authorization: Bearer …');
+  sendError(response, error, { status: 401, headers: UNAUTHORIZED_HEADERS });
+  return undefined;
 }
 
 /** True when the request may go on; else it is answered. */
 function authorized(
-  { grants }: Context,
-  { request, response }: Exchange,
+  grant: Grant,
+  { response }: Exchange,
   call: { readonly access: Access; readonly tenant: string | undefined },
 ): boolean {
-  const grant = findGrant(grants, request.headers.authorization);
-  if (grant !== undefined && allows(grant, call)) return true;
+  if (allows(grant, call)) return true;
   const where = call.tenant === undefined ? 'on all tenants' : `on tenant ${JSON.stringify(call.tenant)}`;
-  const message = grant === undefined ? 'give a token: Authorization: Bearer …' : 'this token lacks the right';
-  const error = new NostosError('UNAUTHORIZED', `${message}; needed: ${call.access} ${where}`);
-  const headers = { 'www-authenticate': 'Bearer', 'cache-control': 'no-store' };
-  sendError(response, error, { headers, ...(grant === undefined ? { status: 401 } : {}) });
+  const error = new NostosError('UNAUTHORIZED', `this token lacks the right; needed: ${call.access} ${where}`);
+  sendError(response, error, { headers: UNAUTHORIZED_HEADERS });
   return false;
 }
 
@@ -144,15 +158,21 @@ async function jsonBody(request: IncomingMessage, bytesMax: number): Promise<unk
 
 async function answer(context: Context, route: Route, exchange: Exchange): Promise<void> {
   const { request, response } = exchange;
+  const grant = grantOf(context, exchange); // of a stranger no body is read
+  if (grant === undefined) return;
   const input = route.input(await requestParts(context, exchange));
   const definition: { readonly access: Access; readonly streams?: true } = OPERATIONS[route.operation];
   const tenant = typeof input['tenant'] === 'string' ? input['tenant'] : undefined;
-  if (!authorized(context, exchange, { access: definition.access, tenant })) return;
+  if (!authorized(grant, exchange, { access: definition.access, tenant })) return;
 
   const call = { name: route.operation, input };
   const signal = disconnectSignal(response, context.closing);
   if (definition.streams) {
     const events = request.headers.accept?.includes('text/event-stream') ?? false;
+    if (request.method === 'HEAD') {
+      response.writeHead(200, { 'content-type': events ? EVENT_STREAM : NDJSON, 'cache-control': 'no-store' }).end();
+      return;
+    }
     const lastEventId = request.headers['last-event-id'];
     if (events && typeof lastEventId === 'string') call.input = { ...input, from: lastEventId };
     const respond = events ? respondWithEvents : respondWithStream;
@@ -188,7 +208,8 @@ const PROBES_AND_PAGES: Readonly<Record<string, Handler>> = {
     });
   },
   '/metrics': async (context, exchange) => {
-    if (!authorized(context, exchange, { access: 'read', tenant: undefined })) return;
+    const grant = grantOf(context, exchange);
+    if (grant === undefined || !authorized(grant, exchange, { access: 'read', tenant: undefined })) return;
     const call = { name: 'metrics', input: {} } as const;
     const signal = disconnectSignal(exchange.response, context.closing);
     const text = await runOperation(context.node, call, { signal, onProgress: () => {}, emit: async () => {} });
@@ -246,6 +267,7 @@ export async function serveHttp(options: HttpOptions): Promise<HttpServer> {
   const handle = handlerOf({ ...options, host, limits, closing: closing.signal });
   const server = nodeHttp().createServer((request, response) => void handle(request, response));
   server.requestTimeout = REQUEST_TIMEOUT_MS;
+  server.keepAliveTimeout = KEEP_ALIVE_MS;
   try {
     server.listen({ host, port: options.port });
     await once(server, 'listening');
@@ -253,6 +275,7 @@ export async function serveHttp(options: HttpOptions): Promise<HttpServer> {
     const { code } = error as NodeJS.ErrnoException;
     throw new NostosError('IO_FAILED', `cannot listen on ${host}:${options.port}: ${code}`, { cause: error });
   }
+  server.on('error', () => {}); // of a connection that could not be accepted
   const { address, port, family } = server.address() as AddressInfo;
   return {
     url: `http://${family === 'IPv6' ? `[${address}]` : address}:${port}`,
