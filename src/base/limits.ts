@@ -97,7 +97,7 @@ export const DEFAULT_LIMITS = {
   /** A stream from which nothing is heard for so long is opened anew. */
   streamTimeoutMs: 2_500,
   /** How long a replica waits before it opens a stream again; doubled each time, up to `streamTimeoutMs`. */
-  reopenMs: 50,
+  reopenMs: 10,
   /** Records that are sent to a replica before it acknowledges one. */
   streamWindowRecords: 20_000,
   /** Records that are sent to a replica at once. */
