@@ -16,6 +16,8 @@ export interface GroupFault {
   /** `disk` holds the directory of the last member, where one could be mounted. */
   run(cluster: GroupCluster, disk: SmallDisk | undefined): Promise<void>;
   readonly needsDisk?: true;
+  /** It takes a coordinator that can be away for one member. */
+  readonly needsEmbedded?: true;
 }
 
 const { leaseMs } = HARNESS_LIMITS;
@@ -72,6 +74,19 @@ const killed =
     await Promise.all(victims.map((victim) => cluster.open(cluster.indexOf(victim))));
   };
 
+/** Nothing that it wrote last has reached anybody, so nobody may have been told of it. */
+async function killedUnheard(cluster: GroupCluster): Promise<void> {
+  const primary = await cluster.primary();
+  const index = cluster.indexOf(primary);
+  for (const other of cluster.othersOf(primary)) cluster.links.hold(index, other);
+  await until('records are on their way', () => cluster.links.touched > 0);
+  await sleep(HARNESS_LIMITS.ackTimeoutMs / 2);
+  await primary.kill();
+  cluster.links.heal('lose');
+  await successorOf(cluster, primary);
+  await cluster.open(index);
+}
+
 /** What it is asked while it stands still it must not answer as if it still led. */
 const stoppedPastItsLease =
   (what: 'read' | 'put' | 'replace', load: 'busy' | 'quiet'): GroupFault['run'] =>
@@ -119,6 +134,20 @@ const parted =
     fired(cluster.links.touched > 0, 'no message was lost');
     cluster.links.heal();
   };
+
+/** It does not know that another one leads, and its clients ask it as before. */
+async function cutOffFromAll(cluster: GroupCluster): Promise<void> {
+  const primary = await cluster.primary();
+  const index = cluster.indexOf(primary);
+  cluster.links.part(index, cluster.othersOf(primary), 'both');
+  cluster.coordinator.awayFor!(index);
+  await successorOf(cluster, primary);
+  const believes = (await cluster.statusOf(primary))?.group;
+  fired(believes?.role === 'leading', `it leads no longer: ${JSON.stringify(believes)}`);
+  await cluster.clients.served(60);
+  await cluster.coordinator.back();
+  cluster.links.heal();
+}
 
 const slowed =
   (how: 'held' | 'delayed'): GroupFault['run'] =>
@@ -347,6 +376,7 @@ async function handover(cluster: GroupCluster): Promise<void> {
 export const GROUP_FAULTS: readonly GroupFault[] = [
   { name: 'kill -9 of a replica', run: killed('replica') },
   { name: 'kill -9 of the primary', run: killed('primary') },
+  { name: 'kill -9 of the primary, its last records unheard', run: killedUnheard },
   { name: 'kill -9 of the primary and a replica', run: killed('primary and a replica') },
   { name: 'kill -9 of everybody', run: killed('everybody') },
   { name: 'the primary stands still past its lease: a read', run: stoppedPastItsLease('read', 'busy') },
@@ -359,6 +389,7 @@ export const GROUP_FAULTS: readonly GroupFault[] = [
   { name: 'nothing between the primary and the others', run: parted('both', 'all') },
   { name: 'nothing from the primary to the others', run: parted('out', 'all') },
   { name: 'nothing from the others to the primary', run: parted('in', 'all') },
+  { name: 'the primary cut off from everything', run: cutOffFromAll, needsEmbedded: true },
   { name: 'nothing between the primary and a replica', run: parted('both', 'one') },
   { name: 'a network that stalls', run: slowed('held') },
   { name: 'a slow network', run: slowed('delayed') },
@@ -396,7 +427,10 @@ export interface GroupSoakOptions extends ClusterOptions {
 /** Faults of the table in any order, on one group that lives through all of them. */
 export async function runGroupSoak(options: GroupSoakOptions): Promise<{ readonly rounds: number }> {
   await using cluster = await GroupCluster.start(options);
-  const faults = GROUP_FAULTS.filter(({ needsDisk }) => needsDisk !== true);
+  const faults = GROUP_FAULTS.filter(
+    ({ needsDisk, needsEmbedded }) =>
+      needsDisk !== true && (needsEmbedded !== true || cluster.coordinator.awayFor !== undefined),
+  );
   let rounds = 0;
   for (; rounds < options.rounds; rounds += 1) {
     options.signal?.throwIfAborted();

@@ -107,8 +107,9 @@ export class Links {
     return [...this.#rules.values()].reduce((sum, { touched }) => sum + touched, 0);
   }
 
-  heal(): void {
-    for (const connection of this.#connections) if (connection.lossy) connection.destroy();
+  /** Everything works again. What was held is delivered, or lost with its connection. */
+  heal(held: 'deliver' | 'lose' = 'deliver'): void {
+    for (const connection of this.#connections) if (connection.lossy || held === 'lose') connection.destroy();
     for (const rule of this.#rules.values()) {
       rule.held?.resolve();
       Object.assign(rule, { lost: false, held: undefined, delayMs: 0, touched: 0 });

@@ -5,7 +5,7 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { extname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -149,62 +149,66 @@ export class Member {
   }
 }
 
-/** A coordinator that can go away, come back, and be set back to what it was. */
+/** A coordinator that can go away, for all members or for one, come back, and be set back to what it was. */
 export interface HarnessCoordinator extends AsyncDisposable {
-  readonly url: string;
+  urlOf(index: number): string;
   away(): Promise<void>;
   back(): Promise<void>;
+  /** Whether one member can be cut off from it by itself. */
+  readonly awayFor?: (index: number) => void;
   /** Keeps what is there now; the answer sets the coordinator back to that, and its answer undoes it. */
   image(): Promise<() => Promise<() => Promise<void>>>;
 }
 
-/** The directory of the group's record is reached through a link, which is replaced at once. */
+/** Each member reaches the directory of the group's record through a link of its own, which is replaced at once. */
 class EmbeddedHarness implements HarnessCoordinator {
-  readonly url: string;
   readonly #dir: string;
   #images = 0;
 
   constructor(dir: string) {
     this.#dir = dir;
-    this.url = `embedded:${dir}`;
+    for (const common of ['main', 'members']) mkdirSync(join(dir, common), { recursive: true });
+    for (let index = 0; index < MEMBERS; index += 1) {
+      mkdirSync(join(dir, `${index}`, 'groups'), { recursive: true });
+      symlinkSync(join(dir, 'members'), join(dir, `${index}`, 'members'));
+      this.#pointTo('main', index);
+    }
   }
 
-  /** Once the record is there. */
-  link(): void {
-    renameSync(this.#group, this.#real);
-    symlinkSync(this.#real, this.#group);
+  urlOf(index: number): string {
+    return `embedded:${join(this.#dir, `${index}`)}`;
   }
 
-  get #group(): string {
-    return join(this.#dir, 'groups', 'main');
+  #pointTo(target: string, index: number): void {
+    const link = join(this.#dir, `${index}`, 'groups', 'main');
+    rmSync(`${link}.new`, { force: true });
+    symlinkSync(join(this.#dir, target), `${link}.new`);
+    renameSync(`${link}.new`, link);
   }
 
-  get #real(): string {
-    return join(this.#dir, 'main');
-  }
-
-  #pointTo(target: string): void {
-    const link = `${this.#group}.new`;
-    rmSync(link, { force: true });
-    symlinkSync(target, link);
-    renameSync(link, this.#group);
+  #pointAllTo(target: string): void {
+    for (let index = 0; index < MEMBERS; index += 1) this.#pointTo(target, index);
   }
 
   async away(): Promise<void> {
-    const file = join(this.#dir, 'no-directory');
-    writeFileSync(file, '');
-    this.#pointTo(file);
+    for (let index = 0; index < MEMBERS; index += 1) this.awayFor(index);
+  }
+
+  /** A file, which cannot be listed: without an answer, rather than empty. */
+  awayFor(index: number): void {
+    writeFileSync(join(this.#dir, 'no-directory'), '');
+    this.#pointTo('no-directory', index);
   }
 
   async back(): Promise<void> {
-    this.#pointTo(this.#real);
+    this.#pointAllTo('main');
   }
 
   async image(): Promise<() => Promise<() => Promise<void>>> {
-    const copy = join(this.#dir, `image${++this.#images}`);
-    cpSync(this.#real, copy, { recursive: true });
+    const copy = `image${++this.#images}`;
+    cpSync(join(this.#dir, 'main'), join(this.#dir, copy), { recursive: true });
     return async () => {
-      this.#pointTo(copy);
+      this.#pointAllTo(copy);
       return () => this.back();
     };
   }
@@ -213,16 +217,18 @@ class EmbeddedHarness implements HarnessCoordinator {
 }
 
 class EtcdHarness implements HarnessCoordinator {
-  readonly url: string;
   readonly #cluster: EtcdCluster;
 
   private constructor(cluster: EtcdCluster) {
     this.#cluster = cluster;
-    this.url = `etcd://${cluster.endpoints.join(',')}?timeout-ms=1000&attempt-timeout-ms=500`;
   }
 
   static async start(dir: string): Promise<EtcdHarness> {
     return new EtcdHarness(await EtcdCluster.start({ dir }));
+  }
+
+  urlOf(): string {
+    return `etcd://${this.#cluster.endpoints.join(',')}?timeout-ms=1000&attempt-timeout-ms=500`;
   }
 
   away(): Promise<void> {
@@ -280,12 +286,11 @@ export class GroupCluster implements AsyncDisposable {
   /** Three members, all in sync, two of which suffice. */
   static async start(options: ClusterOptions = {}): Promise<GroupCluster> {
     const root = mkdtempSync(join(tmpdir(), 'nostos-cluster-'));
-    const embedded = options.coordinator === 'etcd' ? undefined : new EmbeddedHarness(join(root, 'coordinator'));
-    const coordinator = embedded ?? (await EtcdHarness.start(root));
+    const coordinator =
+      options.coordinator === 'etcd' ? await EtcdHarness.start(root) : new EmbeddedHarness(join(root, 'coordinator'));
     const cluster = new GroupCluster(root, coordinator, options);
     try {
       await cluster.#make();
-      embedded?.link();
       await cluster.#join();
       return cluster;
     } catch (error) {
@@ -314,7 +319,7 @@ export class GroupCluster implements AsyncDisposable {
       for (const dir of others) await restoreNode({ dir, from: [node.address ?? ''] });
     }
     const { store, generation } = loadNode(first, undefined);
-    await using coordination = await openCoordinator(this.coordinator.url);
+    await using coordination = await openCoordinator(this.coordinator.urlOf(0));
     rmSync(join(first, 'coordinator.json'), { force: true });
     await coordination.group('main').compareAndSet(0, {
       generation,
@@ -345,7 +350,7 @@ export class GroupCluster implements AsyncDisposable {
       migrations: MIGRATIONS,
       scrubIntervalMs: false,
       limits: this.#limits,
-      group: { coordinator: this.coordinator.url, listen: { port: 0 }, advertise: this.#proxies[index]! },
+      group: { coordinator: this.coordinator.urlOf(index), listen: { port: 0 }, advertise: this.#proxies[index]! },
     };
   }
 
@@ -462,6 +467,13 @@ interface Open {
   refused: boolean;
 }
 
+interface To {
+  /** Which member is asked. */
+  readonly at: number;
+  readonly client: number;
+  readonly key: number;
+}
+
 const CLIENTS = 4;
 const KEYS = 3;
 /** A client that waits so long goes on as another one; its answer still counts when it comes. */
@@ -482,7 +494,6 @@ export class Clients {
   #round = 0;
   #nextClient = 1;
   #nextId = 1;
-  #leader = 0;
   #answered = 0;
 
   constructor(cluster: GroupCluster) {
@@ -523,53 +534,61 @@ export class Clients {
   }
 
   async #run(): Promise<void> {
-    const { random } = this.#cluster;
+    const { random, members } = this.#cluster;
     const known = new Map<number, string | null>();
+    // Each finds the primary for itself: one that was cut off is still asked by those who do not know.
+    let at = random.below(members.length);
     while (!this.#stopping) {
       const client = this.#nextClient++;
       const key = this.#round * 100 + random.below(KEYS);
       const kind = random.below(10);
       const value = `${client}`;
+      if (kind < 4) {
+        // Whoever believes that it leads answers: all of them are asked.
+        await this.#read({ at: random.below(members.length), client, key }, known);
+        await sleep(PAUSE_MS);
+        continue;
+      }
+      const to = { at, client, key };
       const ok =
-        kind < 4
-          ? await this.#read(client, key, known)
-          : kind < 8
-            ? await this.#replace(client, { key, value, expected: known.get(key) ?? null }, known)
-            : kind < 9
-              ? await this.#put(client, { key, value }, known)
-              : await this.#insert();
-      if (!ok) this.#leader = (this.#leader + 1) % this.#cluster.members.length;
+        kind < 8
+          ? await this.#replace(to, { key, value, expected: known.get(key) ?? null }, known)
+          : kind < 9
+            ? await this.#put(to, { key, value }, known)
+            : await this.#insert(at);
+      if (!ok) at = (at + 1) % members.length;
       await sleep(ok ? PAUSE_MS : REFUSED_PAUSE_MS);
     }
   }
 
-  async #read(client: number, key: number, known: Map<number, string | null>): Promise<boolean> {
-    return this.#record(client, key, { kind: 'read', value: null }, this.#ask('read', { key }), (value) => {
-      known.set(key, value);
+  async #read(to: To, known: Map<number, string | null>): Promise<boolean> {
+    const asked = this.#ask(to.at, 'read', { key: to.key });
+    return this.#record(to, { kind: 'read', value: null }, asked, (value) => {
+      known.set(to.key, value);
       return { kind: 'read', value };
     });
   }
 
-  async #replace(client: number, call: Calls['replace'][0], known: Map<number, string | null>): Promise<boolean> {
+  async #replace(to: To, call: Calls['replace'][0], known: Map<number, string | null>): Promise<boolean> {
     const { key, expected, value } = call;
     const step: RegisterStep = { kind: 'replace', expected, value };
-    return this.#record(client, key, step, this.#ask('replace', call), (found) => {
+    return this.#record(to, step, this.#ask(to.at, 'replace', call), (found) => {
       known.set(key, found === expected ? value : found);
       return found === expected ? step : { kind: 'read', value: found };
     });
   }
 
-  async #put(client: number, call: Calls['put'][0], known: Map<number, string | null>): Promise<boolean> {
+  async #put(to: To, call: Calls['put'][0], known: Map<number, string | null>): Promise<boolean> {
     const step: RegisterStep = { kind: 'write', value: call.value };
-    return this.#record(client, call.key, step, this.#ask('put', call), () => {
+    return this.#record(to, step, this.#ask(to.at, 'put', call), () => {
       known.set(call.key, call.value);
       return step;
     });
   }
 
-  async #insert(): Promise<boolean> {
+  async #insert(at: number): Promise<boolean> {
     const id = this.#nextId++;
-    const inserted = this.#ask('insert', { ids: [id] }).then(
+    const inserted = this.#ask(at, 'insert', { ids: [id] }).then(
       () => {
         this.#answered += 1;
         this.#acknowledged.add(id);
@@ -580,13 +599,12 @@ export class Clients {
     return Promise.race([inserted, sleep(PATIENCE_MS, false)]);
   }
 
-  #ask<M extends Method>(method: M, input: Calls[M][0]): Promise<Calls[M][1]> {
-    return this.#cluster.members[this.#leader]!.ask(method, input, Infinity);
+  #ask<M extends Method>(at: number, method: M, input: Calls[M][0]): Promise<Calls[M][1]> {
+    return this.#cluster.members[at]!.ask(method, input, Infinity);
   }
 
   async #record<T>(
-    client: number,
-    key: number,
+    { client, key }: To,
     asked: RegisterStep,
     answer: Promise<T>,
     stepOf: (output: T) => RegisterStep,
