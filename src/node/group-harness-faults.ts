@@ -139,14 +139,36 @@ const parted =
 async function cutOffFromAll(cluster: GroupCluster): Promise<void> {
   const primary = await cluster.primary();
   const index = cluster.indexOf(primary);
+  await cluster.clients.stop(); // a local write waits for the quorum writes of its tenant before it
   cluster.links.part(index, cluster.othersOf(primary), 'both');
   cluster.coordinator.awayFor!(index);
+  // While its lease holds it may still acknowledge what only itself has; that goes into a file, never silently.
+  const alone = cluster.clients.newIds(3);
+  await primary.ask('insert', { ids: alone, durability: 'local' });
+  cluster.clients.start();
   await successorOf(cluster, primary);
+  const late = primary.ask('insert', { ids: cluster.clients.newIds(1), durability: 'local' }, Infinity).then(
+    () => Promise.reject(new Error('a local write was acknowledged without a lease')),
+    (error: unknown) => error,
+  );
   const believes = (await cluster.statusOf(primary))?.group;
   fired(believes?.role === 'leading', `it leads no longer: ${JSON.stringify(believes)}`);
   await cluster.clients.served(60);
   await cluster.coordinator.back();
   cluster.links.heal();
+  const refusal = await late;
+  expect(
+    isNostosError(refusal, 'OUTCOME_UNKNOWN') || isNostosError(refusal, 'NOT_PRIMARY'),
+    `a local write past the lease was told ${String(refusal)}`,
+  );
+  await cluster.settled();
+  const ids = new Set(await primary.ask('ids', undefined));
+  expect(!alone.some((id) => ids.has(id)), 'records that another primary does not have were kept');
+  const events = (await primary.ask('status', undefined)).group?.events ?? [];
+  expect(
+    events.some(({ text }) => /[1-9]\d* of them acknowledged, are kept in .*\.nrb/.test(text)),
+    `nothing tells of the acknowledged records that were dropped: ${JSON.stringify(events.slice(-5))}`,
+  );
 }
 
 const slowed =
