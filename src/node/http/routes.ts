@@ -1,4 +1,5 @@
 /** `/v1`: which request is which operation. `:tenant` names are decoded, checked by the node, and never used as paths. */
+import { parsePosition } from '../../base/brands.ts';
 import { NostosError } from '../../base/errors.ts';
 import type { OperationName } from '../operations.ts';
 
@@ -14,6 +15,8 @@ export interface Route {
   readonly path: string;
   readonly operation: OperationName;
   readonly input: (request: RequestParts) => Readonly<Record<string, unknown>>;
+  /** Of a stream: its `from` for a reader whose last event had this id. */
+  readonly after?: (eventId: string) => unknown;
 }
 
 function optionalNumber(name: string, text: string | undefined): number | undefined {
@@ -68,6 +71,7 @@ export const ROUTES: readonly Route[] = [
     path: '/v1/tenants/:tenant/changes',
     operation: 'changes',
     input: ({ tenant, query }) => ({ tenant, from: query['from'], follow: flag('follow', query['follow']) }),
+    after: (eventId) => eventId,
   },
   { method: 'POST', path: '/v1/migrate', operation: 'migrate.all', input: ({ body }) => body },
   { method: 'POST', path: '/v1/verify', operation: 'verify', input: ({ body }) => body },
@@ -82,5 +86,6 @@ export const ROUTES: readonly Route[] = [
       limit: optionalNumber('limit', query['limit']),
       follow: flag('follow', query['follow']),
     }),
+    after: (eventId) => parsePosition(eventId).lsn + 1,
   },
 ];

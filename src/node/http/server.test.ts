@@ -310,6 +310,19 @@ test('changes come as lines and as events, from a position on', async () => {
   abort.abort();
 });
 
+test('records that come as events go on behind the last one that was read', async () => {
+  const headers = { authorization: `Bearer ${tokens.watcher}`, accept: 'text/event-stream' };
+  const events = async (lastEventId?: string): Promise<readonly (string | undefined)[]> => {
+    const more: Record<string, string> = lastEventId === undefined ? {} : { 'last-event-id': lastEventId };
+    const response = await fetch(`${server.url}/v1/log?limit=3`, { headers: { ...headers, ...more } });
+    return [...(await response.text()).matchAll(/^id: (.*)$/gm)].map(([, id]) => id);
+  };
+  const [first, ...rest] = await events();
+  assert.equal(rest.length, 2);
+  assert.deepEqual((await events(first)).slice(0, 2), rest);
+  assert.deepEqual(await events('no position'), []);
+});
+
 test('metrics are in the format of Prometheus', async () => {
   const { body } = await ask('GET', '/metrics', tokens.watcher);
   assert.match(body as string, /^# HELP nostos_tenants .*\n# TYPE nostos_tenants gauge\nnostos_tenants 2$/m);

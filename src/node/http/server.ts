@@ -174,7 +174,8 @@ async function answer(context: Context, route: Route, exchange: Exchange): Promi
       return;
     }
     const lastEventId = request.headers['last-event-id'];
-    if (events && typeof lastEventId === 'string') call.input = { ...input, from: lastEventId };
+    if (events && typeof lastEventId === 'string' && lastEventId !== '')
+      call.input = { ...input, from: route.after?.(lastEventId) };
     const respond = events ? respondWithEvents : respondWithStream;
     await respond(response, signal, (operation) => runOperation(context.node, call, operation));
     return;
