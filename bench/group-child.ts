@@ -14,8 +14,8 @@ const WAIT_MS = 60_000;
 export interface MemberRequests {
   /** Answers with its store. */
   open: [NodeOptions, string];
-  /** Resolves once this member takes writes. */
-  leads: [undefined, void];
+  /** Whether this member takes writes. */
+  leads: [undefined, boolean];
   changeMembers: [MemberChange, void];
   /** Hands over to whoever is furthest. */
   handover: [undefined, void];
@@ -67,12 +67,7 @@ const methods: Methods = {
     node = await openNode(options);
     return (await node.status()).store;
   },
-  leads: async () => {
-    for (const untilMs = performance.now() + WAIT_MS; opened().role !== 'primary';) {
-      if (performance.now() > untilMs) throw new Error(`nobody made it primary: ${lastEvents(opened()).join('; ')}`);
-      await sleep(LOOK_MS);
-    }
-  },
+  leads: async () => opened().role === 'primary',
   changeMembers: async (change) => opened().group?.changeMembers(change),
   handover: async () => opened().group?.handover(),
   load: ({ writers, durationMs }) => writeOurs(opened().tenant(TENANT), writers, durationMs),
@@ -120,5 +115,6 @@ if (import.meta.main) {
       (error: unknown) => answer({ id, error: serializeError(error) }),
     );
   });
+  process.once('SIGTERM', () => process.exit(0)); // in good order, which leaves a profile where one is taken
   process.once('disconnect', () => process.kill(process.pid, 'SIGKILL'));
 }

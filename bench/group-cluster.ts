@@ -20,7 +20,8 @@ import { INSERT_ROW, ROWS_SCHEMA } from './plain.ts';
 export const MEMBERS = 3;
 const FILL_ROW_BYTES = 500_000;
 const SETTLE_TIMEOUT_MS = 60_000;
-const SETTLE_LOOK_MS = 20;
+const LEADER_TIMEOUT_MS = 60_000;
+const LOOK_MS = 5;
 const CHILD = join(import.meta.dirname, 'group-child.ts');
 
 interface Call {
@@ -119,7 +120,7 @@ export class GroupCluster implements AsyncDisposable {
     try {
       const [first, ...others] = cluster.members as [Member, ...Member[]];
       await first.start();
-      await first.ask('leads', undefined);
+      await cluster.leader();
       for (const [index, other] of others.entries()) {
         await other.start();
         const add = other.store as never;
@@ -132,25 +133,27 @@ export class GroupCluster implements AsyncDisposable {
     }
   }
 
-  /** Whoever leads first from now on. */
+  /** Whoever takes writes; waits until somebody does. */
   async leader(): Promise<Member> {
-    const running = this.members.filter(({ running }) => running);
-    return await Promise.any(running.map((member) => member.ask('leads', undefined).then(() => member)));
+    for (const untilMs = performance.now() + LEADER_TIMEOUT_MS; performance.now() < untilMs; await sleep(LOOK_MS))
+      for (const member of this.members)
+        if (member.running && (await member.ask('leads', undefined).catch(() => false))) return member;
+    throw new Error(`nobody leads: ${await this.#said()}`);
   }
 
   /** Who was lost has come back. */
   async untilAllInSync(): Promise<void> {
-    for (
-      const untilMs = performance.now() + SETTLE_TIMEOUT_MS;
-      performance.now() < untilMs;
-      await sleep(SETTLE_LOOK_MS)
-    ) {
+    for (const untilMs = performance.now() + SETTLE_TIMEOUT_MS; performance.now() < untilMs; await sleep(LOOK_MS)) {
       const leader = await this.leader();
       const { inSync } = await leader.ask('group', undefined);
       if (inSync.length === this.members.length) return;
     }
+    throw new Error(`not all members are in sync: ${await this.#said()}`);
+  }
+
+  async #said(): Promise<string> {
     const said = this.members.map((member) => member.ask('group', undefined).then(({ events }) => events, String));
-    throw new Error(`not all members are in sync: ${JSON.stringify(await Promise.all(said))}`);
+    return JSON.stringify(await Promise.all(said));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
