@@ -22,7 +22,7 @@ export async function respondWithEvents(
   signal: AbortSignal,
   run: (context: OperationContext) => Promise<unknown>,
 ): Promise<void> {
-  response.writeHead(200, { 'content-type': EVENT_STREAM, 'cache-control': 'no-store' });
+  response.writeHead(200, { 'content-type': EVENT_STREAM, 'cache-control': 'no-store' }).flushHeaders();
   const write = async (text: string): Promise<void> => {
     if (!response.destroyed && !response.write(text)) await once(response, 'drain', { signal }).catch(() => {});
   };

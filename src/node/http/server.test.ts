@@ -310,6 +310,14 @@ test('changes come as lines and as events, from a position on', async () => {
   abort.abort();
 });
 
+test('who waits for events hears that it does, before there are any', async () => {
+  const path = `${server.url}/v1/tenants/acme/changes?follow=true&from=now`;
+  const headers = { authorization: `Bearer ${tokens.watcher}`, accept: 'text/event-stream' };
+  const response = await fetch(path, { headers, signal: AbortSignal.timeout(5_000) });
+  assert.equal(response.status, 200);
+  await response.body?.cancel();
+});
+
 test('records that come as events go on behind the last one that was read', async () => {
   const headers = { authorization: `Bearer ${tokens.watcher}`, accept: 'text/event-stream' };
   const events = async (lastEventId?: string): Promise<readonly (string | undefined)[]> => {
