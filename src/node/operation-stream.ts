@@ -34,13 +34,20 @@ export async function readBody(request: IncomingMessage, bytesMax: number): Prom
   return body.toString('utf8');
 }
 
-/** Aborts when the client goes away before its answer is complete, or with `parent`. */
+/**
+ * Aborts when the client goes away before its answer is complete, or with `parent`. Not by `AbortSignal.any`: its signals
+ * stay in memory, with whatever listens to them, for as long as `parent` lives.
+ */
 export function disconnectSignal(response: ServerResponse, parent: AbortSignal): AbortSignal {
   const gone = new AbortController();
+  const follow = (): void => gone.abort(parent.reason);
+  if (parent.aborted) follow();
+  else parent.addEventListener('abort', follow);
   response.once('close', () => {
+    parent.removeEventListener('abort', follow);
     if (!response.writableFinished) gone.abort(new NostosError('CLOSED', 'the client went away'));
   });
-  return AbortSignal.any([gone.signal, parent]);
+  return gone.signal;
 }
 
 /** Runs `run` and writes what it emits; resolves when the answer is out, or its reader gone. Never rejects. */
