@@ -13,17 +13,25 @@ const GROWN_BYTES_MIN = 3 * 1024 * 1024;
 /** Of threads for which nobody waits. */
 export const GROWN_BYTES_BACKGROUND = 1024 * 1024;
 
+/** Of the time of a thread that makes garbage without end, a fifth goes into this at most. */
+const PAUSE_FACTOR = 4;
+
 let collect: (() => void) | undefined;
 let keptBytes = 0;
+let notBeforeMs = -Infinity;
 
 /** Collects what this thread has left since the last time, if that is much and the heap is small; true where it did. */
 export function collectIfGrown(grownBytesMin = GROWN_BYTES_MIN): boolean {
+  const startedMs = performance.now();
+  if (startedMs < notBeforeMs) return false;
   const { used_heap_size: usedBytes, malloced_memory: nativeBytes } = getHeapStatistics();
   const bytes = usedBytes + nativeBytes;
   if (bytes > HEAP_BYTES_MAX || bytes < keptBytes + grownBytesMin) return false;
   collect ??= exposed();
   collect();
   keptBytes = getHeapStatistics().used_heap_size;
+  const endedMs = performance.now();
+  notBeforeMs = endedMs + PAUSE_FACTOR * (endedMs - startedMs);
   return true;
 }
 
