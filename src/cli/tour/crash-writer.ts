@@ -4,6 +4,7 @@
  *
  * Arguments: data directory, tenant, number of the first write, workload as JSON.
  */
+import { writeSync } from 'node:fs';
 import { openNode } from '../../node/open-node.ts';
 import { runWrite, type Workload } from './workload.ts';
 
@@ -19,12 +20,26 @@ process.stdin.resume().once('end', () => process.exit(1));
 await using node = await openNode({ dir, scrubIntervalMs: false });
 const tenant = node.tenant(tenantName);
 
+/** With the system before the next step: what `process.stdout` keeps for a reader who is slow dies with this process. */
+function say(line: string): void {
+  for (;;)
+    try {
+      writeSync(1, line); // a line is taken whole, or not at all
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
+      Atomics.wait(pause, 0, 0, 1);
+    }
+}
+
+const pause = new Int32Array(new SharedArrayBuffer(4));
+
 async function writeForEver(): Promise<never> {
   for (;;) {
     const id = next++;
-    process.stdout.write(`+${id}\n`);
+    say(`+${id}\n`);
     await tenant.write((tx) => runWrite(tx, workload, id));
-    process.stdout.write(`=${id}\n`);
+    say(`=${id}\n`);
   }
 }
 
