@@ -87,7 +87,7 @@ export function checkFile(file: string, text: string): Violation[] {
   const folder = folderOf(file);
   if (LAYERS[folder] === undefined)
     return [{ file, rule: 'unknown-folder', message: `src/${folder} has no layer in scripts/check-layers.ts` }];
-  const isTest = file.endsWith('.test.ts');
+  const isTest = /\.(?:test|fixture)\.ts$/.test(file);
   const code = text.replace(COMMENTS, '');
   const violations = [...code.matchAll(IMPORTS)].flatMap((match) =>
     checkImport(file, folder, (match[1] ?? match[2] ?? match[3])!, isTest),

@@ -1,6 +1,6 @@
 /**
  * A group of real node processes on an embedded coordinator or a real etcd, with a network in between that can be disturbed
- * (`group-harness-links.ts`), clients that write and read all the time, and the checks that follow each fault: the group
+ * (`group-harness-links.fixture.ts`), clients that write and read all the time, and the checks that follow each fault: the group
  * commits again, all copies are equal, no acknowledged write is lost, and the history of the clients is linearizable.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
@@ -17,8 +17,8 @@ import { randomHex128, seededRandom, systemRandom, type SeededRandom } from '../
 import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { EtcdCluster } from '../testing/etcd-cluster.ts';
 import { checkLinearizability, type Operation, type RegisterStep } from '../testing/linearizability.ts';
-import { MIGRATIONS, TENANT, type Calls, type FromChild, type Method } from './group-child.ts';
-import { Links } from './group-harness-links.ts';
+import { MIGRATIONS, TENANT, type Calls, type FromChild, type Method } from './group-child.fixture.ts';
+import { Links } from './group-harness-links.fixture.ts';
 import { loadNode } from './node-file.ts';
 import { openNode } from './open-node.ts';
 import { restoreNode } from './restore-node.ts';
@@ -66,11 +66,15 @@ export class Member {
   constructor(options: NodeOptions, environment: { readonly clockFile?: string } = {}) {
     const url = (name: string): URL => new URL(`./${name}${extname(import.meta.url)}`, import.meta.url);
     const { clockFile } = environment;
-    const flags = clockFile === undefined ? [] : ['--import', url('group-harness-clock').href];
-    this.#process = spawn(process.execPath, [...flags, fileURLToPath(url('group-child')), JSON.stringify(options)], {
-      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-      env: { ...process.env, ...(clockFile === undefined ? {} : { NOSTOS_TEST_CLOCK: clockFile }) },
-    });
+    const flags = clockFile === undefined ? [] : ['--import', url('group-harness-clock.fixture').href];
+    this.#process = spawn(
+      process.execPath,
+      [...flags, fileURLToPath(url('group-child.fixture')), JSON.stringify(options)],
+      {
+        stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+        env: { ...process.env, ...(clockFile === undefined ? {} : { NOSTOS_TEST_CLOCK: clockFile }) },
+      },
+    );
     this.#process.stderr?.setEncoding('utf8').on('data', (text: string) => this.#errors.push(text));
     this.#exited = once(this.#process, 'exit');
     const { promise, resolve, reject } = Promise.withResolvers<Opened>();
@@ -154,10 +158,13 @@ export interface HarnessCoordinator extends AsyncDisposable {
   urlOf(index: number): string;
   away(): Promise<void>;
   back(): Promise<void>;
-  /** Whether one member can be cut off from it by itself. */
-  readonly awayFor?: (index: number) => void;
-  /** Keeps what is there now; the answer sets the coordinator back to that, and its answer undoes it. */
-  image(): Promise<() => Promise<() => Promise<void>>>;
+  /** What only a coordinator in a directory of ours can do. */
+  readonly onDisk?: {
+    /** It is away for one member. */
+    awayFor(index: number): void;
+    /** Keeps what is there now; the answer sets the coordinator back to that, until it is `back`. */
+    image(): () => void;
+  };
 }
 
 /** Each member reaches the directory of the group's record through a link of its own, which is replaced at once. */
@@ -191,27 +198,25 @@ class EmbeddedHarness implements HarnessCoordinator {
   }
 
   async away(): Promise<void> {
-    for (let index = 0; index < MEMBERS; index += 1) this.awayFor(index);
-  }
-
-  /** A file, which cannot be listed: without an answer, rather than empty. */
-  awayFor(index: number): void {
-    writeFileSync(join(this.#dir, 'no-directory'), '');
-    this.#pointTo('no-directory', index);
+    for (let index = 0; index < MEMBERS; index += 1) this.onDisk.awayFor(index);
   }
 
   async back(): Promise<void> {
     this.#pointAllTo('main');
   }
 
-  async image(): Promise<() => Promise<() => Promise<void>>> {
-    const copy = `image${++this.#images}`;
-    cpSync(join(this.#dir, 'main'), join(this.#dir, copy), { recursive: true });
-    return async () => {
-      this.#pointAllTo(copy);
-      return () => this.back();
-    };
-  }
+  readonly onDisk = {
+    /** A file, which cannot be listed: without an answer, rather than empty. */
+    awayFor: (index: number): void => {
+      writeFileSync(join(this.#dir, 'no-directory'), '');
+      this.#pointTo('no-directory', index);
+    },
+    image: (): (() => void) => {
+      const copy = `image${++this.#images}`;
+      cpSync(join(this.#dir, 'main'), join(this.#dir, copy), { recursive: true });
+      return () => this.#pointAllTo(copy);
+    },
+  };
 
   async [Symbol.asyncDispose](): Promise<void> {}
 }
@@ -237,15 +242,6 @@ class EtcdHarness implements HarnessCoordinator {
 
   back(): Promise<void> {
     return this.#cluster.startAll();
-  }
-
-  async image(): Promise<() => Promise<() => Promise<void>>> {
-    const setBack = await this.#cluster.image();
-    return async () => {
-      const undo = await this.#cluster.image();
-      await setBack();
-      return undo;
-    };
   }
 
   [Symbol.asyncDispose](): Promise<void> {

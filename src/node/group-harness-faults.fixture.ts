@@ -8,15 +8,22 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { isNostosError } from '../base/errors.ts';
 import type { StopReason } from '../replication/effects.ts';
 import type { SmallDisk } from '../testing/small-disk.fixture.ts';
-import { GroupCluster, HARNESS_LIMITS, Member, until, type CheckReport, type ClusterOptions } from './group-harness.ts';
-import type { FrameFault } from './group-harness-links.ts';
+import {
+  GroupCluster,
+  HARNESS_LIMITS,
+  Member,
+  until,
+  type CheckReport,
+  type ClusterOptions,
+} from './group-harness.fixture.ts';
+import type { FrameFault } from './group-harness-links.fixture.ts';
 
 export interface GroupFault {
   readonly name: string;
   /** `disk` holds the directory of the last member, where one could be mounted. */
   run(cluster: GroupCluster, disk: SmallDisk | undefined): Promise<void>;
   readonly needsDisk?: true;
-  /** It takes a coordinator that can be away for one member. */
+  /** It takes a coordinator on a disk of ours. */
   readonly needsEmbedded?: true;
 }
 
@@ -141,7 +148,7 @@ async function cutOffFromAll(cluster: GroupCluster): Promise<void> {
   const index = cluster.indexOf(primary);
   await cluster.clients.stop(); // a local write waits for the quorum writes of its tenant before it
   cluster.links.part(index, cluster.othersOf(primary), 'both');
-  cluster.coordinator.awayFor!(index);
+  cluster.coordinator.onDisk!.awayFor(index);
   // While its lease holds it may still acknowledge what only itself has; that goes into a file, never silently.
   const alone = cluster.clients.newIds(3);
   await primary.ask('insert', { ids: alone, durability: 'local' });
@@ -212,10 +219,10 @@ async function coordinatorAway(cluster: GroupCluster): Promise<void> {
 }
 
 async function coordinatorSetBack(cluster: GroupCluster): Promise<void> {
-  const setBack = await cluster.coordinator.image();
+  const setBack = cluster.coordinator.onDisk!.image();
   await cluster.clients.served();
   await sleep(HARNESS_LIMITS.renewIntervalMs * 2);
-  const undo = await setBack();
+  setBack();
   for (const member of cluster.members) await stopReason(cluster, member, 'coordinator-regressed');
   for (const member of cluster.members) {
     const refused = await member.ask('put', { key: 1, value: 'x' }).catch((error: unknown) => error);
@@ -225,7 +232,7 @@ async function coordinatorSetBack(cluster: GroupCluster): Promise<void> {
   const again = cluster.indexOf(cluster.members[0]!);
   await cluster.members[again]!.kill();
   await stopReason(cluster, await cluster.open(again), 'coordinator-regressed');
-  await undo();
+  await cluster.coordinator.back();
   for (const index of cluster.members.keys()) {
     await cluster.members[index]!.kill();
     await cluster.open(index);
@@ -428,7 +435,7 @@ export const GROUP_FAULTS: readonly GroupFault[] = [
   { name: 'a clock that jumps', run: clockJumps },
   { name: 'a follower whose disk is full', run: fullDisk('follower'), needsDisk: true },
   { name: 'a primary whose disk is full', run: fullDisk('primary'), needsDisk: true },
-  { name: 'the coordinator set back to an older image', run: coordinatorSetBack },
+  { name: 'the coordinator set back to an older image', run: coordinatorSetBack, needsEmbedded: true },
 ];
 
 /** One fault of the table, on a group that serves, and the checks that follow it. */
@@ -451,7 +458,7 @@ export async function runGroupSoak(options: GroupSoakOptions): Promise<{ readonl
   await using cluster = await GroupCluster.start(options);
   const faults = GROUP_FAULTS.filter(
     ({ needsDisk, needsEmbedded }) =>
-      needsDisk !== true && (needsEmbedded !== true || cluster.coordinator.awayFor !== undefined),
+      needsDisk !== true && (needsEmbedded !== true || cluster.coordinator.onDisk !== undefined),
   );
   let rounds = 0;
   for (; rounds < options.rounds; rounds += 1) {
