@@ -36,6 +36,7 @@ export const bench: Bench = {
       figure('group-handover', 'longest write while the primary hands over, worst of the runs', handovers, 100),
     ];
     if (etcd !== undefined) figures.push(await coordinatorAway(context, etcd, writer));
+    else process.stderr.write('group-failover: no figure without the coordinator, since there is no etcd to stop\n');
     await writer.stop();
     await checkRows(group, writer);
     return figures;

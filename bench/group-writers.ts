@@ -19,7 +19,10 @@ export const bench: Bench = {
   what: '64 concurrent writers of 100-byte rows, each acknowledged by three nodes',
   async run({ dir, quick, progress }) {
     const missing = etcdMissing();
-    if (missing !== undefined) throw new Error(`nothing to compare with: ${missing}`);
+    if (missing !== undefined) {
+      process.stderr.write(`group-writers: no figures, since nothing is there to compare with: ${missing}\n`);
+      return [];
+    }
     const [rounds, durationMs] = quick ? [2, 1_000] : [7, 4_000];
     await using etcd = await EtcdCluster.start({ dir });
     const coordinator = `embedded:${join(dir, 'coordinator')}`;
