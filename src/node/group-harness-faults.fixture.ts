@@ -387,7 +387,10 @@ async function clockJumps(cluster: GroupCluster): Promise<void> {
   await until('the one whose clock jumps leads', async () => (await cluster.primary()) === member);
   for (const offsetMs of [3_600_000, -3_600_000, 0]) {
     writeFileSync(clockFile, `${offsetMs}`);
-    await sleep(50);
+    await until('its clock has jumped', async () => {
+      const shownMs = await member.ask('clock', undefined);
+      return Math.abs(shownMs - offsetMs - Date.now()) < 60_000;
+    });
     await cluster.clients.served();
   }
   await member.kill();
@@ -396,10 +399,13 @@ async function clockJumps(cluster: GroupCluster): Promise<void> {
 
 async function handover(cluster: GroupCluster): Promise<void> {
   const old = await cluster.primary();
+  const unknown = (): number => cluster.clients.codes.get('OUTCOME_UNKNOWN') ?? 0;
+  const before = unknown();
   await old.ask('handover', {});
   const successor = await cluster.primary(undefined, old);
   fired(successor !== old, 'the same one leads');
   await cluster.clients.served();
+  expect(unknown() === before, `${unknown() - before} writes do not know what became of them`);
 }
 
 export const GROUP_FAULTS: readonly GroupFault[] = [
