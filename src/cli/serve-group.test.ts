@@ -123,19 +123,19 @@ test(
     const leads = async (dir: string): Promise<boolean> => (await members.status(dir)).role === 'primary';
     await eventually('another one leads', async () => (await leads('b')) || leads('c'));
     const [primary, lost] = (await leads('b')) ? ['b', 'c'] : ['c', 'b'];
-    await insert(primary!, 2);
+    await insert(primary, 2);
 
     await members.start('a', '--restore-from', source);
-    await members.end(lost!, 'SIGKILL');
-    await rm(join(cwd, lost!), { recursive: true });
-    const { store: before } = await members.status(primary!);
-    const copy = /^other nodes +(\S+);/m.exec(await ok(cwd, 'status', '--dir', primary!))![1]!;
-    await members.start(lost!, '--restore-from', copy);
-    const { store } = await members.status(lost!);
+    const { store: before } = await members.status(lost);
+    await members.end(lost, 'SIGKILL');
+    await rm(join(cwd, lost), { recursive: true });
+    const copy = /^other nodes +(\S+);/m.exec(await ok(cwd, 'status', '--dir', primary))![1]!;
+    await members.start(lost, '--restore-from', copy);
+    const { store } = await members.status(lost);
     assert.notEqual(store, before);
-    await insert(primary!, 3);
-    await eventually('the new store is in sync', async () => (await members.inSync(primary!)).includes(store));
-    assert.equal((await members.status(primary!)).group?.record?.members.length, 3, 'it has the place of the lost one');
+    await insert(primary, 3);
+    await eventually('the new store is in sync', async () => (await members.inSync(primary)).includes(store));
+    assert.equal((await members.status(primary)).group?.record?.members.length, 3, 'it has the place of the lost one');
     for (const dir of ['a', 'b', 'c'])
       await eventually(`${dir} has all`, async () => {
         const rows = await ok(cwd, 'sql', 'select count(*) as n from t', '--dir', dir, '--tenant', 'acme');

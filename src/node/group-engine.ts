@@ -585,8 +585,8 @@ export class GroupEngine extends LogService {
         // A directory that was lost comes back under the id that it was given anew, where the lost one was.
         if (now.node !== before.node && now.address !== before.address) continue;
         this.#admitting.add(add);
-        const done = (): void => void this.#admitting.delete(add);
-        return void this.changeMembers({ add, remove }).then(done, done);
+        await this.changeMembers({ add, remove }).finally(() => this.#admitting.delete(add));
+        return;
       }
     }
   }

@@ -154,10 +154,16 @@ export class GroupMember {
     return leaseHolds(this.#lease, now, this.#deps.limits.leaseMs, this.#deps.limits.clockDriftMax);
   }
 
+  /** Of the reign that is: changes with each one that begins or ends. */
+  get reign(): number {
+    return this.#reigns;
+  }
+
   /** Waits for the lease as long as a renewal may take: a reign that has just begun has none yet. */
-  async leased(): Promise<boolean> {
+  async leased(reign: number): Promise<boolean> {
     const untilMs = sharedMs() + this.#deps.limits.renewIntervalMs;
     for (;;) {
+      if (reign !== this.#reigns) return false; // another one may have led between the snapshot and now
       if (this.holdsLease()) return true;
       if (this.#role !== 'primary' || sharedMs() > untilMs) return false;
       await new Promise((resolve) => void setTimeout(resolve, WAIT_STEP_MS));
@@ -283,6 +289,8 @@ export class GroupMember {
 
   /** Keeps and tells what has happened. */
   note(kind: GroupEventKind, text: string): void {
+    // What is tried again and again is told once.
+    if (kind === 'tenant-failed' && this.#events.findLast((event) => event.kind === kind)?.text === text) return;
     const entry = { atMs: Date.now(), kind, text };
     this.#events.push(entry);
     if (this.#events.length > EVENTS_KEPT) this.#events.shift();

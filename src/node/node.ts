@@ -145,7 +145,8 @@ export class NostosNode implements Node {
       outlook: (position) => deps.engine.outlook(position),
       generation: settings.identity.generation,
       durability: settings.durability,
-      assertFresh: () => (this.#member?.role === 'primary' ? this.#assertLease(this.#member) : undefined),
+      reign: () => this.#member?.reign ?? 0,
+      assertFresh: (reign) => (this.#member?.role === 'primary' ? this.#assertLease(this.#member, reign) : undefined),
       importing: new Set(),
       count: (outcome) => (this.#writes[outcome] += 1),
       create: async (name) => void (await this.#create(name, false)),
@@ -334,8 +335,8 @@ export class NostosNode implements Node {
   }
 
   /** What was read may miss what another primary has written since. */
-  async #assertLease(member: GroupMember): Promise<void> {
-    if (await member.leased()) return;
+  async #assertLease(member: GroupMember, reign: number): Promise<void> {
+    if (await member.leased(reign)) return;
     throw new NostosError(
       'NOT_PRIMARY',
       'this node leads, as far as it knows, but its lease has run out; read with stale, from a position (min), or try again',

@@ -52,7 +52,9 @@ export interface TenantHandleDeps {
   /** Throws where this node appends nothing. */
   readonly assertWritable: () => void;
   /** Throws where this node leads, and gets no lease in time. */
-  readonly assertFresh: () => Promise<void> | void;
+  readonly assertFresh: (reign: number) => Promise<void> | void;
+  /** Taken before a snapshot is, for `assertFresh`. */
+  readonly reign: () => number;
   readonly outlook: (position: Position) => Promise<PositionOutlook>;
   readonly generation: Generation;
   /** Of writes that do not say. */
@@ -114,8 +116,9 @@ export class TenantHandle implements Tenant {
     const int64 = options.int64 ?? this.#deps.int64;
     return this.#use(async (store) => {
       await this.#reach(store, options);
+      const reign = this.#deps.reign();
       const result = await store.read((connection) => readOnce(connection, int64, fn));
-      if (options.stale !== true) await this.#deps.assertFresh();
+      if (options.stale !== true) await this.#deps.assertFresh(reign);
       return result;
     });
   }
@@ -167,6 +170,7 @@ export class TenantHandle implements Tenant {
       checkParameters(given);
       await this.#reach(store, options);
       await store.ready();
+      const reign = this.#deps.reign();
       const rows = (await queries.query({
         path: store.path,
         statement: text,
@@ -177,7 +181,7 @@ export class TenantHandle implements Tenant {
         timeoutMs: Math.min(checkTimeout(options.timeoutMs ?? limits.queryTimeoutMs), limits.readerAgeMaxMs),
         signal: options.signal,
       })) as R[];
-      if (options.stale !== true) await this.#deps.assertFresh();
+      if (options.stale !== true) await this.#deps.assertFresh(reign);
       return rows;
     });
   }
