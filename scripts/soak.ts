@@ -2,12 +2,13 @@
  * `npm run soak`: what takes too long for every test run. kill -9 of a real process under load, again and again, and
  * power cuts on the writes that a process really made; every acknowledged write is checked. kill -9 of either side of a
  * network restore, which must then go on where it was: of the transfer (`--restores`), and of `nostos restore` into a
- * directory (`--directories`).
+ * directory (`--directories`). Faults of a group of real processes, with clients whose history is checked (`--groups`).
  *
- * `npm run soak -- --rounds 200 --cuts 300 --restores 50 --directories 50 --seed 1`; 0 leaves one out.
+ * `npm run soak -- --rounds 200 --cuts 300 --restores 50 --directories 50 --groups 100 --seed 1`; 0 leaves one out.
  */
 import { parseArgs } from 'node:util';
 import { runDirectoryKills } from '../src/cli/restore-kill-harness.ts';
+import { runGroupSoak } from '../src/node/group-harness-faults.fixture.ts';
 import { runKillRounds } from '../src/node/kill-harness.ts';
 import { runPowerCuts, straceRefusal } from '../src/node/power-cut.ts';
 import { runRestoreKills } from '../src/restore/stream/kill.fixture.ts';
@@ -18,12 +19,13 @@ const { values } = parseArgs({
     cuts: { type: 'string', default: '300' },
     restores: { type: 'string', default: '50' },
     directories: { type: 'string', default: '50' },
+    groups: { type: 'string', default: '100' },
     seed: { type: 'string' },
     dir: { type: 'string' },
   },
 });
 const [rounds, cuts, restores] = [Number(values.rounds), Number(values.cuts), Number(values.restores)];
-const directories = Number(values.directories);
+const [directories, groups] = [Number(values.directories), Number(values.groups)];
 const seed = values.seed === undefined ? Math.floor(Math.random() * 2 ** 32) : Number(values.seed);
 
 if (rounds > 0) {
@@ -71,6 +73,16 @@ if (directories > 0) {
     seed,
     onProgress: ({ kill, victim, afterMs, left, ended }) =>
       process.stdout.write(`${kill}: ${victim} killed after ${afterMs} ms, left ${left}, ${ended}\n`),
+  });
+  process.stdout.write(`${JSON.stringify(report)}\n`);
+}
+
+if (groups > 0) {
+  process.stdout.write(`${groups} faults in a group of three processes with seed ${seed}\n`);
+  const report = await runGroupSoak({
+    rounds: groups,
+    seed,
+    onProgress: ({ round, fault }) => process.stdout.write(`${round}: ${fault}\n`),
   });
   process.stdout.write(`${JSON.stringify(report)}\n`);
 }
