@@ -4,15 +4,12 @@
  */
 import { fork, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { deserializeError } from '../src/base/errors.ts';
-import { randomHex128, systemRandom } from '../src/base/random.ts';
-import type { Term } from '../src/base/brands.ts';
+import { initGroup } from '../src/node/group-init.ts';
 import { openCoordinator } from '../src/coordination/open-coordinator.ts';
 import { openNode, type NodeOptions } from '../src/index.ts';
-import { loadNode } from '../src/node/node-file.ts';
 import { restoreNode } from '../src/node/restore-node.ts';
 import { TENANT, type MemberAnswer, type MemberCall, type MemberMethod, type MemberRequests } from './group-child.ts';
 import { INSERT_ROW, ROWS_SCHEMA } from './plain.ts';
@@ -189,20 +186,6 @@ async function makeCopies([first, ...others]: readonly string[], fillBytes: numb
 
 /** The record of a group of one, which the others join. */
 async function makeGroup(dir: string, url: string): Promise<void> {
-  const { store, generation } = loadNode(dir, undefined);
   await using coordination = await openCoordinator(url);
-  // Of the time before it had a group, in which it was its own coordinator.
-  rmSync(join(dir, 'coordinator.json'), { force: true });
-  const made = await coordination.group('main').compareAndSet(0, {
-    generation,
-    term: 1 as Term,
-    primary: null,
-    members: [store],
-    inSync: [store],
-    minInSync: 1,
-    renewal: 0,
-    committed: null,
-    nonce: randomHex128(systemRandom),
-  });
-  if (!made.ok) throw new Error('there is a group already');
+  await initGroup(coordination.group(), dir);
 }

@@ -10,16 +10,16 @@ import { tmpdir } from 'node:os';
 import { extname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import type { BootId, StoreId, Term } from '../base/brands.ts';
+import type { BootId, StoreId } from '../base/brands.ts';
 import { deserializeError, NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import { randomHex128, seededRandom, systemRandom, type SeededRandom } from '../base/random.ts';
+import { seededRandom, type SeededRandom } from '../base/random.ts';
+import { initGroup } from './group-init.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { EtcdCluster } from '../testing/etcd-cluster.ts';
 import { checkLinearizability, type Operation, type RegisterStep } from '../testing/linearizability.ts';
 import { MIGRATIONS, TENANT, type Calls, type FromChild, type Method } from './group-child.fixture.ts';
 import { Links } from './group-harness-links.fixture.ts';
-import { loadNode } from './node-file.ts';
 import { openNode } from './open-node.ts';
 import { restoreNode } from './restore-node.ts';
 import type { NodeOptions, NodeStatus } from './types.ts';
@@ -314,20 +314,8 @@ export class GroupCluster implements AsyncDisposable {
       await tenant.write((tx) => void tx.run("insert into item values (0, 'before the group')"));
       for (const dir of others) await restoreNode({ dir, from: [node.address ?? ''] });
     }
-    const { store, generation } = loadNode(first, undefined);
     await using coordination = await openCoordinator(this.coordinator.urlOf(0));
-    rmSync(join(first, 'coordinator.json'), { force: true });
-    await coordination.group('main').compareAndSet(0, {
-      generation,
-      term: 1 as Term,
-      primary: null,
-      members: [store],
-      inSync: [store],
-      minInSync: 1,
-      renewal: 0,
-      committed: null,
-      nonce: randomHex128(systemRandom),
-    });
+    await initGroup(coordination.group(), first);
   }
 
   async #join(): Promise<void> {
