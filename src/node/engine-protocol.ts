@@ -164,7 +164,6 @@ export interface EngineRequests {
   ];
   handover: [{ readonly to?: StoreId }, undefined];
   changeMembers: [MemberChange, undefined];
-  holdsLease: [undefined, boolean];
   groupReport: [undefined, GroupReport];
   status: [undefined, LogStatus];
   /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */
@@ -175,15 +174,7 @@ export interface EngineRequests {
 export type EngineMethod = keyof EngineRequests;
 export type GroupMethod = Extract<
   EngineMethod,
-  | 'steppedDown'
-  | 'rolledBack'
-  | 'cutTo'
-  | 'logEnd'
-  | 'readRun'
-  | 'handover'
-  | 'changeMembers'
-  | 'holdsLease'
-  | 'groupReport'
+  'steppedDown' | 'rolledBack' | 'cutTo' | 'logEnd' | 'readRun' | 'handover' | 'changeMembers' | 'groupReport'
 >;
 
 export interface EngineRequest<M extends EngineMethod = EngineMethod> {

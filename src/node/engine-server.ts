@@ -214,8 +214,6 @@ function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {
       return inGroup(engine).handover((input as EngineRequests['handover'][0]).to);
     case 'changeMembers':
       return inGroup(engine).changeMembers(input as EngineRequests['changeMembers'][0]);
-    case 'holdsLease':
-      return inGroup(engine).holdsLease();
     case 'groupReport':
       return inGroup(engine).groupReport();
     case 'status':

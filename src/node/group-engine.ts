@@ -38,6 +38,7 @@ import type { ChannelId } from '../replication/messages.ts';
 import { checkGroupLimits } from '../replication/options.ts';
 import { GROUP_SERVICE_NAME, Peers } from '../replication/peers.ts';
 import { holdsDurably, type StoreView } from '../replication/store-view.ts';
+import { Waiters } from '../replication/waiters.ts';
 import { formatAddress } from '../wire/address.ts';
 import type { Channel } from '../wire/channel.ts';
 import { connectToService } from '../wire/connect.ts';
@@ -107,11 +108,11 @@ export class GroupEngine extends LogService {
   #roomTimer: NodeJS.Timeout | undefined;
   /** Whose message is being handled: an append that the log refuses ends that conversation. */
   #from: ChannelId | undefined;
-  /** In the order of their records. */
-  #waiting: Waiting[] = [];
+  readonly #waiting = new Waiters<Waiting>();
   readonly #sent = new Map<ChannelId, ChainPoint>();
   readonly #recent = new RecentAppends();
-  #changes: AskedChange[] = [];
+  /** They are made in any order: a newcomer that catches up first is added first. */
+  readonly #changes = new Map<MemberChange, AskedChange>();
   #stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | undefined;
   #told: GroupNotice | undefined;
   #leaseTold: Instant | undefined;
@@ -252,7 +253,8 @@ export class GroupEngine extends LogService {
       const own = hashes.slice(at * HASH_BYTES, (at + entries.length) * HASH_BYTES);
       at += entries.length;
       const appended = { generation, term, firstLsn, hashes: own };
-      this.#waiting.push({ call, last: (firstLsn + entries.length - 1) as Lsn, appended });
+      const last = (firstLsn + entries.length - 1) as Lsn;
+      this.#waiting.add(last, call.durability, { call, last, appended });
     }
   }
 
@@ -263,27 +265,19 @@ export class GroupEngine extends LogService {
     } catch {
       return this.#tell({ kind: 'log-failed' });
     }
-    const now = instant();
-    if (this.#machine.holdsLease(now))
-      this.#waiting = this.#waiting.filter(({ call, appended }) => {
-        if (call.durability === 'local') call.resolve(appended);
-        return call.durability !== 'local';
-      });
+    this.#answer();
     this.#tell({ kind: 'progress' });
   }
 
-  #answerUpTo(watermark: Lsn): void {
-    let count = 0;
-    for (const { last, call, appended } of this.#waiting) {
-      if (last > watermark) break;
-      call.resolve(appended);
-      count += 1;
-    }
-    this.#waiting.splice(0, count);
+  /** Whoever may know by now: what is committed, and what is `local` and on this disk while the lease holds. */
+  #answer(): void {
+    const { watermark, durable } = this.log;
+    const settled = this.#waiting.settle(watermark, durable.lsn, this.#machine.holdsLease(instant()));
+    for (const { call, appended } of settled) call.resolve(appended);
   }
 
   override get awaitsPeers(): boolean {
-    return this.#waiting.length > 0;
+    return this.#waiting.size > 0;
   }
 
   #notPrimary(): NostosError {
@@ -396,7 +390,7 @@ export class GroupEngine extends LogService {
         return this.#take(effect.payload);
       case 'watermark':
         this.log.setWatermark(effect.lsn);
-        this.#answerUpTo(this.log.watermark);
+        this.#answer();
         return this.#deps.tell({ kind: 'watermark', lsn: this.log.watermark });
       case 'lead':
         return this.#deps.tell({ kind: 'lead', term: effect.term });
@@ -411,7 +405,8 @@ export class GroupEngine extends LogService {
       case 'step-down':
         return this.#stepDown(effect);
       case 'members-changed': {
-        const asked = this.#changes.shift();
+        const asked = this.#changes.get(effect.change);
+        this.#changes.delete(effect.change);
         if (effect.ok) asked?.resolve();
         else asked?.reject(new NostosError('INVALID_ARGUMENT', effect.why ?? 'the members could not be changed'));
         return;
@@ -532,8 +527,9 @@ export class GroupEngine extends LogService {
     if (this.log.state === 'open') this.log.endTerm();
     this.#sent.clear();
     this.#recent.clear();
-    for (const { call, last } of this.#waiting.splice(0)) call.reject(this.#outcomeUnknown(last));
-    for (const { reject } of this.#changes.splice(0)) reject(this.#notPrimary());
+    for (const { call, last } of this.#waiting.end()) call.reject(this.#outcomeUnknown(last));
+    for (const { reject } of this.#changes.values()) reject(this.#notPrimary());
+    this.#changes.clear();
     this.#deps.tell({ kind: 'step-down', term, reason });
   }
 
@@ -672,13 +668,9 @@ export class GroupEngine extends LogService {
   changeMembers(change: MemberChange): Promise<undefined> {
     if (this.#machine.role !== 'leading') return Promise.reject(this.#notPrimary());
     return new Promise((resolve, reject) => {
-      this.#changes.push({ resolve: () => resolve(undefined), reject });
+      this.#changes.set(change, { resolve: () => resolve(undefined), reject });
       this.#tell({ kind: 'change-members', change });
     });
-  }
-
-  holdsLease(): boolean {
-    return this.#machine.holdsLease(instant());
   }
 
   groupReport(): GroupReport {
@@ -691,7 +683,7 @@ export class GroupEngine extends LogService {
       boot: this.#boot,
       stopped: this.#stopped ?? null,
       lastLsn: this.log.end.lsn,
-      waiting: this.#waiting.length,
+      waiting: this.#waiting.size,
       rejoin: this.#rejoin(),
       record: record ?? null,
     };
@@ -747,7 +739,7 @@ export class GroupEngine extends LogService {
     clearTimeout(this.#timer);
     clearTimeout(this.#restarting);
     clearTimeout(this.#roomTimer);
-    for (const { call, last } of this.#waiting.splice(0)) call.reject(this.#outcomeUnknown(last));
+    for (const { call, last } of this.#waiting.end()) call.reject(this.#outcomeUnknown(last));
     this.#peers.stop();
     await this.#dispatcher.stop();
     await this.#coordination.close().catch(() => {});

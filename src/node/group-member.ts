@@ -11,6 +11,7 @@
  *
  * Notices are worked off one after another; a role that was overtaken by the next one is not announced.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Lsn, StoreId, TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
@@ -51,6 +52,7 @@ export interface GroupLogEntry {
 
 const EVENTS_KEPT = 100;
 const WAIT_STEP_MS = 5;
+const RETRY_MS = 500;
 
 export class GroupMember {
   readonly #deps: GroupMemberDeps;
@@ -218,14 +220,21 @@ export class GroupMember {
 
   async #work(before: Promise<void>, turn: number, notice: GroupNotice): Promise<void> {
     await before;
-    if (this.#closing.signal.aborted) return;
-    try {
-      if (notice.kind === 'lead') await this.#lead(turn);
-      else if (notice.kind === 'step-down') await this.#stepDown();
-      else if (notice.kind === 'rollback') await this.#rollBack(notice);
-    } catch (error) {
-      this.note('failed', `${notice.kind}: ${reasonOf(error)}`);
-    }
+    // The engine waits for the answer, or leads already: until the next notice comes there is no other way on.
+    let told = '';
+    do {
+      if (this.#closing.signal.aborted) return;
+      try {
+        if (notice.kind === 'lead') return await this.#lead(turn);
+        if (notice.kind === 'step-down') return await this.#stepDown();
+        if (notice.kind === 'rollback') return await this.#rollBack(notice);
+        return;
+      } catch (error) {
+        if (reasonOf(error) !== told) this.note('failed', `${notice.kind}, tried again: ${reasonOf(error)}`);
+        told = reasonOf(error);
+        await sleep(RETRY_MS, undefined, { signal: this.#closing.signal }).catch(() => {}); // closing
+      }
+    } while (turn === this.#reigns);
   }
 
   async #lead(turn: number): Promise<void> {

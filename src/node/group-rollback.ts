@@ -70,11 +70,6 @@ export class GroupRollback {
     const common = { term: to.term, lsn: to.lsn, hash: Buffer.from(to.hash).toString('hex') };
     await this.#runner.run({ common, primary: { address, term } });
   }
-
-  /** Rollbacks of this node so far. */
-  get counter(): number {
-    return this.#runner.journal().counter;
-  }
 }
 
 function engineLog(engine: EngineClient): RollbackLog {
