@@ -120,6 +120,12 @@ export const DEFAULT_LIMITS = {
   rejoinAttemptsMax: 3,
   /** So many attempts, in all ways together, without coming back, and a node waits for a person. */
   rejoinTotalAttemptsMax: 12,
+  /** The pause after a way back that failed; doubled each time, up to `rejoinBackoffMaxMs`. */
+  rejoinBackoffMs: 1_000,
+  /** The longest such pause. */
+  rejoinBackoffMaxMs: 60_000,
+  /** How long a node that leaves its in-sync set in order to be copied anew waits until it is dropped. */
+  rejoinLeaveTimeoutMs: 10_000,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;

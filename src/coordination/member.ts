@@ -12,11 +12,13 @@ export interface MemberEntry {
   readonly node: NodeId;
   /** `host:port` of its service to other nodes, as they reach it. */
   readonly address: string;
+  /** `host:port` where it lets itself be copied; absent where it does not. */
+  readonly copyAddress?: string;
   /** New with every write, so that a writer recognises its own entry when the answer got lost. */
   readonly nonce: string;
 }
 
-const FIELDS = ['node', 'address', 'nonce'];
+const FIELDS = ['node', 'address', 'copyAddress', 'nonce'];
 /** Who connects parses it in full. */
 const ADDRESS = /^[!-~]{1,300}:([1-9]\d{0,4})$/;
 
@@ -26,12 +28,20 @@ export const MEMBER_ENTRY: RecordKind<MemberEntry> = {
   parse(value, source) {
     try {
       const fields = object(value, 'the entry', FIELDS);
-      const { address } = fields;
-      if (typeof address !== 'string' || !(Number(ADDRESS.exec(address)?.[1]) <= 65_535))
-        throw new Error('address is not host:port');
-      return { node: toNodeId(fields.node), address, nonce: nonce(fields.nonce) };
+      const { copyAddress } = fields;
+      return {
+        node: toNodeId(fields.node),
+        address: checkAddress('address', fields.address),
+        ...(copyAddress === undefined ? {} : { copyAddress: checkAddress('copyAddress', copyAddress) }),
+        nonce: nonce(fields.nonce),
+      };
     } catch (cause) {
       throw coordinatorDamaged(source, cause);
     }
   },
 };
+
+function checkAddress(name: string, value: unknown): string {
+  if (typeof value === 'string' && Number(ADDRESS.exec(value)?.[1]) <= 65_535) return value;
+  throw new Error(`${name} is not host:port`);
+}

@@ -120,7 +120,8 @@ export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
   check('members have an entry each, which are listed in order and in pages', async (t, args) => {
     const coordination = await open(t, subject, args);
     const stores = ['d', 'b', 'e', 'c'].map((digit) => digit.repeat(32) as StoreId);
-    const entries = stores.map((_, i) => memberEntry({ address: `node-${i}.example:4041` }));
+    const copies = { copyAddress: 'node-1.example:4042' };
+    const entries = stores.map((_, i) => memberEntry({ address: `node-${i}.example:4041`, ...(i === 1 && copies) }));
     assert.deepEqual(await coordination.members(), { entries: [], next: undefined });
     for (const [i, store] of stores.entries()) await coordination.member(store).compareAndSet(0, entries[i]!);
     await coordination.directory.entry(stores[0]!).compareAndSet(0, directoryEntry());
@@ -131,7 +132,12 @@ export function coordinatorCompliance(subject: CoordinatorUnderTest): void {
     const { member } = coordination;
     for (const store of ['', '../x', 'A'.repeat(32)]) assert.throws(() => member(store as StoreId), refusedArgument);
     for (const address of ['', 'host', 'host:0', 'host:65536', 'a b:1', `${'a'.repeat(400)}:1`, ':1'])
-      await assert.rejects(member(stores[0]!).compareAndSet(1, memberEntry({ address })), isNostosError, address);
+      for (const field of ['address', 'copyAddress'])
+        await assert.rejects(
+          member(stores[0]!).compareAndSet(1, memberEntry({ [field]: address })),
+          isNostosError,
+          address,
+        );
     assert.deepEqual(await member(stores[0]!).read(), { version: 1, record: entries[0] });
   });
 
