@@ -63,6 +63,8 @@ export interface GroupReport extends Omit<GroupStatus, 'version' | 'stopped'> {
   /** Appends that the group has not committed yet. */
   readonly waiting: number;
   readonly rejoin: RejoinDecision;
+  /** Conversations that were ended because of what a peer had sent. */
+  readonly peerErrors: { readonly count: number; readonly last: string | null };
   /** The newest one that this node has read. */
   readonly record: GroupRecord | null;
 }

@@ -14,7 +14,8 @@
  * holds no longer than that. Who waits when this node steps down does not know the outcome.
  *
  * A machine lives as long as its boot. After a failed write or fsync the log is opened again, under a new boot, with a new
- * machine, `RESTART_MS` later; for any other reason to stop, the node decides (`rejoin-decision.ts`).
+ * machine, `RESTART_MS` later; so it is when anything throws that must not (`failed`). For any other reason to stop, the
+ * node decides (`rejoin-decision.ts`). What a peer sends that is wrong ends that conversation, and is counted.
  */
 import { join } from 'node:path';
 import { NO_LSN, toBootId, type BootId, type Lsn, type NodeId, type StoreId } from '../base/brands.ts';
@@ -118,6 +119,7 @@ export class GroupEngine extends LogService {
   #leaseTold: Instant | undefined;
   /** The last request to the coordinator had no answer. */
   #away = false;
+  #peerErrors: GroupReport['peerErrors'] = { count: 0, last: null };
   #admitAtMs = 0;
   readonly #admitting = new Set<StoreId>();
 
@@ -139,7 +141,7 @@ export class GroupEngine extends LogService {
       {
         connect: (to, signal) => this.#connect(to, signal),
         onMessage: (channel, message) => this.#tell({ kind: 'message', channel, message }),
-        onClosed: (channel) => this.#tell({ kind: 'channel-closed', channel }),
+        onClosed: (channel, wrong) => this.#onClosed(channel, wrong),
       },
       { cluster: options.cluster, store: options.store, frameBytesMax: options.limits.frameBytesMax },
     );
@@ -341,12 +343,14 @@ export class GroupEngine extends LogService {
   }
 
   #tell(event: Event): void {
-    if (this.#closing.signal.aborted) return;
+    if (this.#closing.signal.aborted || this.#stopped?.reason === 'failed') return;
     this.#events.push(event);
     if (this.#stepping) return;
     this.#stepping = true;
     try {
       for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) this.#step(next);
+    } catch (error) {
+      return this.#fail(error);
     } finally {
       this.#stepping = false;
     }
@@ -362,6 +366,19 @@ export class GroupEngine extends LogService {
       if (this.#machine !== machine) return;
       this.#perform(machine, effect);
     }
+  }
+
+  /** How far the machine and the log have come with this event, nobody knows: this boot does nothing more. */
+  #fail(error: unknown): void {
+    const { term } = this.#machine.status;
+    this.#events = [];
+    this.#peers.closeAll();
+    this.#boot = toBootId(randomHex128(systemRandom));
+    this.#machine = this.#newMachine();
+    this.#stepDown({ term, reason: 'stopped' });
+    const code = isNostosError(error) ? error.code : 'INTERNAL';
+    this.#onStop({ reason: 'failed', details: { code, error: error instanceof Error ? error.message : String(error) } });
+    this.#report();
   }
 
   #schedule(): void {
@@ -506,11 +523,19 @@ export class GroupEngine extends LogService {
         this.#awaitRoom();
       } else if (channel !== undefined) {
         this.#peers.close(channel);
-        this.#tell({ kind: 'channel-closed', channel });
+        this.#onClosed(channel, error);
       }
       return;
     }
     this.#tell({ kind: 'progress' });
+  }
+
+  #onClosed(channel: ChannelId, wrong: unknown): void {
+    if (wrong !== undefined) {
+      const last = wrong instanceof Error ? wrong.message : String(wrong);
+      this.#peerErrors = { count: this.#peerErrors.count + 1, last };
+    }
+    this.#tell({ kind: 'channel-closed', channel });
   }
 
   /** A full disk is no damage: with room again, this node is as fit to be in sync as before. */
@@ -523,7 +548,7 @@ export class GroupEngine extends LogService {
     this.#roomTimer.unref();
   }
 
-  #stepDown({ term, reason }: Extract<Effect<Uint8Array>, { kind: 'step-down' }>): void {
+  #stepDown({ term, reason }: Omit<Extract<Effect<Uint8Array>, { kind: 'step-down' }>, 'kind'>): void {
     if (this.log.state === 'open') this.log.endTerm();
     this.#sent.clear();
     this.#recent.clear();
@@ -533,10 +558,10 @@ export class GroupEngine extends LogService {
     this.#deps.tell({ kind: 'step-down', term, reason });
   }
 
-  #onStop({ reason, details }: Extract<Effect<Uint8Array>, { kind: 'stop' }>): void {
+  #onStop({ reason, details }: Omit<Extract<Effect<Uint8Array>, { kind: 'stop' }>, 'kind'>): void {
     this.#stopped = { reason, details };
     this.#deps.tell({ kind: 'stopped', reason, details });
-    if (reason !== 'log-failed') return;
+    if (reason !== 'log-failed' && reason !== 'failed') return;
     this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
     this.#restarting.unref();
   }
@@ -685,6 +710,7 @@ export class GroupEngine extends LogService {
       lastLsn: this.log.end.lsn,
       waiting: this.#waiting.size,
       rejoin: this.#rejoin(),
+      peerErrors: this.#peerErrors,
       record: record ?? null,
     };
   }

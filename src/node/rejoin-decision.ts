@@ -161,6 +161,11 @@ function broken(found: RejoinFound): RejoinDecision | undefined {
       reason: 'a write or fsync of the log failed: the store is opened again, and what the disk really has is read',
       next: ['wait', 'operator'],
     });
+  if (stopped === 'failed')
+    return decision('log-failed', 'reopen', {
+      reason: 'the engine met an error that it does not expect: it goes on under a new boot, from what the disk has',
+      next: ['wait', 'operator'],
+    });
   if (away && stopped !== undefined)
     return decision('coordinator-away', 'wait', {
       reason: `this node has stopped (${stopped}), and the coordinator does not answer: what is done about it shows when it does`,

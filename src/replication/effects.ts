@@ -55,7 +55,12 @@ export type StopReason =
   /** Another process has the same store open. */
   | 'superseded'
   /** A write or fsync failed: open the store again. */
-  | 'log-failed';
+  | 'log-failed'
+  /**
+   * Something threw where nothing may: a defect, or a record that cannot be read. No machine says this of itself; whoever
+   * drives it ends it, and begins anew under another boot.
+   */
+  | 'failed';
 
 export type StepDownReason = 'deposed' | 'higher-term' | 'stalled' | 'handed-over' | 'stopped' | 'log-failed';
 

@@ -6,7 +6,7 @@
 import { decode, encode } from '@msgpack/msgpack';
 import * as v from 'valibot';
 import type { ClusterId, StoreId } from '../base/brands.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { readInput } from '../base/input-schema.ts';
 import type { Channel, ServiceContext, ServiceHandler } from '../wire/channel.ts';
 import { encodeFrame, parseFrame, type WireMessage } from './codec.ts';
@@ -23,8 +23,10 @@ const FRAMES_WAITING_MAX = 10_000;
 export interface PeersDeps {
   /** Connects to the node that has this store open, where it is known where that is. */
   readonly connect: (to: StoreId, signal: AbortSignal) => Promise<Channel>;
+  /** What this throws is a defect of this node, not the peer's: it is not caught here. */
   readonly onMessage: (channel: ChannelId, message: WireMessage) => void;
-  readonly onClosed: (channel: ChannelId) => void;
+  /** `wrong`: what the peer sent is no message of this protocol, so it was hung up on. */
+  readonly onClosed: (channel: ChannelId, wrong?: NostosError) => void;
 }
 
 export interface PeersSelf {
@@ -108,10 +110,15 @@ export class Peers implements ServiceHandler {
     this.#hangUp(conversation);
   }
 
+  /** Ends every conversation without a word: the machine that had them is no more. */
+  closeAll(): void {
+    for (const channel of this.#conversations.keys()) this.close(channel);
+  }
+
   /** Ends everything; nothing is told any more. */
   stop(): void {
     this.#closed = true;
-    for (const channel of this.#conversations.keys()) this.close(channel);
+    this.closeAll();
   }
 
   /** Of the dispatcher: somebody has connected. */
@@ -152,29 +159,24 @@ export class Peers implements ServiceHandler {
   }
 
   async #listen(name: ChannelId, conversation: Conversation, channel: Channel): Promise<void> {
-    const { signal } = conversation.abort;
     // Frames that waited for the connection go on right behind this, before anybody sends the next one.
     conversation.channel = channel;
-    try {
-      while (!signal.aborted) {
-        const frame = await channel.receive(RECEIVE_MS, { signal });
-        if (frame !== null && !signal.aborted) this.#deps.onMessage(name, parseFrame(frame));
-      }
-    } catch {
-      // Over, however it ended: the machine is told, and opens another one where it needs one.
+    for (;;) {
+      const next = await nextMessage(channel, conversation.abort.signal);
+      if (next.kind === 'message') this.#deps.onMessage(name, next.message);
+      else return this.#drop(name, conversation, next.wrong);
     }
-    this.#drop(name, conversation);
   }
 
-  #drop(name: ChannelId, conversation: Conversation): void {
+  #drop(name: ChannelId, conversation: Conversation, wrong?: NostosError): void {
     this.#hangUp(conversation);
-    this.#ended(name, conversation);
+    this.#ended(name, conversation, wrong);
   }
 
-  #ended(name: ChannelId, conversation: Conversation): void {
+  #ended(name: ChannelId, conversation: Conversation, wrong?: NostosError): void {
     if (this.#conversations.get(name) !== conversation) return;
     this.#conversations.delete(name);
-    if (!this.#closed) this.#deps.onClosed(name);
+    if (!this.#closed) this.#deps.onClosed(name, wrong);
   }
 
   #hangUp({ connected, abort }: Conversation): void {
@@ -184,4 +186,20 @@ export class Peers implements ServiceHandler {
       () => undefined,
     );
   }
+}
+
+type Next =
+  | { readonly kind: 'message'; readonly message: WireMessage }
+  | { readonly kind: 'over'; readonly wrong?: NostosError };
+
+/** However the conversation has ended, the machine is told, and opens another one where it needs one. */
+async function nextMessage(channel: Channel, signal: AbortSignal): Promise<Next> {
+  try {
+    let frame: Uint8Array | null = null;
+    while (frame === null && !signal.aborted) frame = await channel.receive(RECEIVE_MS, { signal });
+    if (frame !== null && !signal.aborted) return { kind: 'message', message: parseFrame(frame) };
+  } catch (error) {
+    if (isNostosError(error, 'PROTOCOL_ERROR')) return { kind: 'over', wrong: error };
+  }
+  return { kind: 'over' };
 }
