@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { ClusterId, Generation, Lsn, StoreId, Term } from '../base/brands.ts';
 import type { Channel } from '../wire/channel.ts';
-import { parseFrame, type WireMessage } from './codec.ts';
+import { encodeFrame, parseFrame, type WireMessage } from './codec.ts';
 import type { ChannelId } from './messages.ts';
 import { Peers } from './peers.ts';
 
@@ -75,4 +75,27 @@ test('on a connection that is there a frame leaves within the call, so that a sy
   void at.peers.send(CHANNEL, watermark(1));
   assert.deepEqual(at.sent, [1]);
   at.peers.stop();
+});
+
+test('what a peer sends that is no message ends the conversation with the reason; a message before it still counts', async () => {
+  const frames = [Buffer.concat(encodeFrame(watermark(1))), Buffer.from('nonsense')];
+  const told: string[] = [];
+  const channel: Channel = {
+    ...{ peer: 'there:1', peerNode: undefined, isOpen: true },
+    send: async () => {},
+    receive: async () => frames.shift() ?? new Promise(() => {}),
+    close: () => void told.push('hung up'),
+  };
+  const peers = new Peers(
+    {
+      connect: async () => channel,
+      onMessage: (_, { kind }) => void told.push(kind),
+      onClosed: (name, wrong) => void told.push(`${name} closed: ${wrong?.code}`),
+    },
+    { cluster: CLUSTER, store: STORE, frameBytesMax: 1_000 },
+  );
+  peers.open(CHANNEL, STORE);
+  await new Promise(setImmediate);
+  assert.deepEqual(told.toSorted(), ['b:1 closed: PROTOCOL_ERROR', 'hung up', 'watermark']);
+  peers.stop();
 });
