@@ -1,6 +1,7 @@
 /** What makes record after record one history: each is the next LSN, of the right term, and names the hash before it. */
 import type { Generation, Hash, Position } from '../base/brands.ts';
 import { NO_LSN, NO_TERM, ZERO_HASH } from '../base/brands.ts';
+import { decodeFork } from './fork.ts';
 import type { LogRecord } from './record.ts';
 import { RecordKind } from './record.ts';
 
@@ -24,11 +25,21 @@ export function brokenLink(previous: ChainPoint, record: LogRecord): string | un
   if (!sameBytes(record.previousHash, previous.hash)) return 'it does not name the hash of the record before it';
   if (record.watermark >= record.lsn) return `its watermark ${record.watermark} is not below its own LSN`;
   if (record.kind === RecordKind.termStart)
-    return record.term > previous.term ? undefined : `term ${record.term} starts after term ${previous.term}`;
+    return record.term > previous.term
+      ? brokenGeneration(previous, record)
+      : `term ${record.term} starts after term ${previous.term}`;
   if (record.term !== previous.term) return `term ${record.term} follows ${previous.term} without a term-start`;
   if (record.generation !== previous.generation)
     return `generation ${record.generation} follows ${previous.generation} without a term-start`;
   return undefined;
+}
+
+/** A generation begins where its first record says: behind the very record that is there. */
+function brokenGeneration(previous: ChainPoint, { generation, payload }: LogRecord): string | undefined {
+  if (generation === previous.generation) return undefined;
+  const fork = decodeFork(payload);
+  if (fork !== undefined && samePoint(fork, previous)) return undefined;
+  return `generation ${generation} follows ${previous.generation} without naming where it goes on from it`;
 }
 
 export function pointOf(record: LogRecord, hash: Hash): ChainPoint {

@@ -30,7 +30,7 @@ export interface LogDeps {
 export interface LogOptions {
   /** The directory of the segments; made when it is not there. */
   readonly dir: string;
-  /** Of the log when it is made; otherwise one that the log must have in its history. */
+  /** Of the log when it is made; otherwise that in which it must end. */
   readonly generation: Generation;
   readonly segmentBytesMax?: number;
   readonly recordBytesMax?: number;
@@ -177,6 +177,11 @@ export class Log {
 
   startTerm(term: Term, payload: Uint8Array): Appended {
     return this.#writer.startTerm(term, payload);
+  }
+
+  /** Goes on in a new generation, from its end; see `generation.ts`, which makes it durable. */
+  startGeneration(generation: Generation, term: Term): Appended {
+    return this.#writer.startGeneration(generation, term);
   }
 
   endTerm(): void {

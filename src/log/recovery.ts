@@ -36,11 +36,12 @@ import { SparseIndex } from './sparse-index.ts';
 import { loadTable } from './table-file.ts';
 import type { Tail } from './tail.ts';
 import { judgeTail, watermarkOfRecordsIn } from './tail.ts';
+import type { TermEntry } from './terms.ts';
 import { TERMS_FILE, TermTable, termTable } from './terms.ts';
 
 export interface RecoveryOptions {
   readonly dir: string;
-  /** Of the log when it is made; otherwise one that the log must have in its history. */
+  /** Of the log when it is made; otherwise that in which it must end. */
   readonly generation: Generation;
   readonly segmentBytesMax: number;
   readonly preallocateBytes: number;
@@ -181,9 +182,16 @@ class RecoveryPlan {
     if (number === undefined || this.#header(number) !== undefined) return undefined;
     const name = segmentName(number);
     const path = join(this.#options.dir, name);
-    if (watermarkOfRecordsIn(this.#disk, path, 0, this.#options.generation) !== undefined || this.#isOnlyOne(numbers))
+    if (watermarkOfRecordsIn(this.#disk, path, 0, this.#generations()) !== undefined || this.#isOnlyOne(numbers))
       throw logDamaged({ segment: name, offset: 0, lsn: (this.#endBefore(number) + 1) as Lsn, reason: BAD_HEADER });
     return name;
+  }
+
+  /** Those in which records may be, as far as is known before any is read. */
+  #generations(): Set<Generation> {
+    const rows = loadTable(this.#disk, join(this.#options.dir, TERMS_FILE), termTable)?.rows ?? [];
+    const marked = this.#marks === undefined ? [] : [this.#marks.watermark.generation];
+    return new Set([this.#options.generation, ...marked, ...rows.map(({ generation }) => generation)]);
   }
 
   /** A log whose first segment has no header has lost everything, unless it was just being made. */
@@ -315,6 +323,7 @@ class RecoveryPlan {
         name,
         sizeBytes,
         scan,
+        generations: this.#generations().add(scan.last.generation),
         knownWatermark: this.#watermark,
         bulkFrom: this.#marks?.bulkFrom?.lsn,
         highestApplied: this.#options.highestApplied,
@@ -350,10 +359,10 @@ class RecoveryPlan {
   /** Every term that a segment names has to be in the table, at the right place. */
   #checkTerms(sealed: readonly SealedSegment[], last: SegmentHeader, end: ChainPoint, terms: TermTable): void {
     const points = [sealed[0]?.anchor ?? last.anchor, ...sealed.map((row) => row.last), last.anchor, end];
-    const before = terms.entries.map((entry) => entry.previous);
+    const { entries } = terms;
     const lost =
       points.find((point) => !terms.contains(point, end.lsn)) ??
-      before.find((point, i) => point.term !== (terms.entries[i - 1]?.term ?? 0));
+      entries.find(({ previous }, i) => !follows(previous, entries[i - 1]))?.previous;
     if (lost !== undefined)
       throw logDamaged({
         segment: TERMS_FILE,
@@ -361,12 +370,7 @@ class RecoveryPlan {
         lsn: lost.lsn,
         reason: `the term table does not have term ${lost.term} of generation ${lost.generation} at LSN ${lost.lsn}`,
       });
-    const generations = new Set([
-      last.anchor.generation,
-      end.generation,
-      ...terms.entries.flatMap((entry) => [entry.generation, entry.previous.generation]),
-    ]);
-    if (!generations.has(this.#options.generation))
+    if (end.generation !== this.#options.generation)
       throw new NostosError(
         'DIRECTORY_FOREIGN',
         `The log in ${this.#options.dir} is of generation ${end.generation}, not of ${this.#options.generation}`,
@@ -378,6 +382,12 @@ class RecoveryPlan {
     this.#records += records;
     if (watermark > this.#watermark) this.#watermark = watermark;
   }
+}
+
+/** Whether a term began where the one before it in the table ended. */
+function follows(previous: ChainPoint, before: TermEntry | undefined): boolean {
+  if (before === undefined) return previous.term === 0;
+  return previous.term === before.term && previous.generation === before.generation;
 }
 
 const BAD_HEADER = 'its header does not check out';

@@ -21,6 +21,8 @@ export interface TailQuestion {
   readonly name: string;
   readonly sizeBytes: number;
   readonly scan: ScanResult;
+  /** In which records may stand behind the end. */
+  readonly generations: Iterable<Generation>;
   readonly knownWatermark: Lsn;
   /** What was received in bulk above this record may name parts of itself that a power cut has taken. */
   readonly bulkFrom?: Lsn | undefined;
@@ -29,7 +31,7 @@ export interface TailQuestion {
 }
 
 export function judgeTail(question: TailQuestion): Tail {
-  const { file, name, sizeBytes, scan, knownWatermark, bulkFrom = Infinity, highestApplied } = question;
+  const { file, name, sizeBytes, scan, generations, knownWatermark, bulkFrom = Infinity, highestApplied } = question;
   const { endOffset, last } = scan;
   const missing = (last.lsn + 1) as Lsn;
   const tornBytes = lastNonZero(file, endOffset, sizeBytes) - endOffset;
@@ -41,8 +43,7 @@ export function judgeTail(question: TailQuestion): Tail {
       reason: `${scan.fault ?? 'the log ends here'}, but LSN ${missing} to ${knownWatermark} were committed`,
     });
   if (tornBytes === 0) return { endOffset, tornBytes };
-  const later =
-    missing > bulkFrom ? undefined : highestWatermark(file, endOffset, endOffset + tornBytes, last.generation);
+  const later = missing > bulkFrom ? undefined : highestWatermark(file, endOffset, endOffset + tornBytes, generations);
   if (later !== undefined && later >= missing)
     throw logDamaged({
       segment: name,
@@ -61,26 +62,36 @@ export function judgeTail(question: TailQuestion): Tail {
   return { endOffset, tornBytes };
 }
 
-/** The highest W of the whole records of this generation in a file; undefined when there is none. */
-export function watermarkOfRecordsIn(disk: Disk, path: string, from: number, generation: Generation): Lsn | undefined {
+/** The highest W of the whole records of these generations in a file; undefined when there is none. */
+export function watermarkOfRecordsIn(
+  disk: Disk,
+  path: string,
+  from: number,
+  generations: Iterable<Generation>,
+): Lsn | undefined {
   const file = disk.open(path, 'read');
   try {
-    return highestWatermark(file, from, file.size(), generation);
+    return highestWatermark(file, from, file.size(), generations);
   } finally {
     file.close();
   }
 }
 
-/** Looks at every place where a record of this generation could begin, whatever stands between. */
-export function highestWatermark(file: DiskFile, from: number, to: number, generation: Generation): Lsn | undefined {
-  const prefix = recordPrefix(generation);
+/** Looks at every place where a record of these generations could begin, whatever stands between. */
+export function highestWatermark(
+  file: DiskFile,
+  from: number,
+  to: number,
+  generations: Iterable<Generation>,
+): Lsn | undefined {
   const bytes = Buffer.allocUnsafeSlow(Math.max(0, to - from));
   const filled = file.read(bytes, from);
   let highest: Lsn | undefined;
-  for (let at = bytes.indexOf(prefix); at >= 0 && at < filled; at = bytes.indexOf(prefix, at + 1)) {
-    const found = decodeRecord(bytes.subarray(at, filled));
-    if (typeof found !== 'string' && (highest === undefined || found.watermark > highest)) highest = found.watermark;
-  }
+  for (const prefix of new Set(generations).values().map(recordPrefix))
+    for (let at = bytes.indexOf(prefix); at >= 0 && at < filled; at = bytes.indexOf(prefix, at + 1)) {
+      const found = decodeRecord(bytes.subarray(at, filled));
+      if (typeof found !== 'string' && (highest === undefined || found.watermark > highest)) highest = found.watermark;
+    }
   return highest;
 }
 

@@ -20,6 +20,12 @@ export interface TermEntry {
   readonly previous: ChainPoint;
 }
 
+/** Where a generation begins in this log: its first record, which is a term-start, or the first one of all. */
+export interface GenerationEntry {
+  readonly generation: Generation;
+  readonly firstLsn: Lsn;
+}
+
 export const TERMS_FILE = 'terms';
 
 export const termTable: TableShape<TermEntry> = {
@@ -41,6 +47,7 @@ export const termTable: TableShape<TermEntry> = {
 
 export class TermTable {
   #entries: TermEntry[];
+  #generations: readonly GenerationEntry[] | undefined;
   /** Whether it has entries that are not on disk yet. */
   dirty: boolean;
 
@@ -59,9 +66,31 @@ export class TermTable {
     if (held !== undefined) return sameEntry(held, entry);
     const last = this.#entries.at(-1);
     if (last !== undefined && (entry.term <= last.term || entry.firstLsn <= last.firstLsn)) return false;
+    if (last !== undefined && entry.previous.generation !== last.generation) return false;
+    if (entry.generation !== entry.previous.generation && this.#knows(entry.generation)) return false;
     this.#entries.push(entry);
-    this.dirty = true;
+    this.#changed();
     return true;
+  }
+
+  /** The lineage, oldest first: each generation goes on where the one before it ends here. None comes twice. */
+  get generations(): readonly GenerationEntry[] {
+    this.#generations ??= lineage(this.#entries);
+    return this.#generations;
+  }
+
+  /** That of a record which this history has. */
+  generationOf(lsn: Lsn): GenerationEntry | undefined {
+    return this.generations.findLast(({ firstLsn }) => firstLsn <= lsn);
+  }
+
+  #knows(generation: Generation): boolean {
+    return this.generations.some((one) => one.generation === generation);
+  }
+
+  #changed(): void {
+    this.#generations = undefined;
+    this.dirty = true;
   }
 
   /** Forgets the terms that began above this LSN. */
@@ -69,7 +98,7 @@ export class TermTable {
     const kept = this.#entries.filter((entry) => entry.firstLsn <= lsn);
     if (kept.length === this.#entries.length) return;
     this.#entries = kept;
-    this.dirty = true;
+    this.#changed();
   }
 
   /** The term in which this LSN was written; undefined before the first known term. */
@@ -86,6 +115,16 @@ export class TermTable {
   }
 }
 
-function sameEntry(a: TermEntry, b: TermEntry): boolean {
+function lineage(entries: readonly TermEntry[]): GenerationEntry[] {
+  const [first] = entries;
+  if (first === undefined) return [];
+  // The first one is that of what came before the first term that is known, if anything did.
+  const found: GenerationEntry[] = [{ generation: first.previous.generation, firstLsn: 1 as Lsn }];
+  for (const { generation, firstLsn, previous } of entries)
+    if (generation !== previous.generation) found.push({ generation, firstLsn });
+  return found;
+}
+
+export function sameEntry(a: TermEntry, b: TermEntry): boolean {
   return a.generation === b.generation && a.firstLsn === b.firstLsn && samePoint(a.previous, b.previous);
 }

@@ -24,7 +24,7 @@ import type { SegmentHeader } from './segment-header.ts';
 import { loadTable } from './table-file.ts';
 import { highestWatermark, lastNonZero } from './tail.ts';
 import type { TermEntry } from './terms.ts';
-import { TERMS_FILE, TermTable, termTable } from './terms.ts';
+import { TERMS_FILE, TermTable, sameEntry, termTable } from './terms.ts';
 
 export interface LogVerification {
   readonly ok: boolean;
@@ -132,7 +132,7 @@ class Verifier {
     for (const entry of (this.#held ?? []).filter((held) => held.firstLsn <= this.#openFrom)) {
       const found = this.#starts.find((start) => start.term === entry.term);
       const isHeld = this.#firstLsn !== undefined && entry.firstLsn >= this.#firstLsn;
-      if (found !== undefined && (found.firstLsn !== entry.firstLsn || !samePoint(found.previous, entry.previous)))
+      if (found !== undefined && !sameEntry(found, entry))
         this.#damage(TERMS_FILE, 0, entry.firstLsn, `it has term ${entry.term} elsewhere than the segments`);
       else if (found === undefined && isHeld && this.#damages.length === 0)
         this.#damage(TERMS_FILE, 0, entry.firstLsn, `it has term ${entry.term}, which no segment has`);
@@ -197,7 +197,8 @@ class Verifier {
     if (this.#tailBytes === 0) return;
     if (this.#inUseFrom !== undefined && scan.last.lsn + 1 >= this.#inUseFrom) return;
     if (scan.last.lsn >= (this.#bulkFrom ?? Infinity)) return;
-    const later = highestWatermark(file, scan.endOffset, scan.endOffset + this.#tailBytes, scan.last.generation);
+    const generations = [scan.last.generation, ...(this.#held ?? []).map(({ generation }) => generation)];
+    const later = highestWatermark(file, scan.endOffset, scan.endOffset + this.#tailBytes, generations);
     if (later !== undefined && later > scan.last.lsn)
       this.#damage(name, scan.endOffset, scan.last.lsn + 1, scan.fault ?? 'zeros stand where a record should');
   }

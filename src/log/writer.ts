@@ -10,12 +10,13 @@
  * in state `term-ended` nothing is left; one that leaves the writer `failed` may come back with `reopen`, or not.
  */
 import { join } from 'node:path';
-import type { Hlc, Lsn, Position, TenantId, Term } from '../base/brands.ts';
+import type { Generation, Hlc, Lsn, Position, TenantId, Term } from '../base/brands.ts';
 import { HASH_BYTES, NO_LSN, NO_TENANT, NO_TERM } from '../base/brands.ts';
 import type { HybridClock } from '../base/clock.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { ChainPoint } from './chain.ts';
+import { encodeFork } from './fork.ts';
 import type { Marks } from './marks-file.ts';
 import { saveMarks } from './marks-file.ts';
 import { OpenSegment } from './open-segment.ts';
@@ -64,6 +65,8 @@ export interface WriterOptions {
   readonly preallocateBytes: number;
 }
 
+type Reign = Pick<Position, 'generation' | 'term'>;
+
 /** A borrower may write so much before the owner takes it in, which is not to take long. */
 const LEND_BYTES = 256 * 1024;
 
@@ -85,7 +88,8 @@ export class LogWriter {
   #marks: Marks | undefined;
   /** The highest W that records name which were received since the last sync. */
   #heardWatermark = NO_LSN;
-  #generationBytes: Buffer;
+  /** The generation that was written last. */
+  #encoded: { readonly generation: Generation; readonly bytes: Uint8Array } | undefined;
 
   constructor(deps: { disk: Disk; clock: HybridClock }, options: WriterOptions, recovered: Recovered) {
     this.#disk = deps.disk;
@@ -99,7 +103,6 @@ export class LogWriter {
     this.#durable = recovered.end;
     this.#watermark = recovered.watermark;
     this.#marks = recovered.marks;
-    this.#generationBytes = Buffer.from(recovered.end.generation, 'hex');
     this.#clock.resume(recovered.endHlc);
   }
 
@@ -165,11 +168,31 @@ export class LogWriter {
     if (this.#state !== 'open') throw this.#refusal('append');
     if (entries.some((entry) => entry.kind === RecordKind.termStart))
       throw new NostosError('INVALID_ARGUMENT', 'A term-start is written by startTerm, not by append');
-    return this.#write(entries, this.#end.term);
+    return this.#write(entries, this.#end);
   }
 
   /** The first record of a new term; what the payload says is up to the caller. */
   startTerm(term: Term, payload: Uint8Array): Appended {
+    const appended = this.#start({ term, generation: this.#end.generation }, payload);
+    this.#state = 'open';
+    return appended;
+  }
+
+  /**
+   * The first record of a new generation, which goes on from the end of this log. Nobody reigns in its term: whoever leads
+   * in the new generation begins a higher one.
+   */
+  startGeneration(generation: Generation, term: Term): Appended {
+    if (this.#end.generation === generation || this.terms.generations.some((one) => one.generation === generation))
+      throw new NostosError('INVALID_ARGUMENT', `Generation ${generation} cannot begin: the log has been in it`, {
+        details: { generation },
+      });
+    const appended = this.#start({ term, generation }, encodeFork(this.#end));
+    this.#state = 'term-ended';
+    return appended;
+  }
+
+  #start({ term, generation }: Reign, payload: Uint8Array): Appended {
     if (this.#state === 'failed' || this.#state === 'closed') throw this.#refusal('start a term');
     if (term <= this.#end.term)
       throw new NostosError(
@@ -180,9 +203,8 @@ export class LogWriter {
     this.sync(); // what was received may name a W above the one that this term's records will name
     if (this.#marks?.bulkFrom !== undefined) this.#saveMarks(undefined);
     const previous = this.#end;
-    const appended = this.#write([{ tenant: NO_TENANT, kind: RecordKind.termStart, payload }], term);
-    this.terms.add({ term, generation: previous.generation, firstLsn: appended.firstLsn, previous });
-    this.#state = 'open';
+    const appended = this.#write([{ tenant: NO_TENANT, kind: RecordKind.termStart, payload }], { term, generation });
+    this.terms.add({ term, generation, firstLsn: appended.firstLsn, previous });
     return appended;
   }
 
@@ -288,9 +310,9 @@ export class LogWriter {
     this.#open.close();
   }
 
-  #write(entries: readonly LogEntry[], term: Term): Appended {
+  #write(entries: readonly LogEntry[], reign: Reign): Appended {
     const totalBytes = this.#measure(entries);
-    return this.#attempt(() => this.#encode(entries, term, totalBytes));
+    return this.#attempt(() => this.#encode(entries, reign, totalBytes));
   }
 
   /** Runs `write`, which appends; where it throws, nothing of it stays, or the writer is `failed`. */
@@ -319,9 +341,9 @@ export class LogWriter {
     return totalBytes;
   }
 
-  #encode(entries: readonly LogEntry[], term: Term, totalBytes: number): Appended {
+  #encode(entries: readonly LogEntry[], { term, generation }: Reign, totalBytes: number): Appended {
     const encoder = this.#encoder;
-    const generation = this.#end.generation;
+    const generationBytes = this.#bytesOf(generation);
     const firstLsn = (this.#end.lsn + 1) as Lsn;
     const positions: Position[] = [];
     const hashes = new Uint8Array(entries.length * HASH_BYTES);
@@ -342,7 +364,7 @@ export class LogWriter {
       hlc = this.#clock.next();
       this.#open.index.add(lsn, this.#open.endOffset + encoder.length - written);
       const record = { term, lsn, hlc, tenant, kind, watermark: this.#watermark, payload };
-      const hash = encoder.add(this.#generationBytes, record, last.hash);
+      const hash = encoder.add(generationBytes, record, last.hash);
       hashes.set(hash, positions.length * HASH_BYTES);
       positions.push({ generation, term, lsn });
       last = { generation, term, lsn, hash };
@@ -351,6 +373,11 @@ export class LogWriter {
     this.#end = last;
     this.#endHlc = hlc;
     return { firstLsn, positions, hashes, bytes: encoder.bytes(0, encoder.length) };
+  }
+
+  #bytesOf(generation: Generation): Uint8Array {
+    if (this.#encoded?.generation !== generation) this.#encoded = { generation, bytes: Buffer.from(generation, 'hex') };
+    return this.#encoded.bytes;
   }
 
   #writeRun(run: Uint8Array, records: readonly ReplicatedRecord[]): void {

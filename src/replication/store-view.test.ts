@@ -36,7 +36,8 @@ for (const [what, position, expected] of [
   ['of such a tail, above W', at(1, 20), { kind: 'lost', fork: at(1, 4) }],
   ['of a term that left nothing', at(2, 6), { kind: 'lost', fork: at(1, 4) }],
   ['of a later term, where another one is committed', at(5, 6), { kind: 'lost', fork: at(3, 6) }],
-  ['of another generation', at(3, 6, '9'.repeat(32) as Generation), { kind: 'lost', fork: at(3, 6) }],
+  ['of another generation', at(3, 6, '9'.repeat(32) as Generation), { kind: 'lost', fork: at(0, 0) }],
+  ['of a generation that may have begun since', at(9, 6, '9'.repeat(32) as Generation), { kind: 'ahead' }],
 ] as const)
   test(`a position that is ${what}: ${expected.kind}`, () => {
     assert.deepEqual(outlookOf(view(), position), expected);

@@ -70,9 +70,15 @@ export function outlookOf(view: Pick<StoreView, 'terms' | 'end' | 'watermark'>, 
   const { watermark, terms } = view;
   if (lsn <= watermark && terms.contains(position, watermark)) return { kind: 'reached' };
   const current = terms.at(watermark);
+  if (current === undefined)
+    return lsn > watermark ? { kind: 'ahead' } : { kind: 'lost', fork: positionAt(view, NO_LSN) };
+  const index = terms.generations.findIndex((one) => one.generation === generation);
+  if (index < 0)
+    // One with a higher term may have begun since, elsewhere: what is its, nobody here can call lost.
+    return term > current.term ? { kind: 'ahead' } : { kind: 'lost', fork: positionAt(view, NO_LSN) };
   // Records of a term end before the next one begins, so what is committed in a later term ends all earlier ones.
-  const may = current === undefined || (generation === current.generation && term >= current.term);
-  if (lsn > watermark && may) return { kind: 'ahead' };
+  if (lsn > watermark && generation === current.generation && term >= current.term) return { kind: 'ahead' };
+  const next = terms.generations[index + 1]?.firstLsn ?? Infinity;
   const { lsn: end } = endOfTerm(view, term);
-  return { kind: 'lost', fork: positionAt(view, Math.min(end, lsn, watermark) as Lsn) };
+  return { kind: 'lost', fork: positionAt(view, Math.min(end, next - 1, lsn, watermark) as Lsn) };
 }
