@@ -1,13 +1,12 @@
 /** A log that goes on in a new generation: at any step, once, and taken for nothing else by whoever reads it. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Generation, Hash, Hlc, Lsn, Position, TenantId, Term } from '../base/brands.ts';
+import type { Generation, Hash, Hlc, Lsn, TenantId, Term } from '../base/brands.ts';
 import { NO_TENANT } from '../base/brands.ts';
 import { HybridClock } from '../base/clock.ts';
 import type { Disk } from '../base/disk.ts';
 import { isNostosError, type ErrorCode } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
-import { outlookOf } from '../replication/store-view.ts';
 import type { StepKind } from '../testing/faulty-disk.ts';
 import { FaultyDisk, PowerCut } from '../testing/faulty-disk.ts';
 import { VirtualClock } from '../testing/virtual-clock.ts';
@@ -211,41 +210,4 @@ test('each generation opens as itself only, and the tables are made again over b
     assert.deepEqual(again.terms, terms);
     again.close();
   }
-});
-
-test('positions: those of the parent are good up to the fork, and lost above it, whichever term they name', () => {
-  const { disk, end } = parent();
-  const { start } = begin(disk);
-  const log = openLog(disk, SECOND);
-  const last = write(log, 10, 3);
-  log.setWatermark(last.lsn);
-  const view = { terms: log.history, end: log.end, watermark: log.watermark };
-  const at = (generation: Generation, term: number, lsn: number): Position => ({
-    generation,
-    term: term as Term,
-    lsn: lsn as Lsn,
-  });
-  const lost = (fork: Position): object => ({ kind: 'lost', fork });
-  const [one, four] = [at(FIRST, 1, 10), at(FIRST, 4, end.lsn)];
-  assert.deepEqual(
-    [at(FIRST, 1, 5), four, at(SECOND, 9, start.lsn), at(SECOND, 10, last.lsn), at(SECOND, 10, last.lsn + 1)].map(
-      (position) => outlookOf(view, position).kind,
-    ),
-    ['reached', 'reached', 'reached', 'reached', 'ahead'],
-  );
-  for (const [position, fork] of [
-    [at(FIRST, 4, end.lsn + 1), four],
-    [at(FIRST, 4, last.lsn + 50), four],
-    [at(FIRST, 5, end.lsn + 1), four],
-    [at(FIRST, 9, start.lsn), four],
-    [at(FIRST, 30, last.lsn + 1), four],
-    [at(FIRST, 1, 11), one],
-    [at(FIRST, 2, 30), one],
-    [at(SECOND, 4, end.lsn), four],
-    [at(SECOND, 9, start.lsn + 1), at(SECOND, 9, start.lsn)],
-    [at(THIRD, 10, last.lsn), at(SECOND, 0, 0)],
-  ] as const)
-    assert.deepEqual(outlookOf(view, position), lost(fork), JSON.stringify(position));
-  assert.equal(outlookOf(view, at(THIRD, 11, 4)).kind, 'ahead', 'of a generation that this node has not heard of yet');
-  log.close();
 });

@@ -5,11 +5,13 @@ import type { Limits } from '../base/limits.ts';
 import type { Appended, PageRequest, TenantLocation } from '../log/commit-log.ts';
 import type { GroupRecord } from '../coordination/coordinator.ts';
 import type { ChainPoint } from '../log/chain.ts';
+import type { GenerationEntry } from '../log/terms.ts';
 import type { MemberChange, StepDownReason, StopReason } from '../replication/effects.ts';
 import type { GroupStatus, Role } from '../replication/group-machine.ts';
 import type { Instant } from '../replication/lease.ts';
 import type { PositionOutlook } from '../replication/store-view.ts';
 import type { RejoinDecision } from './rejoin-decision.ts';
+import type { Finding } from './rejoin-file.ts';
 import type { ListenAddress, LogStatus } from './types.ts';
 
 /** The group that a node belongs to, and how it is reached there. */
@@ -48,6 +50,17 @@ export type GroupNotice =
       readonly primary: StoreId | null;
       readonly primaryAddress: string | null;
     }
+  /** What is decided has changed; `home`: it streams or leads, and nothing is wrong with it. */
+  | {
+      readonly kind: 'rejoin';
+      readonly decision: RejoinDecision;
+      readonly home: boolean;
+      readonly stopped: StopReason | null;
+    }
+  /** Reading the log has found it damaged. */
+  | { readonly kind: 'damaged'; readonly what: string }
+  /** The log could not be opened again after a failed write; it is tried again, or was for the last time. */
+  | { readonly kind: 'reopen-failed'; readonly why: string }
   | {
       readonly kind: 'stopped';
       readonly reason: StopReason;
@@ -63,7 +76,7 @@ export interface GroupReport extends Omit<GroupStatus, 'version' | 'stopped'> {
   /** Appends that the group has not committed yet. */
   readonly waiting: number;
   readonly rejoin: RejoinDecision;
-  /** Conversations that were ended because of what a peer had sent. */
+  /** Conversations that were refused, by either side, or ended because of what a peer had sent. */
   readonly peerErrors: { readonly count: number; readonly last: string | null };
   /** The newest one that this node has read. */
   readonly record: GroupRecord | null;
@@ -91,6 +104,8 @@ export interface LogFiles {
 }
 
 export interface EngineOpened {
+  /** Where each generation of the log begins, oldest first; none begins while it is open. */
+  readonly generations: readonly GenerationEntry[];
   readonly watermark: Lsn;
   readonly term: Term;
   /** Tenants that have records which their files may lack. */
@@ -167,6 +182,12 @@ export interface EngineRequests {
   handover: [{ readonly to?: StoreId }, undefined];
   changeMembers: [MemberChange, undefined];
   groupReport: [undefined, GroupReport];
+  /** What the node's thread has found out about the store. */
+  found: [Finding, undefined];
+  /** Whether the store asks to be in sync, or to be dropped. */
+  setEligible: [{ readonly eligible: boolean }, undefined];
+  /** Where the node lets itself be copied now, as the others reach it. */
+  copiesAt: [{ readonly address: string }, undefined];
   status: [undefined, LogStatus];
   /** Runs a 10 ms timer and an append stream in the engine thread, to measure that nothing stalls it. */
   probe: [{ readonly durationMs: number }, ProbeReport];
@@ -176,7 +197,17 @@ export interface EngineRequests {
 export type EngineMethod = keyof EngineRequests;
 export type GroupMethod = Extract<
   EngineMethod,
-  'steppedDown' | 'rolledBack' | 'cutTo' | 'logEnd' | 'readRun' | 'handover' | 'changeMembers' | 'groupReport'
+  | 'steppedDown'
+  | 'rolledBack'
+  | 'cutTo'
+  | 'logEnd'
+  | 'readRun'
+  | 'handover'
+  | 'changeMembers'
+  | 'groupReport'
+  | 'found'
+  | 'setEligible'
+  | 'copiesAt'
 >;
 
 export interface EngineRequest<M extends EngineMethod = EngineMethod> {

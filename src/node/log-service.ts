@@ -3,7 +3,7 @@
  * and what may go. Everything here that asks or changes the log does it in `log.own` (`engine.ts` says why).
  */
 import { join } from 'node:path';
-import { NO_LSN, NO_TENANT, type Lsn, type Position, type TenantId } from '../base/brands.ts';
+import { NO_LSN, NO_TENANT, type Generation, type Lsn, type Position, type TenantId } from '../base/brands.ts';
 import { HybridClock, systemClock, type Clock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
@@ -99,6 +99,7 @@ export abstract class LogService {
       watermark: this.log.watermark,
       term: this.log.end.term,
       dirty: [...this.last.keys()].filter((tenant) => tenant !== NO_TENANT),
+      generations: this.log.history.generations,
       durable: this.durable,
     };
   }
@@ -206,12 +207,14 @@ export abstract class LogService {
   #readPage(request: PageRequest): PackedPage {
     const known = request.uncommitted === true ? this.log.durable.lsn : this.log.watermark;
     const end = Math.min(request.to ?? Infinity, known) as Lsn;
-    const { generation } = this.options;
-    if (request.from > end) return pack(generation, [], request.from, end);
+    if (request.from > end) return pack(this.options.generation, [], request.from, end);
+    // A page is of one generation.
+    const { generation, lastLsn } = generationOf(this.log, request.from);
+    const to = Math.min(end, lastLsn) as Lsn;
     const kinds = request.kinds === undefined ? undefined : new Set<number>(request.kinds);
     for (const batch of this.log.read({
       from: request.from,
-      to: end,
+      to,
       ...(request.tenant === undefined ? {} : { tenant: request.tenant }),
       bytesMax: request.bytesMax,
       passing: true,
@@ -220,7 +223,7 @@ export abstract class LogService {
         kinds === undefined ? batch.records : batch.records.filter(({ record }) => kinds.has(record.kind));
       return pack(generation, records, (batch.through + 1) as Lsn, end);
     }
-    return pack(generation, [], (end + 1) as Lsn, end);
+    return pack(generation, [], (to + 1) as Lsn, end);
   }
 
   status(): LogStatus {
@@ -259,6 +262,14 @@ export abstract class LogService {
     const { logRetainBytes: retainBytes } = this.options.limits;
     this.log.own(() => this.log.prune({ durableApplied: this.durable, watermark: this.log.watermark, retainBytes }));
   }
+}
+
+/** The generation in which a record was written, and its last record here. */
+function generationOf({ history, end }: Log, lsn: Lsn): { readonly generation: Generation; readonly lastLsn: number } {
+  const { generations } = history;
+  const index = generations.findLastIndex(({ firstLsn }) => firstLsn <= lsn);
+  const { generation } = generations[index] ?? end;
+  return { generation, lastLsn: (generations[index + 1]?.firstLsn ?? Infinity) - 1 };
 }
 
 export function note(

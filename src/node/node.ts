@@ -143,7 +143,10 @@ export class NostosNode implements Node {
       assertOpen: () => this.#assertOpen(),
       assertWritable: () => this.#assertWritable(),
       outlook: (position) => deps.engine.outlook(position),
-      generation: settings.identity.generation,
+      generationOf: (lsn) => {
+        const { generations } = deps.engine.opened;
+        return generations.findLast(({ firstLsn }) => firstLsn <= lsn)?.generation ?? settings.identity.generation;
+      },
       durability: settings.durability,
       reign: () => this.#member?.reign ?? 0,
       assertFresh: (reign) => (this.#member?.role === 'primary' ? this.#assertLease(this.#member, reign) : undefined),

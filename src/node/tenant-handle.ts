@@ -56,7 +56,8 @@ export interface TenantHandleDeps {
   /** Taken before a snapshot is, for `assertFresh`. */
   readonly reign: () => number;
   readonly outlook: (position: Position) => Promise<PositionOutlook>;
-  readonly generation: Generation;
+  /** Of a record of this log. */
+  readonly generationOf: (lsn: Lsn) => Generation;
   /** Of writes that do not say. */
   readonly durability: Durability;
   /** Tenants that an import of this process is filling. */
@@ -127,7 +128,7 @@ export class TenantHandle implements Tenant {
     return this.#use(async (store) => {
       await store.ready();
       const { term, lsn } = store.applied;
-      return { generation: this.#deps.generation, term, lsn };
+      return { generation: this.#deps.generationOf(lsn), term, lsn };
     }, 'any');
   }
 
@@ -268,8 +269,8 @@ export class TenantHandle implements Tenant {
           onProgress: (phase) => onProgress?.({ phase, done: 0, unit: 'steps' }),
         },
       );
-      const { generation } = await this.#position();
-      return { tenant: this.name, file, bytes, position: { generation, term, lsn } as Position };
+      const position = { generation: this.#deps.generationOf(lsn as Lsn), term, lsn } as Position;
+      return { tenant: this.name, file, bytes, position };
     });
   }
 
@@ -361,37 +362,18 @@ export class TenantHandle implements Tenant {
   }
 
   async #feedStart(entry: CatalogEntry, from: Position | undefined): Promise<Lsn> {
-    const { log } = this.#deps;
+    const { log, outlook } = this.#deps;
     if (from === undefined) return (Math.max(entry.createdAt, await this.#deps.firstLsn()) - 1) as Lsn;
     if (!Number.isSafeInteger(from?.lsn) || from.lsn < 0)
       throw new NostosError('INVALID_ARGUMENT', `from must be a position, got ${JSON.stringify(from)}`);
-    const { generation } = await this.#position();
-    if (from.generation !== generation)
-      throw new NostosError(
-        'POSITION_LOST',
-        `position ${from.lsn} is of generation ${from.generation}, this log of ${generation}`,
-        { details: { generation: from.generation, found: generation } },
-      );
-    if (from.lsn > log.watermark)
+    const found = await outlook(from);
+    if (found.kind === 'lost') throw positionLost(from, found.fork);
+    if (found.kind === 'ahead')
       throw new NostosError(
         'POSITION_LOST',
         `position ${from.lsn} is above the watermark ${log.watermark} of this log`,
       );
-    const { at } = await log.locate(entry.id, from.lsn);
-    if (at !== undefined && at.term !== from.term)
-      throw new NostosError(
-        'POSITION_LOST',
-        `position ${from.lsn} of term ${from.term} is not in this history, which has term ${at.term} there`,
-        {
-          details: { lsn: from.lsn, term: from.term, found: at.term },
-        },
-      );
     return from.lsn;
-  }
-
-  async #position(): Promise<{ generation: Position['generation'] }> {
-    const page = await this.#deps.log.readPage({ from: this.#deps.log.watermark, bytesMax: 1 });
-    return { generation: page.records[0]!.generation };
   }
 }
 
@@ -469,7 +451,7 @@ const REACH_STEP_MS = 500;
 function positionLost(position: Position, fork: Position): NostosError {
   return new NostosError(
     'POSITION_LOST',
-    `the group has dropped what was at LSN ${position.lsn} of term ${position.term}: its history left that one at LSN ${fork.lsn} of term ${fork.term}`,
+    `there is no record ${position.lsn} of term ${position.term} of generation ${position.generation} in this history: it left that one at LSN ${fork.lsn} of term ${fork.term}`,
     { details: { position, fork } },
   );
 }

@@ -9,7 +9,7 @@
 import type { ClusterId, Generation } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
-import { decodeRecord } from '../log/record.ts';
+import { RecordDecoder } from '../log/record.ts';
 import { SEGMENT_HEADER_BYTES, decodeSegmentHeader, segmentName } from '../log/segment-header.ts';
 import type { Channel } from '../wire/channel.ts';
 import type { FetchOptions, FetchReport, FetchTarget, RestoreFeed } from './feed.ts';
@@ -107,9 +107,23 @@ function wholeLogOf(address: string, segments: readonly Segment[]): Generation {
     if (name !== segmentName(header.number) || header.number !== index + decodeSegmentHeader(first.bytes)!.number)
       throw refuse(`${name} is not the one that comes there`);
   }
-  const record = decodeRecord(first.bytes.subarray(SEGMENT_HEADER_BYTES));
-  if (typeof record === 'string' || !('generation' in record)) throw refuse(`${first.name} has no first record`);
-  return record.generation;
+  const generation = generationAtEnd(segments.at(-1)!.bytes) ?? generationAtEnd(first.bytes);
+  if (generation === undefined) throw refuse(`${first.name} has no first record`);
+  return generation;
+}
+
+/** That of the last record of a segment: a log may have gone on in another one than it began in. */
+function generationAtEnd(bytes: Uint8Array): Generation | undefined {
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const decoder = new RecordDecoder();
+  let generation: Generation | undefined;
+  for (let at = SEGMENT_HEADER_BYTES; ;) {
+    const record = decoder.decode(buffer, view, at, bytes.length);
+    if (typeof record === 'string') return generation;
+    generation = record.generation;
+    at += record.bytes.length;
+  }
 }
 
 function store(disk: Disk, target: FetchTarget, { name, bytes }: Segment, options: FetchOptions = {}): void {
