@@ -153,6 +153,8 @@ export class GroupEngine extends LogService {
       {
         ...options.limits,
         ...tls,
+        onRefused: (error) => this.#noteWrong(error),
+        onError: (error) => this.#noteWrong(error),
       },
     );
     this.#dispatcher.register(this.#peers);
@@ -531,11 +533,13 @@ export class GroupEngine extends LogService {
   }
 
   #onClosed(channel: ChannelId, wrong: unknown): void {
-    if (wrong !== undefined) {
-      const last = wrong instanceof Error ? wrong.message : String(wrong);
-      this.#peerErrors = { count: this.#peerErrors.count + 1, last };
-    }
+    if (wrong !== undefined) this.#noteWrong(wrong);
     this.#tell({ kind: 'channel-closed', channel });
+  }
+
+  #noteWrong(wrong: unknown): void {
+    const last = wrong instanceof Error ? wrong.message : String(wrong);
+    this.#peerErrors = { count: this.#peerErrors.count + 1, last };
   }
 
   /** A full disk is no damage: with room again, this node is as fit to be in sync as before. */
@@ -646,6 +650,7 @@ export class GroupEngine extends LogService {
       });
     } catch (error) {
       this.#addresses.delete(to); // it may have moved; the next time somebody asks
+      if (isNostosError(error, 'PEER_REFUSED')) this.#noteWrong(error);
       throw error;
     }
   }

@@ -144,7 +144,7 @@ export class Peers implements ServiceHandler {
     }
   }
 
-  /** Undefined where it is meant for somebody else: another store was open here, or another cluster. */
+  /** Undefined where it is meant for another store, which was open here before. */
   #parseHello(frame: Uint8Array): ChannelId | undefined {
     let value: unknown;
     try {
@@ -155,7 +155,13 @@ export class Peers implements ServiceHandler {
     const read = readInput(hello, value);
     if (!read.ok) throw new NostosError('PROTOCOL_ERROR', `A peer began with a frame that is wrong: ${read.problem}`);
     const { cluster, to, channel } = read.value;
-    return cluster === this.#self.cluster && to === this.#self.store ? channel : undefined;
+    if (cluster !== this.#self.cluster)
+      throw new NostosError(
+        'PEER_REFUSED',
+        `a peer is refused: it belongs to cluster ${cluster}, not ${this.#self.cluster}`,
+        { details: { reason: 'OTHER_CLUSTER', cluster } },
+      );
+    return to === this.#self.store ? channel : undefined;
   }
 
   async #listen(name: ChannelId, conversation: Conversation, channel: Channel): Promise<void> {
