@@ -107,7 +107,11 @@ function wholeLogOf(address: string, segments: readonly Segment[]): Generation {
     if (name !== segmentName(header.number) || header.number !== index + decodeSegmentHeader(first.bytes)!.number)
       throw refuse(`${name} is not the one that comes there`);
   }
-  const generation = generationAtEnd(segments.at(-1)!.bytes) ?? generationAtEnd(first.bytes);
+  const generation = segments
+    .toReversed()
+    .values()
+    .map(({ bytes }) => generationAtEnd(bytes))
+    .find((one) => one !== undefined);
   if (generation === undefined) throw refuse(`${first.name} has no first record`);
   return generation;
 }
