@@ -33,7 +33,7 @@ import {
   type RestoreDeps,
   type RestoreOptions,
 } from '../restore/local/restore-directory.ts';
-import { filesBelow } from '../restore/local/tree.ts';
+import { filesBelow } from '../base/directory-tree.ts';
 import type { InjectedFault } from './faulty-disk.ts';
 import { FaultyDisk, PowerCut } from './faulty-disk.ts';
 import { VirtualClock } from './virtual-clock.ts';

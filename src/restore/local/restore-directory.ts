@@ -15,7 +15,7 @@ import { MARKER_FILE, readMarker, writeMarker, type Marker } from './marker.ts';
 import { assertMovable, assertReplaceable, assertSpace, historyOf, lookAhead, ownIdentity } from './outlook.ts';
 import { STAGING_DIR, stagingTarget, tidyStaging, writeStagedIdentity } from './staging.ts';
 import { nextSwapStep, planSwap, planWayBack, type Swap, type SwapSeen } from './swap.ts';
-import { removeTree, syncTree } from './tree.ts';
+import { removeTree, syncTree } from '../../base/directory-tree.ts';
 
 /** What opening and checking the staged directory found. */
 export interface VerifiedCopy {

@@ -276,12 +276,3 @@ function freeName(name: string, taken: ReadonlySet<string>): string {
     );
   return free;
 }
-
-/** With its parents, all of them durable. */
-export function makeDurableDirectory(disk: Disk, dir: string): void {
-  const missing: string[] = [];
-  for (let path = dir; !disk.exists(path); path = dirname(path)) missing.push(path);
-  if (missing.length === 0) return;
-  disk.makeDirectory(dir);
-  for (const path of missing.toReversed()) disk.syncDirectory(dirname(path));
-}

@@ -8,6 +8,7 @@ import { systemClock } from '../../base/clock.ts';
 import type { DirectoryLock } from '../../base/directory-lock.ts';
 import { acquireDirectoryLock } from '../../base/directory-lock.ts';
 import type { Disk } from '../../base/disk.ts';
+import { makeDurableDirectory } from '../../base/directory-tree.ts';
 import { systemDisk } from '../../base/disk.ts';
 import { NostosError } from '../../base/errors.ts';
 import { DEFAULT_LIMITS } from '../../base/limits.ts';
@@ -17,7 +18,7 @@ import { connectStream } from '../../wire/connect.ts';
 import type { Protocol } from './fetch.ts';
 import { fetchFiles } from './fetch.ts';
 import type { SwapReport } from './local-directory.ts';
-import { StagedRestore, finishSwap, makeDurableDirectory } from './local-directory.ts';
+import { StagedRestore, finishSwap } from './local-directory.ts';
 import { nextState } from './state.ts';
 import type {
   NameRule,

@@ -1,6 +1,6 @@
 /** Directories with all that is in them, on any disk. Symbolic links are names like others: nothing here follows one. */
-import { join } from 'node:path';
-import type { Disk } from '../../base/disk.ts';
+import { dirname, join } from 'node:path';
+import type { Disk } from './disk.ts';
 
 /** Paths relative to `dir`. */
 export function* filesBelow(disk: Disk, dir: string, within = ''): Iterable<string> {
@@ -20,13 +20,28 @@ function* directoriesBelow(disk: Disk, dir: string): Iterable<string> {
   yield dir;
 }
 
-export function removeTree(disk: Disk, dir: string): void {
-  if (!disk.isDirectory(dir)) {
-    if (disk.exists(dir)) disk.remove(dir);
-    return;
+export function removeTree(disk: Disk, path: string): void {
+  if (disk.isDirectory(path)) removeDirectory(disk, path);
+  else if (disk.exists(path)) disk.remove(path);
+}
+
+function removeDirectory(disk: Disk, dir: string): void {
+  for (const name of disk.list(dir)) {
+    const path = join(dir, name);
+    if (disk.isDirectory(path)) removeDirectory(disk, path);
+    // A symbolic link that leads nowhere is listed, and does not "exist".
+    else disk.remove(path);
   }
-  for (const name of disk.list(dir)) removeTree(disk, join(dir, name));
   disk.removeDirectory(dir);
+}
+
+/** With its parents, all of them durable. */
+export function makeDurableDirectory(disk: Disk, dir: string): void {
+  const missing: string[] = [];
+  for (let path = dir; !disk.exists(path); path = dirname(path)) missing.push(path);
+  if (missing.length === 0) return;
+  disk.makeDirectory(dir);
+  for (const path of missing.toReversed()) disk.syncDirectory(dirname(path));
 }
 
 /**
