@@ -7,7 +7,7 @@ import type { Disk } from '../../base/disk.ts';
 import { writeDurably } from '../../base/durable-file.ts';
 import type { FetchTarget } from '../feed.ts';
 import { itemPath, type ItemName } from '../item-name.ts';
-import { filesBelow } from './tree.ts';
+import { filesBelow } from '../../base/directory-tree.ts';
 
 export const STAGING_DIR = 'restore';
 const NODE_FILE = 'node.json';
