@@ -114,6 +114,18 @@ export const ERROR_CODES = {
     'safe',
     'A node could not come back to its group by itself; details say what was tried, how often, and why it failed.',
   ],
+  BACKUP_NOT_FOUND: ['never', 'The backend has no backup repository, or the repository no snapshot, of this name.'],
+  BACKUP_DAMAGED: ['never', 'Bytes of a backup are missing, or not those that were written; details name the object.'],
+  BACKUP_KEY_MISSING: ['never', 'Content of a backup is encrypted with a key that is not there, or was destroyed.'],
+  BACKUP_REFUSED: ['never', 'A backup does not fit where it shall be restored to; nothing was changed.'],
+  BACKUP_LOCKED: ['safe', 'Another run works on the backup repository; details name it.'],
+  BACKUP_LOCK_LOST: [
+    'safe',
+    'Others gave this run on a backup repository up, since it showed no life; it has no effect.',
+  ],
+  ARCHIVE_GAP: ['never', 'The archived log lacks records that are needed; details name the missing LSNs.'],
+  BACKEND_UNAVAILABLE: ['safe', 'The storage of a backup does not answer; the same call finds out what was kept.'],
+  BACKEND_UNSUITABLE: ['never', 'The storage of a backup refuses a request; the message says what to change.'],
 } as const satisfies Record<string, readonly [Retry, string]>;
 
 export interface NostosErrorOptions {
