@@ -16,3 +16,8 @@ export function fileName({ oldTerm, newTerm, firstLsn, lastLsn, id }: FileHeader
 export function isFileName(name: string): boolean {
   return NAME.test(name);
 }
+
+/** The id of the rollback; empty for other names. */
+export function idOfName(name: string): string {
+  return /-([0-9a-f]{32})\.nrb/.exec(name)?.[1] ?? '';
+}

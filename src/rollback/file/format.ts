@@ -13,7 +13,9 @@ import { decodeChangesetPayload } from '../../store/payload.ts';
 import type { CommonPoint } from '../types.ts';
 
 export const FILE_MAGIC = 'NOSTOSRB';
-export const FILE_VERSION = 1;
+/** Version 2 has gaps: it is of a tail of which not every record could be read. Whole tails are written as version 1. */
+const VERSION_WHOLE = 1;
+const VERSION_WITH_GAPS = 2;
 export const FILE_HEADER_BYTES = 168;
 export const FRAME_HEAD_BYTES = 16;
 /** No record is larger; a file that says so is damaged. */
@@ -21,25 +23,36 @@ export const FRAME_BYTES_MAX = 512 * 1024 * 1024;
 export const FOOTER_BODY_BYTES = 64;
 const RECORD_FIXED_BYTES = 68;
 const SCHEMA_FIXED_BYTES = 30;
+const GAP_FIXED_BYTES = 16;
 
 /** Numbers in files: append only. */
-export const FrameKind = { record: 1, schema: 2, footer: 3 } as const;
+export const FrameKind = { record: 1, schema: 2, footer: 3, gap: 4 } as const;
 export type FrameKind = (typeof FrameKind)[keyof typeof FrameKind];
 
 export const FLAG_ACKNOWLEDGED = 1;
+export const FLAG_MORE = 2;
+const FLAGS: Readonly<Record<FrameKind, number>> = {
+  [FrameKind.record]: FLAG_ACKNOWLEDGED,
+  [FrameKind.schema]: 0,
+  [FrameKind.footer]: 0,
+  [FrameKind.gap]: FLAG_MORE,
+};
 
 /** Ids are 32 hex digits. */
 export interface FileHeader {
+  /** Every record from the first LSN to the last is there; otherwise the file says which ones are not, and why. */
+  readonly complete: boolean;
   readonly node: string;
   readonly cluster: string;
   /** Of the common point. */
   readonly generation: string;
   /** Of the rollback. */
   readonly id: string;
+  /** Term and hash are zeros where an incomplete file does not know them. */
   readonly common: CommonPoint;
   /** Of the last record. */
   readonly oldTerm: number;
-  /** Of the primary that the node follows instead. */
+  /** Of the primary that the node follows instead; of an incomplete file that of the group, which may be the same. */
   readonly newTerm: number;
   readonly firstLsn: number;
   readonly lastLsn: number;
@@ -75,6 +88,15 @@ export interface TenantSchema {
   readonly tables: readonly TableNames[];
 }
 
+/** Records that could not be read. */
+export interface TailGap {
+  readonly from: number;
+  readonly to: number;
+  /** It is not known how many records followed. */
+  readonly more: boolean;
+  readonly reason: string;
+}
+
 export interface RecordFrame {
   readonly term: number;
   readonly lsn: number;
@@ -98,7 +120,7 @@ export interface FrameHead {
 export function encodeHeader(header: FileHeader): Uint8Array {
   const bytes = Buffer.alloc(FILE_HEADER_BYTES);
   bytes.write(FILE_MAGIC, 0, 'latin1');
-  bytes.writeUInt16LE(FILE_VERSION, 8);
+  bytes.writeUInt16LE(header.complete ? VERSION_WHOLE : VERSION_WITH_GAPS, 8);
   [header.node, header.cluster, header.generation, header.id].forEach((id, i) => bytes.write(id, 12 + 16 * i, 'hex'));
   const { common, oldTerm, newTerm, firstLsn, lastLsn, createdAtMs } = header;
   putNumber(bytes, 76, common.term);
@@ -116,15 +138,16 @@ export function decodeHeader(path: string, source: Uint8Array): FileHeader {
   if (crc32(bytes.subarray(0, FILE_HEADER_BYTES - 4)) !== bytes.readUInt32LE(FILE_HEADER_BYTES - 4))
     throw damaged(path, 0, 'the CRC of its header does not hold');
   const version = bytes.readUInt16LE(8);
-  if (version !== FILE_VERSION)
+  if (version !== VERSION_WHOLE && version !== VERSION_WITH_GAPS)
     throw new NostosError(
       'UNSUPPORTED_FORMAT',
-      `${path} is a rollback file of version ${version}, this Nostos knows ${FILE_VERSION}; read it with a newer one`,
+      `${path} is a rollback file of version ${version}, this Nostos knows up to ${VERSION_WITH_GAPS}; read it with a newer one`,
       { details: { path, version } },
     );
   const id = (at: number): string => bytes.toString('hex', at, at + 16);
   const number = (at: number): number => getNumber(path, bytes, at, at);
   const header: FileHeader = {
+    complete: version === VERSION_WHOLE,
     node: id(12),
     cluster: id(28),
     generation: id(44),
@@ -136,7 +159,9 @@ export function decodeHeader(path: string, source: Uint8Array): FileHeader {
     lastLsn: number(148),
     createdAtMs: number(156),
   };
-  if (header.firstLsn !== header.common.lsn + 1 || header.lastLsn < header.firstLsn || header.oldTerm >= header.newTerm)
+  const { complete, common, oldTerm, newTerm, firstLsn, lastLsn } = header;
+  const termsRise = complete ? oldTerm < newTerm : oldTerm <= newTerm;
+  if (firstLsn !== common.lsn + 1 || lastLsn < firstLsn || !termsRise)
     throw damaged(path, 76, 'its header contradicts itself');
   return header;
 }
@@ -157,12 +182,15 @@ export function getFrameHead(path: string, bytes: Buffer, at: number, offset: nu
   const kind = bytes.readUInt8(at);
   const flags = bytes.readUInt8(at + 1);
   const bodyBytes = bytes.readUInt32LE(at + 4);
-  if (kind !== FrameKind.record && kind !== FrameKind.schema && kind !== FrameKind.footer)
-    throw damaged(path, offset, `it has a frame of the unknown kind ${kind}`);
-  if ((flags & ~FLAG_ACKNOWLEDGED) !== 0 || bytes.readUInt16LE(at + 2) !== 0)
+  if (!isFrameKind(kind)) throw damaged(path, offset, `it has a frame of the unknown kind ${kind}`);
+  if ((flags & ~FLAGS[kind]) !== 0 || bytes.readUInt16LE(at + 2) !== 0)
     throw damaged(path, offset, 'a frame head has bits that mean nothing');
   if (bodyBytes > FRAME_BYTES_MAX) throw damaged(path, offset, `it has a frame of ${bodyBytes} bytes`);
   return { kind, flags, bodyBytes, bodyCrc: bytes.readUInt32LE(at + 8) };
+}
+
+function isFrameKind(kind: number): kind is FrameKind {
+  return kind in FLAGS;
 }
 
 /** The body without the bytes of the record, which follow it. */
@@ -234,6 +262,22 @@ export function decodeSchema(path: string, body: Buffer, offset: number): Tenant
   };
 }
 
+export function encodeGap({ from, to, reason }: TailGap): Uint8Array {
+  const text = Buffer.from(reason);
+  const bytes = Buffer.alloc(GAP_FIXED_BYTES + text.length);
+  putNumber(bytes, 0, from);
+  putNumber(bytes, 8, to);
+  text.copy(bytes, GAP_FIXED_BYTES);
+  return bytes;
+}
+
+export function decodeGap(path: string, body: Buffer, offset: number, flags: number): TailGap {
+  if (body.length < GAP_FIXED_BYTES) throw damaged(path, offset, `a gap has ${body.length} bytes`);
+  const number = (at: number): number => getNumber(path, body, at, offset);
+  const reason = body.toString('utf8', GAP_FIXED_BYTES);
+  return { from: number(0), to: number(8), more: (flags & FLAG_MORE) !== 0, reason };
+}
+
 export function encodeFooter(footer: FileFooter): Uint8Array {
   const bytes = Buffer.alloc(FOOTER_BODY_BYTES);
   const { records, acknowledged, recordBytes, offset } = footer;
@@ -254,8 +298,9 @@ export function decodeFooter(path: string, body: Buffer, offset: number): FileFo
   };
 }
 
-/** Where the chain of hashes of a tail begins. */
-export function chainStart({ generation, common }: FileHeader): ChainPoint {
+/** Where the chain of hashes of a tail begins; undefined where an incomplete file does not know it. */
+export function chainStart({ complete, generation, common }: FileHeader): ChainPoint | undefined {
+  if (!complete && common.lsn > 0 && common.term === 0) return undefined;
   return {
     generation: toGeneration(generation),
     term: toTerm(common.term),

@@ -7,7 +7,6 @@ import { Blake3Hasher } from '@napi-rs/blake-hash';
 import type { Hash } from '../../base/brands.ts';
 import type { Disk, DiskFile } from '../../base/disk.ts';
 import { yieldToEventLoop } from '../../base/event-loop.ts';
-import { brokenLink, pointOf, type ChainPoint } from '../../log/chain.ts';
 import { RecordDecoder, hashRecord, type LogRecord } from '../../log/record.ts';
 import {
   FILE_HEADER_BYTES,
@@ -15,9 +14,9 @@ import {
   FOOTER_BODY_BYTES,
   FRAME_HEAD_BYTES,
   FrameKind,
-  chainStart,
   damaged,
   decodeFooter,
+  decodeGap,
   decodeHeader,
   decodeRecordFrame,
   decodeSchema,
@@ -25,12 +24,15 @@ import {
   schemaVersionOf,
   type FileFooter,
   type FileHeader,
+  type TailGap,
   type TenantSchema,
 } from './format.ts';
 import { SchemaWindow } from './schema-window.ts';
+import { TailChain } from './tail-chain.ts';
 
 const CHUNK_BYTES = 256 * 1024;
 const TURN_BYTES = 4 * 1024 * 1024;
+const GAPS_LISTED_MAX = 1_000;
 const EMPTY = Buffer.alloc(0);
 
 /** A record with what is needed to show it; valid until the next one is asked for. */
@@ -47,6 +49,10 @@ export interface FileRecord {
 export interface FileDescription {
   readonly header: FileHeader;
   readonly footer: FileFooter;
+  /** Records of its range that it does not have; 0 of a complete file. */
+  readonly missing: number;
+  /** The first `GAPS_LISTED_MAX` of them; absent where only the ends of the file were looked at. */
+  readonly gaps?: readonly TailGap[];
   readonly fileBytes: number;
 }
 
@@ -64,7 +70,7 @@ export function describeFile(disk: Disk, path: string): FileDescription {
     if (head.kind !== FrameKind.footer || crc32(body) !== head.bodyCrc) throw damaged(path, at, 'it has no footer');
     const footer = decodeFooter(path, body, at);
     checkFooter(path, header, footer, at);
-    return { header, footer, fileBytes };
+    return { header, footer, missing: missingOf(header, footer), fileBytes };
   } finally {
     file.close();
   }
@@ -86,12 +92,23 @@ export async function verifyFile(disk: Disk, path: string, signal?: AbortSignal)
   }
 }
 
+export type FileItem = FileRecord | TailGap;
+
 /** All records in order. It ends well only if the whole file has held. */
 export async function* readFileRecords(
   disk: Disk,
   path: string,
   signal?: AbortSignal,
 ): AsyncGenerator<FileRecord, void, undefined> {
+  for await (const item of readFileItems(disk, path, signal)) if ('record' in item) yield item;
+}
+
+/** All records in order, and the gaps between those of an incomplete tail. */
+export async function* readFileItems(
+  disk: Disk,
+  path: string,
+  signal?: AbortSignal,
+): AsyncGenerator<FileItem, void, undefined> {
   const file = disk.open(path, 'read');
   try {
     const walk = new FileWalk(path, file);
@@ -99,7 +116,7 @@ export async function* readFileRecords(
       signal?.throwIfAborted();
       const next = walk.next();
       if (next.kind === 'end') return;
-      yield next.record;
+      yield next.item;
       if (walk.turnIsOver()) await yieldToEventLoop();
     }
   } finally {
@@ -108,7 +125,7 @@ export async function* readFileRecords(
 }
 
 type Found =
-  | { readonly kind: 'record'; readonly record: FileRecord }
+  | { readonly kind: 'item'; readonly item: FileItem }
   | { readonly kind: 'end'; readonly description: FileDescription };
 
 class FileWalk {
@@ -123,7 +140,8 @@ class FileWalk {
   /** What of the file the buffer holds. */
   #chunkStart = 0;
   #chunkBytes = 0;
-  #previous: ChainPoint;
+  readonly #chain: TailChain;
+  readonly #gaps: TailGap[] = [];
   #records = 0;
   #acknowledged = 0;
   #recordBytes = 0;
@@ -138,7 +156,7 @@ class FileWalk {
     this.#fileBytes = file.size();
     const bytes = this.#take(Math.min(FILE_HEADER_BYTES, this.#fileBytes));
     this.#header = decodeHeader(path, bytes);
-    this.#previous = chainStart(this.#header);
+    this.#chain = new TailChain(this.#header);
   }
 
   /** Every few megabytes somebody else has to have a turn. */
@@ -158,7 +176,8 @@ class FileWalk {
       if (crc32(body) !== head.bodyCrc) throw this.#damaged(at, 'the CRC of a frame does not hold');
       if (head.kind === FrameKind.footer) return this.#end(body, at);
       if (head.kind === FrameKind.schema) this.#schemas.add(decodeSchema(this.#path, body, at));
-      else return { kind: 'record', record: this.#record(body, at, (head.flags & FLAG_ACKNOWLEDGED) !== 0) };
+      else if (head.kind === FrameKind.gap) return { kind: 'item', item: this.#gap(body, at, head.flags) };
+      else return { kind: 'item', item: this.#record(body, at, (head.flags & FLAG_ACKNOWLEDGED) !== 0) };
     }
   }
 
@@ -175,12 +194,8 @@ class FileWalk {
       Buffer.compare(hash, frame.hash) !== 0
     )
       throw this.#damaged(at, `the record of LSN ${frame.lsn} is another one than it says`);
-    const broken = brokenLink(this.#previous, record);
+    const broken = this.#chain.record(record, hash);
     if (broken !== undefined) throw this.#damaged(at, broken);
-    const { lastLsn, newTerm } = this.#header;
-    if (record.lsn > lastLsn || record.term >= newTerm)
-      throw this.#damaged(at, `(term ${record.term}, LSN ${record.lsn}) is beyond what its header says`);
-    this.#previous = pointOf(record, hash);
     this.#records += 1;
     this.#acknowledged += acknowledged ? 1 : 0;
     this.#recordBytes += record.bytes.length;
@@ -188,6 +203,14 @@ class FileWalk {
     const schema = version === undefined ? undefined : this.#schemas.get(record.tenant, version);
     const found = { record, hash, acknowledged, tenantName: frame.tenantName };
     return schema === undefined ? found : { ...found, schema };
+  }
+
+  #gap(body: Buffer, at: number, flags: number): TailGap {
+    const gap = decodeGap(this.#path, body, at, flags);
+    const broken = this.#chain.gap(gap);
+    if (broken !== undefined) throw this.#damaged(at, broken);
+    if (this.#gaps.length < GAPS_LISTED_MAX) this.#gaps.push(gap);
+    return gap;
   }
 
   #decode(bytes: Buffer, at: number): LogRecord {
@@ -206,13 +229,15 @@ class FileWalk {
     const footer = decodeFooter(this.#path, body, at);
     checkFooter(this.#path, this.#header, footer, at);
     if (this.#offset !== this.#fileBytes) throw this.#damaged(this.#offset, 'bytes follow the footer');
-    if (this.#previous.lsn !== this.#header.lastLsn || this.#previous.term !== this.#header.oldTerm)
-      throw this.#damaged(at, `its records end with (term ${this.#previous.term}, LSN ${this.#previous.lsn})`);
+    const broken = this.#chain.end();
+    if (broken !== undefined) throw this.#damaged(at, broken);
     const { records, acknowledged, recordBytes, digest } = footer;
     if (records !== this.#records || acknowledged !== this.#acknowledged || recordBytes !== this.#recordBytes)
       throw this.#damaged(at, 'its footer counts other records');
     if (this.#hasher.digest() !== digest) throw this.#damaged(at, 'its digest does not hold');
-    return { kind: 'end', description: { header: this.#header, footer, fileBytes: this.#fileBytes } };
+    const missing = missingOf(this.#header, footer);
+    const description = { header: this.#header, footer, missing, gaps: this.#gaps, fileBytes: this.#fileBytes };
+    return { kind: 'end', description };
   }
 
   /** The next bytes, valid until the next call: all of a file passes through one buffer. */
@@ -243,9 +268,14 @@ class FileWalk {
   }
 }
 
-function checkFooter(path: string, { firstLsn, lastLsn }: FileHeader, footer: FileFooter, at: number): void {
+function missingOf({ firstLsn, lastLsn }: FileHeader, { records }: FileFooter): number {
+  return lastLsn - firstLsn + 1 - records;
+}
+
+function checkFooter(path: string, header: FileHeader, footer: FileFooter, at: number): void {
   if (footer.offset !== at) throw damaged(path, at, `its footer says that it lies at ${footer.offset}`);
-  if (footer.records !== lastLsn - firstLsn + 1) throw damaged(path, at, `it has ${footer.records} records`);
+  const missing = missingOf(header, footer);
+  if (missing < 0 || (header.complete && missing > 0)) throw damaged(path, at, `it has ${footer.records} records`);
 }
 
 function readAt(file: DiskFile, offset: number, bytes: number): Buffer {

@@ -72,6 +72,7 @@ export function plainRecords(count: number, payloadBytes = 40): MadeRecord[] {
 
 export function headerOf(count: number, changes: Partial<FileHeader> = {}): FileHeader {
   return {
+    complete: true,
     node: '01'.repeat(16),
     cluster: '02'.repeat(16),
     generation: GENERATION,

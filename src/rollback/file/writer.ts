@@ -11,27 +11,29 @@ import { hlcToMs } from '../../base/clock.ts';
 import type { Disk, DiskFile } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
 import { yieldToEventLoop } from '../../base/event-loop.ts';
-import { brokenLink, pointOf, type ChainPoint } from '../../log/chain.ts';
 import { hashRecord, type LogRecord } from '../../log/record.ts';
 import { TailCheck, tailUnreadable } from '../tail-check.ts';
 import { reasonOf, tooLarge, type Plan, type PreservedFile, type RollbackLimits } from '../types.ts';
 import { fileName, SET_ASIDE_SUFFIX, TEMPORARY_SUFFIX } from './file-name.ts';
 import {
   FLAG_ACKNOWLEDGED,
+  FLAG_MORE,
   FRAME_HEAD_BYTES,
   FrameKind,
-  chainStart,
   encodeFooter,
+  encodeGap,
   encodeHeader,
   encodeRecordStart,
   encodeSchema,
   putFrameHead,
   schemaVersionOf,
   type FileHeader,
+  type TailGap,
   type TenantSchema,
 } from './format.ts';
 import { verifyFile, type FileDescription } from './reader.ts';
 import { SchemaWindow } from './schema-window.ts';
+import { TailChain } from './tail-chain.ts';
 
 const BUFFER_BYTES = 256 * 1024;
 const TURN_BYTES = 4 * 1024 * 1024;
@@ -44,8 +46,8 @@ export interface TailEntry {
   readonly acknowledged: boolean;
 }
 
-/** Records that were read together; not used after the next batch is asked for. */
-export type TailBatch = readonly TailEntry[];
+/** What was read together; not used after the next batch is asked for. Gaps are of an incomplete tail. */
+export type TailBatch = readonly (TailEntry | TailGap)[];
 export type Tail = AsyncIterable<TailBatch> | Iterable<TailBatch>;
 
 export interface FileWriterDeps {
@@ -68,6 +70,7 @@ export type FileOwner = Pick<FileHeader, 'node' | 'cluster' | 'generation'>;
 export function headerOfPlan({ id, common, frontier, primary, createdAtMs }: Plan, owner: FileOwner): FileHeader {
   return {
     ...owner,
+    complete: true,
     id,
     common,
     oldTerm: frontier.term,
@@ -139,7 +142,13 @@ async function writeAll(
   let [acknowledgedRecords, turnAt] = [0, TURN_BYTES];
   for await (const batch of readable(tail, options.signal)) {
     options.signal?.throwIfAborted();
-    for (const { record, hash, acknowledged } of batch) {
+    for (const item of batch) {
+      if (!('record' in item)) {
+        check.skip(item);
+        out.frame(FrameKind.gap, item.more ? FLAG_MORE : 0, encodeGap(item));
+        continue;
+      }
+      const { record, hash, acknowledged } = item;
       check.push(record, hash);
       limits.push(record);
       const { schema, unwritten } = schemaFor(deps, schemas, record);
@@ -178,27 +187,34 @@ async function* readable(tail: Tail, signal: AbortSignal | undefined): AsyncGene
  */
 class ChainCheck {
   readonly #lastLsn: number;
-  readonly #order: TailCheck;
-  #previous: ChainPoint;
+  readonly #order: TailCheck | undefined;
+  readonly #chain: TailChain;
 
   constructor(header: FileHeader) {
-    const { common, lastLsn, newTerm } = header;
+    const { complete, common, lastLsn, newTerm } = header;
     this.#lastLsn = lastLsn;
-    this.#order = new TailCheck({ common, frontier: { lsn: lastLsn }, primaryTerm: newTerm, dense: true });
-    this.#previous = chainStart(header);
+    const span = { common, frontier: { lsn: lastLsn }, primaryTerm: newTerm, dense: true };
+    this.#order = complete ? new TailCheck(span) : undefined;
+    this.#chain = new TailChain(header);
   }
 
   push(record: LogRecord, hash: Hash): void {
-    this.#order.push(record);
-    const broken = brokenLink(this.#previous, record);
+    this.#order?.push(record);
+    const broken = this.#chain.record(record, hash);
     if (broken !== undefined) throw tailUnreadable(`LSN ${record.lsn}: ${broken}`);
     if (record.lsn === this.#lastLsn && Buffer.compare(hashRecord(record), hash) !== 0)
       throw tailUnreadable(`LSN ${record.lsn}: its bytes have another hash than was said`);
-    this.#previous = pointOf(record, hash);
+  }
+
+  skip(gap: TailGap): void {
+    const broken = this.#chain.gap(gap);
+    if (broken !== undefined) throw tailUnreadable(broken);
   }
 
   end(): void {
-    this.#order.end();
+    this.#order?.end();
+    const broken = this.#chain.end();
+    if (broken !== undefined) throw tailUnreadable(broken);
   }
 }
 
