@@ -126,6 +126,26 @@ export const DEFAULT_LIMITS = {
   rejoinBackoffMaxMs: 60_000,
   /** How long a node that leaves its in-sync set in order to be copied anew waits until it is dropped. */
   rejoinLeaveTimeoutMs: 10_000,
+  /** Chunks of a backup that are read, compressed, encrypted and stored at a time; memory is about 2 MiB for each. */
+  backupConcurrency: 8,
+  /** Records in one object of the archived log, before compression; a larger record has an object to itself. */
+  archiveObjectBytesMax: 8 * 1024 * 1024,
+  /** The manifest of a snapshot. */
+  manifestBytesMax: 64 * 1024 * 1024,
+  /** How often a run on a backup repository shows that it is alive. */
+  backupHeartbeatMs: 20_000,
+  /** A run on a backup repository that showed no life for so long is given up by others. */
+  backupStaleMs: 10 * 60 * 1000,
+  /** How long a run waits for another one that excludes it. */
+  backupLockWaitMs: 60_000,
+  /** What no snapshot needs is removed when it is older than this. */
+  backupGraceMs: 60 * 60 * 1000,
+  /** One request to the storage of a backup takes at most so long. */
+  backendTimeoutMs: 30_000,
+  /** Tries of a request to the storage of a backup, with growing pauses between them. */
+  backendAttemptsMax: 6,
+  /** Larger objects are sent to object storage in parts of this size. */
+  backendPartBytes: 8 * 1024 * 1024,
 } as const;
 
 export type LimitName = keyof typeof DEFAULT_LIMITS;
