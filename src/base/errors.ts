@@ -110,6 +110,10 @@ export const ERROR_CODES = {
     'never',
     'What was found of a group does not show which records were committed; details say what is missing.',
   ],
+  RECOVERY_UNFINISHED: [
+    'never',
+    'A recovery of a group with a loss was cut off in this directory; nostos group recover finishes it, or gives it up.',
+  ],
   REJOIN_FAILED: [
     'safe',
     'A node could not come back to its group by itself; details say what was tried, how often, and why it failed.',

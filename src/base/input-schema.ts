@@ -12,6 +12,21 @@ export function wholeNumber(least = 0): v.GenericSchema<number> {
 
 export const finiteNumber: v.GenericSchema<number> = v.pipe(v.number(), v.finite('expected a finite number'));
 
+/** What a parser of its own makes of a value, such as an id; the parser throws where it is none. */
+export function branded<T>(parse: (value: unknown) => T): v.GenericSchema<unknown, T> {
+  return v.pipe(
+    v.unknown(),
+    v.rawTransform(({ dataset, addIssue, NEVER }) => {
+      try {
+        return parse(dataset.value);
+      } catch {
+        addIssue({ message: 'expected an id or number of Nostos' });
+        return NEVER;
+      }
+    }),
+  );
+}
+
 /**
  * Text to value. Unlike `v.record` it takes plain objects only, and leaves out no name but `__proto__`: that one could
  * pass for a property that nobody sent.

@@ -23,6 +23,7 @@ import { serveAdmin } from './admin-socket.ts';
 import { CatalogLog } from './catalog-log.ts';
 import { EngineClient } from './engine-client.ts';
 import type { GroupSettings } from './engine-protocol.ts';
+import { assertNoRecovery } from './group-recovery-journal.ts';
 import { ThreadMaintenance } from './maintenance.ts';
 import { NostosNode } from './node.ts';
 import { loadNode } from './node-file.ts';
@@ -55,6 +56,7 @@ export async function openNode(options: NodeOptions): Promise<Node> {
     );
     opened.push(() => lock.release());
     assertNoRestore(dir);
+    assertNoRecovery(systemDisk, dir);
     const node = await openParts({ ...options, dir }, { limits, writers: true }, opened);
     const admin = await serveAdmin({ node, path: join(dir, 'admin.sock'), limits });
     opened.push(() => admin.close());

@@ -25,12 +25,13 @@ import {
 import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
-import { readInput, wholeNumber } from '../base/input-schema.ts';
+import { branded, readInput, wholeNumber } from '../base/input-schema.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { parseGroupRecord, type Versioned } from '../coordination/coordinator.ts';
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { inspectLog, type Findings } from '../log/recovery.ts';
 import { readMarker } from '../restore/local/marker.ts';
+import { assertNoRecovery } from './group-recovery-journal.ts';
 import { highestApplied } from './highest-applied.ts';
 import { loadNode, type NodeIdentity } from './node-file.ts';
 import { VERSION } from './runtime.ts';
@@ -69,6 +70,10 @@ export async function withStopped<T>(
   dirs: readonly string[],
   use: (found: readonly StoppedDirectory[]) => Promise<T>,
 ): Promise<T> {
+  return withLocked(dirs, () => use(dirs.map(readStopped)));
+}
+
+export async function withLocked<T>(dirs: readonly string[], use: () => Promise<T>): Promise<T> {
   const locks: DirectoryLock[] = [];
   try {
     for (const dir of dirs) {
@@ -79,13 +84,15 @@ export async function withStopped<T>(
       const holder = { command: process.argv.slice(1).join(' '), version: VERSION };
       locks.push(await acquireDirectoryLock({ dir, timeoutMs: 0, holder }));
     }
-    return await use(dirs.map(readStopped));
+    return await use();
   } finally {
     for (const lock of locks.toReversed()) lock.release();
   }
 }
 
-function readStopped(dir: string): StoppedDirectory {
+/** The lock is the business of whoever calls. */
+export function readStopped(dir: string): StoppedDirectory {
+  assertNoRecovery(systemDisk, dir);
   const identity = loadNode(dir, undefined);
   const { node, store, cluster, generation, copy } = identity;
   const { newest } = new NewestSeen(systemDisk, join(dir, COORDINATOR_FILE));
@@ -146,18 +153,6 @@ export function holdsPosition({ end, terms }: StoreReport, position: Position): 
   return position.lsn <= end.lsn && entry?.term === position.term && entry.generation === position.generation;
 }
 
-const branded = <T>(parse: (value: unknown) => T): v.GenericSchema<unknown, T> =>
-  v.pipe(
-    v.unknown(),
-    v.rawTransform(({ dataset, addIssue, NEVER }) => {
-      try {
-        return parse(dataset.value);
-      } catch {
-        addIssue({ message: 'expected an id or number of Nostos' });
-        return NEVER;
-      }
-    }),
-  );
 const TERMS_MAX = 1_000_000;
 const generation = branded(toGeneration);
 const reportSchema = v.strictObject({
