@@ -1,6 +1,7 @@
 /** Rollback files and their re-application as people read them. */
 import type { ReapplyReport, Conflict } from '../rollback/reapply/types.ts';
 import { isRawText, type Value, type Values } from '../rollback/rows.ts';
+import type { TailGap } from '../rollback/file/format.ts';
 import type { FileDescription } from '../rollback/file/reader.ts';
 import type { Shown, ShownRow } from '../rollback/show.ts';
 import type { Io } from './io.ts';
@@ -49,7 +50,13 @@ function rowText({ op, table, key, old = {}, new: now = {} }: Pick<ShownRow, 'op
   return { what: `${plain(table)}  ${pairs(key)}`, values };
 }
 
-export function describeFile(io: Io, name: string, { header, footer, fileBytes }: FileDescription): string {
+/** Records that could not be read when the file was made. */
+export function gapText({ from, to, more, reason }: TailGap): string {
+  const range = from === to ? `LSN ${from} is` : `LSN ${from} to ${to} are`;
+  return `${range} missing${more ? ', and perhaps more behind' : ''}: ${plain(reason)}`;
+}
+
+export function describeFile(io: Io, name: string, { header, footer, missing, fileBytes }: FileDescription): string {
   const { id, node, oldTerm, newTerm, common, firstLsn, lastLsn, createdAtMs } = header;
   return fields(io, [
     ['file', name],
@@ -57,6 +64,7 @@ export function describeFile(io: Io, name: string, { header, footer, fileBytes }
     ['dropped', `LSN ${count(firstLsn)} to ${count(lastLsn)} of term ${oldTerm}, for the primary of term ${newTerm}`],
     ['common point', `(term ${common.term}, LSN ${count(common.lsn)})`],
     ['records', `${count(footer.records)}, of which ${count(footer.acknowledged)} had been acknowledged`],
+    ...(header.complete ? [] : [['not complete', `${count(missing)} records are known to be missing`] as const]),
     ['size', bytes(fileBytes)],
   ]);
 }
@@ -92,6 +100,8 @@ export function itemLine(io: Io, item: Shown): string {
       return `  term ${item.term} began`;
     case 'answer':
       return `  answered the write with the id ${valueText(item.id)}`;
+    case 'missing':
+      return style(io, 'yellow', gapText({ ...item, from: item.lsn, reason: item.why }));
     case 'other':
       return `  not shown: ${plain(item.why)}`;
     default:

@@ -4,6 +4,7 @@ import { Command, Option } from 'commander';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError, serializeError } from '../base/errors.ts';
 import { stringifyJson } from '../node/json-values.ts';
+import { idOfName as idOf } from '../rollback/file/file-name.ts';
 import { listRollbackFiles, type ListedFile } from '../rollback/file/list.ts';
 import { describeFile } from '../rollback/file/reader.ts';
 import { POLICIES, type Policy } from '../rollback/reapply/types.ts';
@@ -14,7 +15,15 @@ import { print, type Io } from './io.ts';
 import { isDataDirectory } from './node-access.ts';
 import { callWithDisplay } from './progress.ts';
 import { bytes, count, style, table } from './render.ts';
-import { describeFile as fileText, itemLine, leftToDo, recordLine, reportText, timeText } from './rollback-text.ts';
+import {
+  describeFile as fileText,
+  gapText,
+  itemLine,
+  leftToDo,
+  recordLine,
+  reportText,
+  timeText,
+} from './rollback-text.ts';
 import { answer, callWithProgress, verb, wholeNumber, withNode, type VerbOptions } from './verb.ts';
 
 const LINES_AT_ONCE = 256;
@@ -50,11 +59,6 @@ async function findFile(io: Io, options: VerbOptions, wanted: string | undefined
   return only.path;
 }
 
-/** Of the name: that of a damaged file may be all that is known. */
-function idOf(name: string): string {
-  return /([0-9a-f]{32})\.nrb/.exec(name)?.[1] ?? '';
-}
-
 function timeOf(file: ListedFile): number {
   return file.state === 'whole' ? file.header.createdAtMs : 0;
 }
@@ -87,7 +91,7 @@ function listText(io: Io, dir: string, files: readonly ListedFile[], journal: Jo
         column('size', (file) => bytes(file.fileBytes)),
         {
           title: 'state',
-          value: ({ state }) => style(io, state === 'whole' ? 'green' : state === 'damaged' ? 'red' : 'yellow', state),
+          value: (file) => style(io, STATE_COLORS[stateOf(file)], stateOf(file)),
         },
       ]),
     );
@@ -96,6 +100,7 @@ function listText(io: Io, dir: string, files: readonly ListedFile[], journal: Jo
       parts.push(
         `${style(io, 'red', file.error.message)}\n  → nostos rollback show ${idOf(file.name).slice(0, 8)} shows what stands before the damage`,
       );
+  for (const file of files) if (file.state === 'whole' && !file.header.complete) parts.push(missingText(io, file));
   if (journal !== undefined) parts.push(...journalText(io, journal));
   return parts.join('\n\n');
 }
@@ -107,6 +112,21 @@ function* journalText(io: Io, { counter, intent, attempts, lastError }: Journal)
     yield style(io, 'yellow', `rollback ${intent.plan.id} is ${intent.state}; the node goes on with it${failed}`);
   }
   yield style(io, 'dim', `rollbacks of this node so far: ${count(counter)}`);
+}
+
+const STATE_COLORS = { whole: 'green', incomplete: 'yellow', unfinished: 'yellow', damaged: 'red' } as const;
+
+function stateOf(file: ListedFile): keyof typeof STATE_COLORS {
+  return file.state === 'whole' && !file.header.complete ? 'incomplete' : file.state;
+}
+
+const GAPS_SHOWN = 10;
+
+function missingText(io: Io, { name, missing, gaps = [] }: WholeFile): string {
+  const head = `${idOf(name).slice(0, 8)} is of a damaged log: ${count(missing)} records of its range are known to be missing`;
+  const lines = gaps.slice(0, GAPS_SHOWN).map((gap) => `  ${gapText(gap)}`);
+  if (gaps.length > GAPS_SHOWN) lines.push(`  and ${count(gaps.length - GAPS_SHOWN)} more such places`);
+  return [style(io, 'yellow', head), ...lines].join('\n');
 }
 
 type WholeFile = Extract<ListedFile, { state: 'whole' }>;
@@ -165,10 +185,12 @@ interface ShowVerbOptions extends VerbOptions {
 }
 
 function isWanted(item: Shown, { tenant, table: name, acknowledged }: ShowVerbOptions): boolean {
+  // What is missing may have been any tenant's.
   return (
-    (tenant === undefined || item.tenant === tenant) &&
-    (name === undefined || (item.kind === 'row' && item.table === name)) &&
-    (acknowledged === undefined || item.acknowledged)
+    item.kind === 'missing' ||
+    ((tenant === undefined || item.tenant === tenant) &&
+      (name === undefined || (item.kind === 'row' && item.table === name)) &&
+      (acknowledged === undefined || item.acknowledged))
   );
 }
 
@@ -211,7 +233,7 @@ function showVerb(io: Io): Command {
           await print(io.stdout, `${stringifyJson(item)}\n`);
           continue;
         }
-        if (item.lsn !== lsn) await print(io.stdout, `\n${recordLine(io, item)}\n`);
+        if (item.kind !== 'missing' && item.lsn !== lsn) await print(io.stdout, `\n${recordLine(io, item)}\n`);
         ({ lsn } = item);
         await print(io.stdout, `${itemLine(io, item)}\n`);
       }

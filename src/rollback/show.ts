@@ -7,7 +7,8 @@ import type { ChangeOp } from '../store/changeset.ts';
 import { RESULTS_TABLE } from '../store/own-tables.ts';
 import { decodeChangesetPayload, decodeSchemaPayload, decodeTenantCreate } from '../store/payload.ts';
 import { quoteName } from '../store/schema-catalog.ts';
-import { readFileRecords, type FileRecord } from './file/reader.ts';
+import type { TailGap } from './file/format.ts';
+import { readFileItems, type FileRecord } from './file/reader.ts';
 import { isRawText, rowsOf, type Value, type Values } from './rows.ts';
 
 interface ShownBase {
@@ -38,6 +39,8 @@ export type Shown =
   | (ShownBase & { readonly kind: 'tenant-drop' | 'term-start' })
   /** The answer to a write with an id. */
   | (ShownBase & { readonly kind: 'answer'; readonly id: string })
+  /** Records from `lsn` to `to` that could not be read when the file was made; `more`, where it is not known how many followed. */
+  | (ShownBase & { readonly kind: 'missing'; readonly to: number; readonly more: boolean; readonly why: string })
   /** What is not shown, and why. */
   | (ShownBase & { readonly kind: 'other'; readonly why: string });
 
@@ -53,7 +56,14 @@ export async function* showFile(
   path: string,
   { signal, ...options }: ShowOptions & { readonly signal?: AbortSignal } = {},
 ): AsyncGenerator<Shown, void, undefined> {
-  for await (const record of readFileRecords(disk, path, signal)) yield* showRecord(record, options);
+  for await (const item of readFileItems(disk, path, signal))
+    if ('record' in item) yield* showRecord(item, options);
+    else yield showGap(item);
+}
+
+function showGap({ from, to, more, reason }: TailGap): Shown {
+  const base = { lsn: from, term: 0, timeMs: 0, tenant: '', acknowledged: false };
+  return { ...base, kind: 'missing', to, more, why: reason };
 }
 
 export function* showRecord(
@@ -135,6 +145,7 @@ export async function* exportFile(
 }
 
 function sqlOf(item: Shown): string {
+  if (item.kind === 'missing') return `-- LSN ${item.lsn} to ${item.to}: missing, ${oneLine(item.why)}`;
   if (item.kind !== 'row') return `-- LSN ${item.lsn}: ${item.kind} ${oneLine(item.tenant)}`;
   const where = `-- ${oneLine(item.tenant)}`;
   const table = quoteName(item.table);

@@ -7,13 +7,26 @@ import { seededRandom } from '../../base/random.ts';
 import { FaultyDisk } from '../../testing/faulty-disk.ts';
 import { listRollbackFiles } from './list.ts';
 import { describeFile, readFileRecords, verifyFile } from './reader.ts';
-import { DIR, batched, headerOf, makeTail, plainRecords, writerDeps } from './tail.fixture.ts';
+import type { TailGap } from './format.ts';
+import { COMMON, DIR, batched, headerOf, makeTail, plainRecords, writerDeps } from './tail.fixture.ts';
 import { writeRollbackFile } from './writer.ts';
 
 async function makeFile(): Promise<{ disk: FaultyDisk; path: string; bytes: Uint8Array }> {
   const disk = new FaultyDisk();
   disk.makeDirectory(DIR);
   const { path } = await writeRollbackFile(writerDeps(disk), headerOf(4), () => batched(makeTail(plainRecords(4))));
+  return { disk, path, bytes: disk.bytes(path) };
+}
+
+/** Of the tail above without the second record, and without the fourth, behind which more was lost. */
+async function makeFileWithGaps(): Promise<{ disk: FaultyDisk; path: string; bytes: Uint8Array }> {
+  const disk = new FaultyDisk();
+  disk.makeDirectory(DIR);
+  const entries = [...makeTail(plainRecords(4))];
+  const gap = (lsn: number, more: boolean): TailGap => ({ from: lsn, to: lsn, more, reason: 'its CRC does not hold' });
+  const items = [entries[0]!, gap(102, false), entries[2]!, gap(104, true)];
+  const header = headerOf(4, { complete: false, newTerm: COMMON.term });
+  const { path } = await writeRollbackFile(writerDeps(disk), header, () => [items]);
   return { disk, path, bytes: disk.bytes(path) };
 }
 
@@ -30,14 +43,36 @@ async function offsetOfDamage(disk: FaultyDisk, path: string, size: number): Pro
   return offset;
 }
 
-test('each bit of a file matters: any one flipped is found, at its frame', async () => {
-  const { disk, path, bytes } = await makeFile();
-  for (let at = 0; at < bytes.length; at++) {
-    const [copy, bit] = [disk.clone(), at % 8];
-    copy.flip(path, at, bit);
-    const found = await offsetOfDamage(copy, path, bytes.length);
-    assert.ok(found <= at, `flipped at ${at}, found at ${found}`);
-  }
+for (const [what, make] of [
+  ['a file', makeFile],
+  ['a file with gaps', makeFileWithGaps],
+] as const)
+  test(`each bit of ${what} matters: any one flipped is found, at its frame`, async () => {
+    const { disk, path, bytes } = await make();
+    for (let at = 0; at < bytes.length; at++) {
+      const [copy, bit] = [disk.clone(), at % 8];
+      copy.flip(path, at, bit);
+      const found = await offsetOfDamage(copy, path, bytes.length);
+      assert.ok(found <= at, `flipped at ${at}, found at ${found}`);
+    }
+  });
+
+test('a file of which records are missing says which, and is none of a whole tail', async () => {
+  const { disk, path, bytes } = await makeFileWithGaps();
+  const { header, footer, missing, gaps } = await verifyFile(disk, path);
+  assert.deepEqual([header.complete, footer.records, missing, describeFile(disk, path).missing], [false, 2, 2, 2]);
+  assert.deepEqual(
+    gaps?.map(({ from, to, more }) => [from, to, more]),
+    [
+      [102, 102, false],
+      [104, 104, true],
+    ],
+  );
+  const whole = Buffer.from(bytes);
+  whole.writeUInt16LE(1, 8);
+  whole.writeUInt32LE(crc32(whole.subarray(0, 164)), 164);
+  disk.overwrite(path, () => whole);
+  await offsetOfDamage(disk, path, whole.length);
 });
 
 test('cut at any byte it is not whole, and the records before the cut are still read', async () => {
@@ -127,12 +162,14 @@ test('golden bytes: what is written here is read for good', async () => {
     Buffer.from(hashBlake3(bytes)).toString('hex'),
     '5c65667cb71c719916510e55de8aa2e6f712b61e3608bf81f5650f06caae01a3',
   );
+  const { bytes: withGaps } = await makeFileWithGaps();
+  assert.equal(Buffer.from(hashBlake3(withGaps)).toString('hex'), '3e15f348b7b5f3142ad0dcf859b4ce17f41b8ebae1e2d891f662b382475033de');
 });
 
 test('a version from the future is named', async () => {
   const { disk, path, bytes } = await makeFile();
   const copy = Buffer.from(bytes);
-  copy.writeUInt16LE(2, 8);
+  copy.writeUInt16LE(3, 8);
   copy.writeUInt32LE(crc32(copy.subarray(0, 164)), 164);
   disk.overwrite(path, () => copy);
   await assert.rejects(verifyFile(disk, path), { code: 'UNSUPPORTED_FORMAT' });

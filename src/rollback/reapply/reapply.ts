@@ -7,7 +7,7 @@ import type { Disk } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
 import { RecordKind } from '../../log/record.ts';
 import { decodeChangesetPayload } from '../../store/payload.ts';
-import { describeFile, readFileRecords, verifyFile, type FileRecord } from '../file/reader.ts';
+import { describeFile, readFileItems, verifyFile, type FileRecord } from '../file/reader.ts';
 import { rowsOf, type TailRow, type Values } from '../rows.ts';
 import { showRecord } from '../show.ts';
 import { ROLLBACK_LIMITS, type RollbackLimits } from '../types.ts';
@@ -53,8 +53,14 @@ export async function reapplyFile(
   const report = new ReportBuilder(limits);
   const overlay = dryRun ? new Overlay(limits.dryRunRowsMax) : undefined;
   const tenants = new TenantCache(target);
-  for await (const found of readFileRecords(disk, path, signal)) {
+  for await (const found of readFileItems(disk, path, signal)) {
     signal?.throwIfAborted();
+    if (!('record' in found)) {
+      const { from: lsn, to, more, reason } = found;
+      const why = more ? `${reason}; it is not known how many records followed` : reason;
+      report.leaveOut({ lsn, to, tenant: '', kind: 'missing', why });
+      continue;
+    }
     report.records += 1;
     const { lsn } = found.record;
     const job = await jobOf(found, tenants, report);

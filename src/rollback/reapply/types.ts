@@ -75,9 +75,12 @@ export interface LeftOut {
     | 'tenant'
     /** No changeset: a schema change, a tenant that was created or dropped, … */
     | 'record'
+    /** It could not be read when the file was made, up to `to`. */
+    | 'missing'
     /** The file does not have the names of its columns, or its payload cannot be read. */
     | 'unreadable';
   readonly why: string;
+  readonly to?: number;
   readonly missingRows?: number;
 }
 

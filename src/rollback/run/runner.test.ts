@@ -140,7 +140,7 @@ test('a crash right behind the cut: whether the next start settles it or a later
     );
     // The third primary lacks what it has followed with, whose records are not in this simulation.
     const next = { ...REQUEST, primary: { address: 'c:7000', term: 9 } };
-    await assert.rejects(openRunner(disk, world, { seed: 3 }).run(next), { code: 'ROLLBACK_FILE_DAMAGED' });
+    await assert.rejects(openRunner(disk, world, { seed: 3 }).run(next), { code: 'TAIL_READ_FAILED' });
     const { intent, counter } = new FileJournal(disk, DIR).load();
     assert.deepEqual([intent?.state, intent?.plan.frontier, counter], ['planned', { term: 5, lsn: 103 }, 1], settled);
     const keys = world.told.filter(({ kind }) => kind === 'rolled-back').map(({ key }) => key);
