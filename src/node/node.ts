@@ -368,7 +368,7 @@ export class NostosNode implements Node {
         clock,
         maintenance,
         onIdle: () => this.#open.oneIsIdle(),
-        ...(this.#member === undefined ? {} : groupDeps(this.#member)),
+        ...(this.#member === undefined ? {} : groupDeps(this.#member, entry)),
       },
       {
         identity: entry,
@@ -468,8 +468,12 @@ function kindName(kind: number): string {
   return (found?.[0] ?? `kind-${kind}`).replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
-function groupDeps(member: GroupMember): Pick<TenantDeps, 'notPrimary' | 'givenTo' | 'holdsLease'> {
+type GroupDeps = Pick<TenantDeps, 'notPrimary' | 'givenTo' | 'holdsLease' | 'onCommitFailed'>;
+
+function groupDeps(member: GroupMember, { name }: CatalogEntry): GroupDeps {
   return {
+    onCommitFailed: (error) =>
+      member.note('tenant-failed', `tenant ${name} did not take what is committed, it is replayed: ${String(error)}`),
     notPrimary: () => member.notPrimary(),
     givenTo: () => member.givenTo,
     holdsLease: () => member.holdsLease(),

@@ -5,7 +5,7 @@ import { groupRecord } from '../testing/coordinator-compliance.ts';
 import type { RejoinAction, RejoinFound, RejoinRow } from './rejoin-decision.ts';
 import { NOT_BUILT, decideRejoin } from './rejoin-decision.ts';
 import type { RejoinProgress } from './rejoin-progress.ts';
-import { arrived, describeRejoin, stepFailed, takeUp } from './rejoin-progress.ts';
+import { arrived, begunAnew, describeRejoin, stepFailed, takeUp } from './rejoin-progress.ts';
 
 const { generation } = groupRecord();
 const OTHER_GENERATION = 'f'.repeat(32) as Generation;
@@ -170,10 +170,12 @@ test('rejoin progress: a step that keeps failing gives way to the next safe one,
   const second = fail(start, 3);
   assert.deepEqual([second.current, second.attempt], ['set-aside-and-restore', 1]);
   assert.match(describeRejoin(second), /^set-aside-and-restore: .*instead of rollback: failure 2$/);
-  const last = fail(start, 6);
+  assert.equal(fail(start, 11).current, 'set-aside-and-restore', 'the last way is tried as often as is left');
+  const last = fail(start, 12);
   assert.equal(last.current, 'operator');
   assert.deepEqual(fail(last, 5), last, 'nothing more is tried');
-  assert.equal(last.history.length, 6);
+  assert.equal(last.history.length, 12);
+  assert.deepEqual([begunAnew(last, 20).current, begunAnew(last, 20).attemptsTotal], ['rollback', 0]);
 });
 
 test('rejoin progress: decisions that alternate end too, and count anew only after the node came back', () => {

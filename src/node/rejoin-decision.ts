@@ -65,46 +65,56 @@ export interface RejoinFound {
 }
 
 /** What a node can do. All but the last three are done by the node itself. */
-export type RejoinAction =
-  | 'stand'
-  | 'lead'
-  | 'wait'
-  | 'go-on'
-  | 'stream'
-  | 'rollback'
-  | 'reopen'
-  | 'network-restore'
+export const REJOIN_ACTIONS = [
+  'stand',
+  'lead',
+  'wait',
+  'go-on',
+  'stream',
+  'rollback',
+  'reopen',
+  'network-restore',
   /** Hand over where it leads, be dropped from the in-sync set, a new store, the files set aside, and network restore. */
-  | 'leave-and-restore'
+  'leave-and-restore',
   /** The directory whole set aside, and network restore. */
-  | 'set-aside-and-restore'
-  | 'anti-entropy'
-  | 'live-migration'
-  | 'refuse'
-  | 'stop'
+  'set-aside-and-restore',
+  'anti-entropy',
+  'live-migration',
+  'refuse',
+  'stop',
   /** Nothing more is tried: a person decides. */
-  | 'operator';
+  'operator',
+] as const;
+export type RejoinAction = (typeof REJOIN_ACTIONS)[number];
 
 export const NOT_BUILT: ReadonlySet<RejoinAction> = new Set(['anti-entropy', 'live-migration']);
+/** The files go, and a copy comes. */
+export const RESTORING: ReadonlySet<RejoinAction> = new Set([
+  'network-restore',
+  'leave-and-restore',
+  'set-aside-and-restore',
+]);
 
-export type RejoinRow =
-  | 'coordinator-regressed'
-  | 'superseded'
-  | 'restore-unfinished'
-  | 'coordinator-away'
-  | 'no-group'
-  | 'other-generation'
-  | 'contradiction'
-  | 'log-failed'
-  | 'damage'
-  | 'too-old'
-  | 'no-primary'
-  | 'leads'
-  | 'divergent-tail'
-  | 'prefix'
-  | 'search'
-  | 'elsewhere'
-  | 'differs';
+export const REJOIN_ROWS = [
+  'coordinator-regressed',
+  'superseded',
+  'restore-unfinished',
+  'coordinator-away',
+  'no-group',
+  'other-generation',
+  'contradiction',
+  'log-failed',
+  'damage',
+  'too-old',
+  'no-primary',
+  'leads',
+  'divergent-tail',
+  'prefix',
+  'search',
+  'elsewhere',
+  'differs',
+] as const;
+export type RejoinRow = (typeof REJOIN_ROWS)[number];
 
 export interface RejoinDecision {
   readonly row: RejoinRow;

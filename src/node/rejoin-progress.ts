@@ -1,8 +1,9 @@
 /**
  * How far the way back to the group is: which step is tried, how often, and what came of those before. Pure; whoever takes
  * the steps says what came of them, and does what `current` says next. It ends: a step is tried `rejoinAttemptsMax` times,
- * then the next safe one; and after `rejoinTotalAttemptsMax` in all ways together nothing more is tried, until the node has
- * come back (`arrived`) or somebody starts it anew. All of it is plain data, for status, the status page and metrics.
+ * then the next safe one, and the last of them as often as is left; after `rejoinTotalAttemptsMax` in all ways together
+ * nothing more is tried, until the node has come back (`arrived`) or somebody says so (`begunAnew`). All of it is plain
+ * data, kept in `rejoin.json` (`rejoin-file.ts`), for status, the status page and metrics.
  */
 import type { RejoinAction, RejoinDecision } from './rejoin-decision.ts';
 import { NOT_BUILT } from './rejoin-decision.ts';
@@ -14,7 +15,7 @@ export interface RejoinLimits {
 
 export interface RejoinStep {
   readonly action: RejoinAction;
-  readonly outcome: 'failed' | 'not-built';
+  readonly outcome: 'failed' | 'not-built' | 'done';
   readonly why: string;
   readonly atMs: number;
 }
@@ -27,6 +28,8 @@ export interface RejoinProgress {
   readonly attempt: number;
   /** Of all actions since the node was last where it belongs. */
   readonly attemptsTotal: number;
+  /** Of all actions, those that succeeded too, since there is this directory. */
+  readonly attemptsEver: number;
   /** The last ones, oldest first. */
   readonly history: readonly RejoinStep[];
   readonly sinceMs: number;
@@ -45,10 +48,10 @@ interface Past {
 /** Takes up a decision; the same one as before goes on counting where it was, and so does what was tried in vain. */
 export function takeUp(decision: RejoinDecision, { before, limits, nowMs }: Past): RejoinProgress {
   const attemptsTotal = before?.attemptsTotal ?? 0;
-  const history = before?.history ?? [];
+  const { history = [], attemptsEver = 0 } = before ?? {};
   if (before !== undefined && before.decision.row === decision.row && before.decision.action === decision.action)
     return { ...before, decision };
-  const fresh = { decision, current: decision.action, attempt: 1, attemptsTotal, history, sinceMs: nowMs };
+  const fresh = { decision, current: decision.action, attempt: 1, attemptsTotal, attemptsEver, history, sinceMs: nowMs };
   if (RESTING.has(decision.action)) return fresh;
   return settle(fresh, limits, nowMs);
 }
@@ -58,15 +61,30 @@ export function stepFailed(
   why: string,
   { limits, nowMs }: { readonly limits: RejoinLimits; readonly nowMs: number },
 ): RejoinProgress {
-  const { current, attempt, attemptsTotal } = progress;
+  const { current, attempt, attemptsTotal, attemptsEver } = progress;
   if (current === 'operator') return progress;
   const failed = {
     ...progress,
     attemptsTotal: attemptsTotal + 1,
+    attemptsEver: attemptsEver + 1,
     history: noted(progress, { action: current, outcome: 'failed', why, atMs: nowMs }),
   };
-  if (attempt < limits.rejoinAttemptsMax) return settle({ ...failed, attempt: attempt + 1 }, limits, nowMs);
-  return settle({ ...failed, current: after(progress), attempt: 1 }, limits, nowMs);
+  const next = after(progress);
+  // A person is no safer way, only the end of them.
+  if (attempt < limits.rejoinAttemptsMax || next === 'operator')
+    return settle({ ...failed, attempt: attempt + 1 }, limits, nowMs);
+  return settle({ ...failed, current: next, attempt: 1 }, limits, nowMs);
+}
+
+/** Something was done that is worth telling; whether the node has come back with it shows later. */
+export function stepDone(progress: RejoinProgress, why: string, nowMs: number): RejoinProgress {
+  const step: RejoinStep = { action: progress.current, outcome: 'done', why, atMs: nowMs };
+  return { ...progress, attemptsEver: progress.attemptsEver + 1, history: noted(progress, step) };
+}
+
+/** A person says that it is worth trying again. */
+export function begunAnew(progress: RejoinProgress, nowMs: number): RejoinProgress {
+  return { ...arrived(progress, nowMs), current: progress.decision.action };
 }
 
 /** The node streams or leads: what it took to get there counts no longer. */

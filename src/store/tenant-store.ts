@@ -58,6 +58,8 @@ export interface TenantDeps {
   readonly maintenance: Maintenance;
   /** Called when the queue has run empty. */
   readonly onIdle?: () => void;
+  /** COMMIT has failed on committed records: they are replayed from the log. */
+  readonly onCommitFailed?: (error: unknown) => void;
   /** Why a replica writes nothing: names who leads. */
   readonly notPrimary?: () => NostosError;
   /**
@@ -629,9 +631,10 @@ export class TenantStore {
         file.main.internal('commit').run();
         file.moved(applied, counters);
       }
-    } catch {
+    } catch (error) {
       this.rollback();
       file.stale = true;
+      this.#deps.onCommitFailed?.(error);
     }
     this.#appending = false;
   }

@@ -1,0 +1,211 @@
+/**
+ * How a directory comes home before its node is opened: whoever opens it has its lock and calls this first, and again where
+ * opening found the log damaged.
+ *
+ * What must hold:
+ *
+ * - **Files are set aside only for a copy that is there, whole and verified**, and never removed; the restore sees to both.
+ * - **A copy is taken only while another store leads**, by the newest record. The primary is in sync, and so has every
+ *   committed record: whatever of this directory goes, nothing committed goes with it. It holds also where this store is in
+ *   sync and nobody has dropped it yet: it acknowledges nothing while it is closed, and with its new identity never will
+ *   under the old one. Where the record names this store, another one has to take over first.
+ * - Only what a member of the record's generation and of this directory's cluster serves is taken.
+ * - Every round is a counted attempt, told and kept in `rejoin.json`, with a pause behind it; they end with `REJOIN_FAILED`.
+ *   A directory that can be opened as it is, is opened after one round in vain: what can be served is served, and the node
+ *   goes on trying (`rejoin-driver.ts`).
+ *
+ * A crash at any point leaves either what was there before, or the marker of the restore, which the next opening finishes.
+ */
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { NO_LSN, NO_TERM, toStoreId, type Lsn } from '../base/brands.ts';
+import type { Clock } from '../base/clock.ts';
+import { systemDisk } from '../base/disk.ts';
+import { NostosError } from '../base/errors.ts';
+import type { Limits } from '../base/limits.ts';
+import { randomHex128, systemRandom } from '../base/random.ts';
+import type { Coordination } from '../coordination/coordination.ts';
+import type { Versioned } from '../coordination/coordinator.ts';
+import { writeNewest } from '../coordination/newest-seen.ts';
+import { openCoordinator } from '../coordination/open-coordinator.ts';
+import { readMarker } from '../restore/local/marker.ts';
+import { ownNode, type TlsIdentity } from '../wire/tls-identity.ts';
+import { RESTORING, decideRejoin, type RejoinDecision, type RejoinFound } from './rejoin-decision.ts';
+import type { RejoinFile } from './rejoin-file.ts';
+import { askMembers, type MembersAsked } from './rejoin-members.ts';
+import { factsOf, readRecord } from './rejoin-plan.ts';
+import { describeRejoin, stepDone, stepFailed, takeUp, type RejoinProgress } from './rejoin-progress.ts';
+import { loadNode } from './node-file.ts';
+import { COORDINATOR_FILE, readStopped } from './stopped-directory.ts';
+
+export interface HomeOptions {
+  readonly dir: string;
+  readonly coordinator: string;
+  /** Of the group. */
+  readonly name: string;
+  readonly tls?: TlsIdentity | undefined;
+  /** Besides the members that say where they can be copied. */
+  readonly restoreFrom: readonly string[];
+  readonly limits: Limits;
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+  /** What is done, and what came of it, for people. */
+  readonly onStep: (text: string) => void;
+}
+
+interface Looked {
+  readonly facts: RejoinFound;
+  readonly current: Versioned | undefined | 'away';
+  /** The directory can be opened as it is. */
+  readonly opens: boolean;
+}
+
+export async function comeHome(file: RejoinFile, options: HomeOptions): Promise<void> {
+  const { limits, clock, signal } = options;
+  await using coordination = await openCoordinator(options.coordinator);
+  for (;;) {
+    signal.throwIfAborted();
+    const found = await look(coordination, file, options);
+    if (found === undefined) return;
+    const { decision, asked } = await decide(coordination, found, options);
+    const { facts, opens } = found;
+    const before = file.progress;
+    const progress = takeUp(decision, { before, limits, nowMs: clock.nowMs() });
+    if (RESTORING.has(progress.current)) {
+      file.setProgress(progress);
+      options.onStep(describeRejoin(progress));
+      const failure = await restore(file, found, { ...options, asked }).catch((error: unknown) => error as Error);
+      signal.throwIfAborted();
+      if (failure === undefined) continue;
+      failed(file, failure.message, options);
+    } else if (opens) {
+      file.setProgress(progress);
+      return;
+    } else if (progress.current !== 'operator' && progress.current !== 'stop' && progress.current !== 'refuse') {
+      file.setProgress(progress);
+      failed(file, decision.reason, options);
+    } else {
+      file.setProgress(progress);
+      throw rejoinFailed(options.dir, progress);
+    }
+    if (opens && !facts.restoreUnfinished) return;
+    const now = file.progress;
+    if (now === undefined || now.current === 'operator') continue; // which ends it
+    await sleep(backoffMs(now, limits), undefined, { signal }).catch(() => signal.throwIfAborted());
+  }
+}
+
+/** Undefined where there is nothing to be done before the node is opened. */
+async function look(coordination: Coordination, file: RejoinFile, options: HomeOptions): Promise<Looked | undefined> {
+  const { dir, name } = options;
+  const marker = readMarker(systemDisk, dir);
+  const current = await readRecord(coordination.group(name));
+  const record = current === 'away' ? undefined : current?.record;
+  if (!systemDisk.exists(join(dir, 'node.json'))) {
+    if (marker === undefined && (record?.committed ?? null) === null) return undefined;
+    return { facts: nobody(current, marker !== undefined), current, opens: false };
+  }
+  const { store, generation } = loadNode(dir, undefined);
+  const finding = file.findingOf(store);
+  const ended = record !== undefined && record.generation !== generation;
+  if (marker === undefined && finding === undefined && !ended) return undefined;
+  const { report } = readStopped(dir);
+  const opens = marker === undefined && report.damage === undefined;
+  // It acknowledges while it is open, and nobody can do without that: the node leaves when it can.
+  const needed = record !== undefined && record.inSync.includes(store) && record.inSync.length <= record.minInSync;
+  if (opens && needed && finding?.stopped === undefined && !ended) return undefined;
+  return { facts: factsOf(report, current, file), current, opens };
+}
+
+/** A directory without a node in it, or with an unfinished restore and nothing else. */
+function nobody(current: Versioned | undefined | 'away', restoreUnfinished: boolean): RejoinFound {
+  const record = current === 'away' ? undefined : current?.record;
+  return {
+    store: toStoreId(randomHex128(systemRandom)),
+    generation: record?.generation ?? ('' as RejoinFound['generation']),
+    log: { end: { term: NO_TERM, lsn: NO_LSN }, watermark: NO_LSN, anchor: NO_LSN },
+    holds: ({ lsn }) => lsn === (0 as Lsn),
+    coordinator: current === 'away' ? current : { current },
+    seen: undefined,
+    primary: (record?.primary ?? null) === null ? 'none' : 'other',
+    restoreUnfinished,
+  };
+}
+
+/** Where the decision is to fetch a copy, the members are asked whether there is one; without one it is to wait. */
+async function decide(
+  coordination: Coordination,
+  { facts, current }: Looked,
+  { dir, name, tls, restoreFrom, limits, signal }: HomeOptions,
+): Promise<{ readonly decision: RejoinDecision; readonly asked: MembersAsked | undefined }> {
+  const decision = decideRejoin(facts);
+  const record = current === 'away' ? undefined : current?.record;
+  const restores = [decision.action, ...decision.next].some((action) => RESTORING.has(action));
+  if (!restores || record === undefined) return { decision, asked: undefined };
+  const self = systemDisk.exists(join(dir, 'node.json')) ? { self: loadNode(dir, undefined) } : {};
+  const asked = await askMembers(coordination, { name, record, ...self, tls, restoreFrom, limits, signal });
+  const primary = asked.primaryLives ? facts.primary : 'none';
+  const decided = decideRejoin({ ...facts, primary, providers: asked.from.length });
+  const why = asked.refused.join('; ');
+  if (asked.from.length > 0 || why === '') return { decision: decided, asked };
+  return { decision: { ...decided, reason: `${decided.reason} (${why})` }, asked };
+}
+
+async function restore(
+  file: RejoinFile,
+  { facts, current }: Looked,
+  options: HomeOptions & { readonly asked: MembersAsked | undefined },
+): Promise<void> {
+  const { dir, tls, clock, signal, asked, onStep } = options;
+  const record = current === 'away' ? undefined : current?.record;
+  const [{ restoreDeps, restoreFromProviders }, { DEFAULT_LIMITS }] = await Promise.all([
+    import('./restore-run.ts'),
+    import('../base/limits.ts'),
+  ]);
+  // Whoever opens the directory has its lock already.
+  const deps = { ...restoreDeps, lock: async () => ({ [Symbol.dispose]: () => {} }) };
+  const replace = record !== undefined && facts.generation !== record.generation;
+  const report = await restoreFromProviders(
+    async (marker) => ({ from: [...new Set([...(asked?.from ?? []), ...(marker?.sources ?? [])])], tls, replace }),
+    {
+      dir,
+      node: tls === undefined ? undefined : ownNode(tls, clock.nowMs()),
+      replace,
+      reserveBytes: DEFAULT_LIMITS.restoreReserveBytes,
+      signal,
+    },
+    deps,
+  );
+  // It was set aside with the rest; without it a coordinator that was set back would not be seen.
+  if (current !== 'away' && current?.record.generation === report.identity.generation)
+    writeNewest(systemDisk, join(dir, COORDINATOR_FILE), current);
+  const { provider, setAside } = report;
+  const from = provider === undefined ? 'what was fetched before' : provider.address;
+  const done = `copied from ${from}; ${setAside === null ? 'there was nothing here before' : `what was here is in ${setAside}`}`;
+  if (file.progress !== undefined) file.setProgress(stepDone(file.progress, done, clock.nowMs()));
+  onStep(done);
+}
+
+function failed(file: RejoinFile, why: string, { limits, clock, onStep }: HomeOptions): void {
+  const { progress } = file;
+  if (progress === undefined) return;
+  const next = stepFailed(progress, why, { limits, nowMs: clock.nowMs() });
+  file.setProgress(next);
+  onStep(`${progress.current} failed (${next.attemptsTotal} of ${limits.rejoinTotalAttemptsMax}): ${why}`);
+}
+
+export function backoffMs({ attemptsTotal }: RejoinProgress, limits: Limits): number {
+  const { rejoinBackoffMs, rejoinBackoffMaxMs } = limits;
+  return Math.min(rejoinBackoffMs * 2 ** Math.max(0, attemptsTotal - 1), rejoinBackoffMaxMs);
+}
+
+function rejoinFailed(dir: string, progress: RejoinProgress): NostosError {
+  const { decision, attemptsTotal, history } = progress;
+  const last = history.at(-1);
+  return new NostosError(
+    'REJOIN_FAILED',
+    `${dir} did not come back to its group in ${attemptsTotal} attempts: ${last?.why ?? decision.reason}. ` +
+      `${decision.advice ?? 'Nothing of it was given up.'} When that is seen to, nostos rejoin --again lets it try again`,
+    { details: { dir, decision, attemptsTotal, history } },
+  );
+}
