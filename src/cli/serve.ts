@@ -183,7 +183,7 @@ async function serveOnce(
   const { listen } = nodeOptions;
   const server = await serveHttp({ node, host: options.host, port: options.port, grants: access.grants });
   try {
-    if (listen !== undefined && listen.tls === undefined)
+    if (listen !== undefined && listen !== false && listen.tls === undefined)
       await print(
         io.stderr,
         'warning: --listen without --tls-dir: every local user of this machine can copy this node.\n',

@@ -21,7 +21,6 @@ import type {
   EngineRequests,
   GroupNotice,
   GroupSettings,
-  PackedPage,
   SharedMemory,
 } from './engine-protocol.ts';
 import type { GroupEngine } from './group-engine.ts';
@@ -100,7 +99,7 @@ function serve(engine: AnyEngine, port: MessagePort, ring: AppendRing): void {
     try {
       if (method === 'drained') drain(); // what was put into the ring before
       const output = await run(engine, method, input);
-      reply({ id, ok: true, output }, method === 'readPage' ? buffersOf(output as PackedPage) : []);
+      reply({ id, ok: true, output }, MOVED.has(method) ? buffersOf(output as Moved) : []);
     } catch (error) {
       reply({ id, ok: false, error: serializeError(error) });
     }
@@ -216,6 +215,12 @@ function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {
       return inGroup(engine).changeMembers(input as EngineRequests['changeMembers'][0]);
     case 'groupReport':
       return inGroup(engine).groupReport();
+    case 'found':
+      return inGroup(engine).found(input as EngineRequests['found'][0]);
+    case 'setEligible':
+      return inGroup(engine).setEligible((input as EngineRequests['setEligible'][0]).eligible);
+    case 'copiesAt':
+      return inGroup(engine).copiesAt((input as EngineRequests['copiesAt'][0]).address);
     case 'status':
       return engine.status();
     case 'probe':
@@ -232,6 +237,10 @@ function inGroup(engine: AnyEngine): GroupEngine {
   throw new NostosError('INVALID_ARGUMENT', 'this node is in no group: open it with one');
 }
 
-function buffersOf(page: PackedPage): ArrayBuffer[] {
-  return Object.values(page).flatMap((value) => (ArrayBuffer.isView(value) ? [value.buffer as ArrayBuffer] : []));
+/** What they answer with is given to the caller's thread instead of being copied. */
+const MOVED: ReadonlySet<EngineMethod> = new Set(['readPage', 'readRun']);
+type Moved = EngineRequests['readPage' | 'readRun'][1];
+
+function buffersOf(answer: Moved): ArrayBuffer[] {
+  return Object.values(answer).flatMap((value) => (ArrayBuffer.isView(value) ? [value.buffer as ArrayBuffer] : []));
 }

@@ -14,11 +14,13 @@
  * holds no longer than that. Who waits when this node steps down does not know the outcome.
  *
  * A machine lives as long as its boot. After a failed write or fsync the log is opened again, under a new boot, with a new
- * machine, `RESTART_MS` later; so it is when anything throws that must not (`failed`). For any other reason to stop, the
- * node decides (`rejoin-decision.ts`). What a peer sends that is wrong ends that conversation, and is counted.
+ * machine, `RESTART_MS` later; so it is when anything throws that must not (`failed`). After `rejoinTotalAttemptsMax` times
+ * in a row it is left to a person. For any other reason to stop, and where the log turns out to be damaged, the node decides
+ * what to do (`rejoin-decision.ts`), which is told to its own thread as it changes. What a peer sends that is wrong ends
+ * that conversation, and is counted.
  */
 import { join } from 'node:path';
-import { NO_LSN, toBootId, type BootId, type Lsn, type NodeId, type StoreId } from '../base/brands.ts';
+import { NO_LSN, toBootId, type BootId, type Lsn, type NodeId, type StoreId, type Term } from '../base/brands.ts';
 import { HASH_BYTES, NO_TENANT } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
@@ -26,14 +28,15 @@ import { NostosError, isNostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordination } from '../coordination/coordination.ts';
 import type { Coordinator, Versioned } from '../coordination/coordinator.ts';
+import type { MemberEntry } from '../coordination/member.ts';
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { pointOf, type ChainPoint } from '../log/chain.ts';
-import type { Appended } from '../log/commit-log.ts';
+import type { Appended, PageRequest } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { Effect, GroupEvent, MemberChange, StopReason } from '../replication/effects.ts';
-import { GroupMachine } from '../replication/group-machine.ts';
+import { GroupMachine, type GroupStatus, type Role } from '../replication/group-machine.ts';
 import type { Instant } from '../replication/lease.ts';
 import type { ChannelId } from '../replication/messages.ts';
 import { checkGroupLimits } from '../replication/options.ts';
@@ -51,11 +54,13 @@ import type {
   GroupNotice,
   GroupReport,
   GroupSettings,
+  PackedPage,
   ProbeReport,
 } from './engine-protocol.ts';
 import { RecentAppends, type RecordRun } from './recent-appends.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
 import { decideRejoin, type RejoinDecision } from './rejoin-decision.ts';
+import type { Finding } from './rejoin-file.ts';
 import { sharedMs } from './shared-clock.ts';
 import { monitorTimer } from './timer-monitor.ts';
 
@@ -120,6 +125,15 @@ export class GroupEngine extends LogService {
   /** The last request to the coordinator had no answer. */
   #away = false;
   #peerErrors: GroupReport['peerErrors'] = { count: 0, last: null };
+  /** What is known to be wrong with the store. */
+  #finding: Finding = {};
+  /** The common point that is being rolled back to, tried again until the node streams or another term begins. */
+  #rollingBack: { readonly lsn: Lsn; readonly term: Term } | undefined;
+  /** Since it last led or streamed. */
+  #restarts = 0;
+  #rejoinTold = '';
+  /** Where this node lets itself be copied. */
+  #copyAddress: string | undefined;
   #admitAtMs = 0;
   readonly #admitting = new Set<StoreId>();
 
@@ -197,8 +211,9 @@ export class GroupEngine extends LogService {
     while (!this.#closing.signal.aborted) {
       try {
         const current = await entry.read();
-        if (current?.record.address === address && current.record.node === node) return;
-        const record = { node, address, nonce: randomHex128(systemRandom) };
+        const said = { node, address, ...(this.#copyAddress === undefined ? {} : { copyAddress: this.#copyAddress }) };
+        if (current !== undefined && says(current.record, said)) return;
+        const record = { ...said, nonce: randomHex128(systemRandom) };
         if ((await entry.compareAndSet(current?.version ?? 0, record)).ok) return;
       } catch {
         // The coordinator is away; the group goes on as it is.
@@ -379,7 +394,11 @@ export class GroupEngine extends LogService {
     this.#machine = this.#newMachine();
     this.#stepDown({ term, reason: 'stopped' });
     const code = isNostosError(error) ? error.code : 'INTERNAL';
-    this.#onStop({ reason: 'failed', details: { code, error: error instanceof Error ? error.message : String(error) } });
+    this.#noteDamage(error);
+    this.#onStop({
+      reason: 'failed',
+      details: { code, error: error instanceof Error ? error.message : String(error) },
+    });
     this.#report();
   }
 
@@ -419,6 +438,7 @@ export class GroupEngine extends LogService {
       case 'rollback': {
         const { to, primary, term } = effect;
         const address = this.#addresses.get(primary.store)?.address ?? `store ${primary.store}`;
+        this.#rollingBack = { lsn: to.lsn, term };
         return this.#deps.tell({ kind: 'rollback', to, address, term });
       }
       case 'step-down':
@@ -483,7 +503,8 @@ export class GroupEngine extends LogService {
         this.#sent.set(channel, run.last);
         to = run.last.lsn;
       }
-    } catch {
+    } catch (error) {
+      this.#noteDamage(error);
       this.#peers.close(channel);
       if (this.#machine === machine) this.#tell({ kind: 'channel-closed', channel });
       return;
@@ -566,6 +587,12 @@ export class GroupEngine extends LogService {
     this.#stopped = { reason, details };
     this.#deps.tell({ kind: 'stopped', reason, details });
     if (reason !== 'log-failed' && reason !== 'failed') return;
+    this.#restartLater();
+  }
+
+  #restartLater(): void {
+    this.#restarts += 1;
+    if (this.#finding.damage !== undefined || this.#restarts > this.options.limits.rejoinTotalAttemptsMax) return;
     this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
     this.#restarting.unref();
   }
@@ -575,10 +602,10 @@ export class GroupEngine extends LogService {
     if (this.#closing.signal.aborted) return;
     try {
       if (this.log.state === 'failed') this.log.reopen();
-    } catch {
-      this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
-      this.#restarting.unref();
-      return;
+    } catch (error) {
+      this.#noteDamage(error);
+      this.#deps.tell({ kind: 'reopen-failed', why: (error as Error).message });
+      return this.#restartLater();
     }
     this.#boot = toBootId(randomHex128(systemRandom));
     this.#stopped = undefined;
@@ -624,12 +651,30 @@ export class GroupEngine extends LogService {
       this.#deps.tell({ kind: 'lease', sent: sent === undefined ? null : everywhere(sent) });
     }
     const { role, following, term, inSync } = this.#machine.status;
+    this.#reportRejoin(role, following, inSync);
     const primary = following?.store ?? null;
     const primaryAddress = primary === null ? null : (this.#addresses.get(primary)?.address ?? null);
     const notice = { kind: 'role', role, term, inSync, primary, primaryAddress } as const;
     if (this.#told?.kind === 'role' && JSON.stringify(this.#told) === JSON.stringify(notice)) return;
     this.#told = notice;
     this.#deps.tell(notice);
+  }
+
+  /** The decision, where something has changed that it rests on. */
+  #reportRejoin(role: Role, following: GroupStatus['following'], inSync: boolean): void {
+    const { damage, differs } = this.#finding;
+    const stopped = this.#stopped?.reason;
+    const { term } = this.#newest.newest?.record ?? {};
+    const streams = following?.phase === 'streaming';
+    const home = role === 'leading' || streams;
+    if (home) this.#restarts = 0;
+    if (home || this.#rollingBack?.term !== term) this.#rollingBack = undefined;
+    const restsOn = [role, following?.store, streams, term, inSync, this.#away, stopped, damage, differs].join(' ');
+    const rests = `${restsOn} ${this.#rollingBack?.lsn}`;
+    if (rests === this.#rejoinTold) return;
+    this.#rejoinTold = rests;
+    const isWhole = damage === undefined && differs === undefined;
+    this.#deps.tell({ kind: 'rejoin', decision: this.#rejoin(), home: home && isWhole, stopped: stopped ?? null });
   }
 
   // ---- the network
@@ -686,7 +731,8 @@ export class GroupEngine extends LogService {
 
   readRun({ from, bytesMax }: EngineRequests['readRun'][0]): EngineRequests['readRun'][1] {
     const previous = this.log.pointAt((from - 1) as Lsn);
-    for (const { records } of this.log.read({ from, bytesMax })) return { previous, run: joined(records) };
+    for (const { records } of this.log.read({ from, bytesMax, passing: true }))
+      return { previous, run: joined(records) };
     return { previous, run: new Uint8Array() };
   }
 
@@ -720,6 +766,35 @@ export class GroupEngine extends LogService {
     };
   }
 
+  found(finding: Finding): undefined {
+    this.#finding = { ...finding, ...this.#finding };
+    this.#report();
+  }
+
+  setEligible(eligible: boolean): undefined {
+    this.#tell({ kind: 'eligible', eligible });
+  }
+
+  copiesAt(address: string): undefined {
+    this.#copyAddress = address;
+    void this.#announce();
+  }
+
+  /** The node's thread hears of a log that is damaged, and answers with `found`. */
+  #noteDamage(error: unknown): void {
+    if (!isNostosError(error, 'LOG_DAMAGED') || this.#finding.damage !== undefined) return;
+    this.#deps.tell({ kind: 'damaged', what: error.message });
+  }
+
+  override async readPage(request: PageRequest): Promise<PackedPage> {
+    try {
+      return await super.readPage(request);
+    } catch (error) {
+      this.#noteDamage(error);
+      throw error;
+    }
+  }
+
   /** How the state of this node comes back to its group, from what it has found so far. */
   #rejoin(): RejoinDecision {
     const { store, generation } = this.options;
@@ -727,6 +802,10 @@ export class GroupEngine extends LogService {
     const { role, following } = this.#machine.status;
     const { newest } = this.#newest;
     const leads = role === 'starting' || role === 'leading' || role === 'draining';
+    // A log that cannot be opened again is damaged, not only to be opened again.
+    const stopped = this.#finding.damage === undefined ? this.#stopped?.reason : undefined;
+    const leader = newest?.record.primary?.store;
+    const stoppedBeside = this.#stopped !== undefined && leader !== undefined && leader !== store;
     return decideRejoin({
       store,
       generation,
@@ -734,9 +813,11 @@ export class GroupEngine extends LogService {
       holds: (position) => holdsDurably(this.#view(), position),
       coordinator: this.#away ? 'away' : { current: newest },
       seen: newest,
-      primary: leads ? 'self' : following === undefined ? 'none' : 'other',
+      primary: leads ? 'self' : following !== undefined || stoppedBeside ? 'other' : 'none',
       ...(following?.phase === 'streaming' ? { commonPoint: end.lsn } : {}),
-      ...(this.#stopped === undefined ? {} : { stopped: this.#stopped.reason }),
+      ...(this.#rollingBack === undefined ? {} : { commonPoint: this.#rollingBack.lsn }),
+      ...(stopped === undefined ? {} : { stopped }),
+      ...this.#finding,
     });
   }
 
@@ -777,6 +858,10 @@ export class GroupEngine extends LogService {
     if (this.log.state !== 'failed') this.log.saveWatermark();
     this.log.close();
   }
+}
+
+function says(entry: MemberEntry, { node, address, copyAddress }: Omit<MemberEntry, 'nonce'>): boolean {
+  return entry.node === node && entry.address === address && entry.copyAddress === copyAddress;
 }
 
 function instant(): Instant {

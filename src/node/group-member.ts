@@ -13,7 +13,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Lsn, StoreId, TenantId } from '../base/brands.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
 import type { MemberChange } from '../replication/effects.ts';
@@ -25,6 +25,8 @@ import type { TenantRole } from '../store/tenant-store.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { GroupNotice, GroupReport } from './engine-protocol.ts';
 import type { GroupRollback } from './group-rollback.ts';
+import type { RejoinDriver } from './rejoin-driver.ts';
+import type { RejoinProgress } from './rejoin-progress.ts';
 import { sharedMs } from './shared-clock.ts';
 
 export type RollbackNotice = Extract<GroupNotice, { kind: 'rollback' }>;
@@ -39,10 +41,21 @@ export interface GroupMemberDeps {
   readonly applyCatalog: (record: CommittedRecord) => Promise<void>;
   /** Preserves the tail and drops it. */
   readonly rollback: Pick<GroupRollback, 'run' | 'finish'>;
+  readonly rejoin: (member: GroupMember) => RejoinDriver;
 }
 
 /** What is told to those who listen. */
-export type GroupEventKind = 'role' | 'stopped' | 'failed' | 'tenant-failed' | 'rolled-back' | 'rollback-failed';
+export type GroupEventKind =
+  | 'role'
+  | 'stopped'
+  | 'failed'
+  | 'tenant-failed'
+  | 'rolled-back'
+  | 'rollback-failed'
+  /** What is tried to come back to the group, and what came of it. */
+  | 'rejoin'
+  /** The node is to be closed and opened again: see `left`. */
+  | 'left';
 
 export interface GroupLogEntry {
   readonly atMs: number;
@@ -65,11 +78,13 @@ export class GroupMember {
   #applying: { readonly abort: AbortController; readonly done: Promise<unknown> } | undefined;
   #working: Promise<void> = Promise.resolve();
   #reigns = 0;
+  readonly #rejoin: RejoinDriver;
 
   constructor(deps: GroupMemberDeps) {
     this.#deps = deps;
     // Tenants that the last process left behind are brought up where they are opened.
     this.#applier = this.#newApplier(deps.engine.opened.watermark);
+    this.#rejoin = deps.rejoin(this);
   }
 
   start(): void {
@@ -78,10 +93,12 @@ export class GroupMember {
       .finish()
       .catch((error: unknown) => this.note('failed', `the last rollback could not be ended: ${reasonOf(error)}`));
     this.#deps.engine.onNotice = (notice) => this.#hear(notice);
+    this.#rejoin.start();
   }
 
   async stop(): Promise<void> {
     this.#closing.abort();
+    await this.#rejoin.stop();
     await this.#rest();
     await this.#working;
   }
@@ -93,6 +110,23 @@ export class GroupMember {
 
   get events(): readonly GroupLogEntry[] {
     return this.#events;
+  }
+
+  get left(): AbortSignal {
+    return this.#rejoin.left;
+  }
+
+  get rejoin(): RejoinProgress | undefined {
+    return this.#rejoin.progress;
+  }
+
+  /** A file of a tenant cannot be read, or its rows are not what the log leads to. */
+  foundDamaged(tenant: string, why: 'damage' | 'differs'): void {
+    this.#rejoin.found(why === 'damage' ? { damage: `tenant ${tenant}` } : { differs: `tenant ${tenant}` });
+  }
+
+  foundLogDamaged(what: string): void {
+    this.#rejoin.found({ damage: `the log (${what})` });
   }
 
   /** Up to there all open tenants of a replica were given what is committed. */
@@ -193,6 +227,12 @@ export class GroupMember {
         return;
       case 'stopped':
         return this.note('stopped', `${notice.reason} ${JSON.stringify(notice.details)}`);
+      case 'rejoin':
+        return this.#rejoin.decided(notice);
+      case 'damaged':
+        return this.foundLogDamaged(notice.what);
+      case 'reopen-failed':
+        return this.#rejoin.failed(notice.why);
       case 'lead':
       case 'step-down':
       case 'rollback':
@@ -259,7 +299,10 @@ export class GroupMember {
     // Also where it was stopped halfway: its journal says how it goes on.
     const ok = await this.#deps.rollback.run(notice).then(
       () => true,
-      () => false, // it has told why, and is tried again
+      (error: unknown) => {
+        this.#rejoin.failed(reasonOf(error)); // it is tried again, or something else is
+        return false;
+      },
     );
     await this.#deps.engine.inGroup('rolledBack', { ok });
     this.#follow();
@@ -272,8 +315,10 @@ export class GroupMember {
         log: engine,
         tenants,
         catalog: { byId: (id) => catalog.byId(id), apply: applyCatalog },
-        onFailed: (id: TenantId, error) =>
-          this.note('tenant-failed', `tenant ${id} could not take its records: ${reasonOf(error)}`),
+        onFailed: (id: TenantId, error) => {
+          this.note('tenant-failed', `tenant ${id} could not take its records: ${reasonOf(error)}`);
+          if (isNostosError(error, 'TENANT_DAMAGED')) this.foundDamaged(`${id} (${error.message})`, 'damage');
+        },
       },
       from,
     );

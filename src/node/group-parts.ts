@@ -15,6 +15,13 @@ import type { EngineClient } from './engine-client.ts';
 import { GroupMember } from './group-member.ts';
 import { GroupRollback } from './group-rollback.ts';
 import type { NodeIdentity } from './node-file.ts';
+import { RejoinDriver, type RejoinDriverOptions } from './rejoin-driver.ts';
+import type { RejoinFile } from './rejoin-file.ts';
+
+/** What a node knows of its group beforehand. */
+export interface GroupPlace extends Pick<RejoinDriverOptions, 'coordinator' | 'group' | 'tls' | 'restoreFrom'> {
+  readonly rejoinFile: RejoinFile;
+}
 
 export interface MemberParts {
   readonly engine: EngineClient;
@@ -30,8 +37,8 @@ export interface MemberParts {
   readonly removeFiles: (id: TenantId) => Promise<void>;
 }
 
-export function makeMember(parts: MemberParts): GroupMember {
-  const { catalogLog, tenants, removeFiles, dir, identity } = parts;
+export function makeMember(parts: MemberParts, { rejoinFile, ...place }: GroupPlace): GroupMember {
+  const { catalogLog, tenants, removeFiles, dir, identity, engine, clock, limits } = parts;
   const applyCatalog = async (record: CommittedRecord): Promise<void> => {
     if (record.kind !== RecordKind.tenantDrop) return catalogLog.follow(record, async () => {});
     await tenants.closed(record.tenant, () => catalogLog.follow(record, () => removeFiles(record.tenant)));
@@ -42,7 +49,12 @@ export function makeMember(parts: MemberParts): GroupMember {
     { ...parts, disk: systemDisk, onNotice },
     { dir: join(dir, 'rollback'), identity },
   );
-  const member: GroupMember = new GroupMember({ ...parts, applyCatalog, rollback });
+  const rejoin = (of: GroupMember): RejoinDriver =>
+    new RejoinDriver(
+      { engine, file: rejoinFile, clock, handover: () => of.handover(), note: (kind, text) => of.note(kind, text) },
+      { ...place, identity, limits },
+    );
+  const member: GroupMember = new GroupMember({ ...parts, applyCatalog, rollback, rejoin });
   return member;
 }
 

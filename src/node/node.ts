@@ -2,7 +2,7 @@
 import { rmSync } from 'node:fs';
 import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { readCommitted, type Durability } from '../log/commit-log.ts';
@@ -15,7 +15,7 @@ import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
 import type { GroupMember } from './group-member.ts';
-import type { makeMember } from './group-parts.ts';
+import type { MemberParts } from './group-parts.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
 import type { NodeIdentity } from './node-file.ts';
 import { notPrimary } from './not-primary.ts';
@@ -39,7 +39,7 @@ import type {
   Tenants,
   VerifyReport,
 } from './types.ts';
-import { verifyNode } from './verify.ts';
+import { verifyLog, verifyNode, type VerifyDeps } from './verify.ts';
 
 export interface NodeDeps {
   readonly engine: EngineClient;
@@ -59,7 +59,7 @@ export interface NodeSettings {
   readonly scrubIntervalMs: number | false;
   readonly startedAtMs: number;
   /** Of a node in a group. */
-  readonly makeMember: typeof makeMember | undefined;
+  readonly makeMember: ((parts: MemberParts) => GroupMember) | undefined;
   readonly durability: Durability;
 }
 
@@ -105,9 +105,23 @@ export class NostosNode implements Node {
         ? { lowest: () => this.#member?.lowest ?? deps.engine.opened.durable }
         : {}),
     });
-    this.restoreHost = new NodeRestoreHost({ ...deps, tenants: this.#open, bound: () => this.#bound.bound }, settings);
+    this.restoreHost = new NodeRestoreHost(
+      { ...deps, tenants: this.#open, bound: () => this.#bound.bound, role: () => this.role },
+      settings,
+    );
     this.#scrubber = new Scrubber(
-      { catalog: deps.catalog, tenants: this.#open, maintenance: deps.maintenance },
+      {
+        catalog: deps.catalog,
+        tenants: this.#open,
+        maintenance: deps.maintenance,
+        ...(settings.makeMember === undefined
+          ? {}
+          : {
+              verifyLog: () => verifyLog(this.#verifyDeps, { signal: this.#stopping.signal }),
+              onDamaged: (tenant, why) => this.#member?.foundDamaged(tenant, why),
+              onLogDamaged: (what) => this.#member?.foundLogDamaged(what),
+            }),
+      },
       { intervalMs: settings.scrubIntervalMs },
     );
     this.tenants = {
@@ -188,6 +202,11 @@ export class NostosNode implements Node {
     this.#refusedPeers = peers;
   }
 
+  /** Tells the group where this node lets itself be copied. */
+  async copiesAt(address: string): Promise<void> {
+    await this.#deps.engine.inGroup('copiesAt', { address });
+  }
+
   /** Other nodes are served there now. */
   listening(address: string | undefined): void {
     this.#address = address;
@@ -239,7 +258,13 @@ export class NostosNode implements Node {
       ...(identity.copy === undefined ? {} : { copy: identity.copy }),
       ...(this.#member === undefined
         ? {}
-        : { group: { ...(await this.#member.report()), events: this.#member.events } }),
+        : {
+            group: {
+              ...(await this.#member.report()),
+              events: this.#member.events,
+              progress: this.#member.rejoin ?? null,
+            },
+          }),
       version: VERSION,
       pid: process.pid,
       startedAtMs,
@@ -255,10 +280,20 @@ export class NostosNode implements Node {
     };
   }
 
-  verify(options: LongCallOptions & { readonly tenant?: string } = {}): Promise<VerifyReport> {
+  async verify(options: LongCallOptions & { readonly tenant?: string } = {}): Promise<VerifyReport> {
     this.#assertOpen();
+    const report = await verifyNode(this.#verifyDeps, options);
+    const [log] = report.problems.filter(({ where }) => where.startsWith('log'));
+    if (log !== undefined) this.#member?.foundLogDamaged(`${log.where}: ${log.what}`);
+    for (const { name, integrity, fingerprint } of report.tenants)
+      if (integrity === 'damaged') this.#member?.foundDamaged(name, 'damage');
+      else if (fingerprint === 'different') this.#member?.foundDamaged(name, 'differs');
+    return report;
+  }
+
+  get #verifyDeps(): VerifyDeps {
     const { catalog, engine, maintenance } = this.#deps;
-    return verifyNode({ dir: this.dir, catalog, engine, maintenance, tenants: this.#open }, options);
+    return { dir: this.dir, catalog, engine, maintenance, tenants: this.#open };
   }
 
   async *log(
@@ -362,7 +397,7 @@ export class NostosNode implements Node {
     const { engine, clock, maintenance, catalog } = this.#deps;
     const entry = catalog.byId(id); // it may have been dropped while somebody waited for it
     if (entry === undefined) throw notFound(name);
-    const store = await TenantStore.open(
+    const opening = TenantStore.open(
       {
         log: engine,
         clock,
@@ -380,6 +415,10 @@ export class NostosNode implements Node {
         role: this.#member?.role ?? 'primary',
       },
     );
+    const store = await opening.catch((error: unknown) => {
+      if (isNostosError(error, 'TENANT_DAMAGED')) this.#member?.foundDamaged(name, 'damage');
+      throw error;
+    });
     if (!entry.opened) catalog.setOpened(entry);
     if (entry.schemaVersion !== store.schemaVersion) catalog.setSchemaVersion(id, store.schemaVersion);
     return store;

@@ -3,6 +3,9 @@
  *
  * Order of opening: lock, identity, engine (log and term), catalog, admin socket, network. Closing goes the other way, and
  * a failure while opening closes what was opened. A directory with an unfinished restore is not opened.
+ *
+ * A member of a group comes home first (`rejoin-home.ts`): what its directory lacks is fetched under the lock, before
+ * anything is opened, and once more where opening finds the log damaged.
  */
 import { rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -10,7 +13,7 @@ import { NO_LSN, toBootId, type NodeId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { acquireDirectoryLock, type DirectoryLock } from '../base/directory-lock.ts';
 import { systemDisk } from '../base/disk.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS, LIMIT_NAMES, type Limits } from '../base/limits.ts';
 import { makeDirectories } from '../base/make-directory.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
@@ -25,13 +28,15 @@ import { EngineClient } from './engine-client.ts';
 import type { GroupSettings } from './engine-protocol.ts';
 import { assertNoRecovery } from './group-recovery-journal.ts';
 import { ThreadMaintenance } from './maintenance.ts';
-import { NostosNode } from './node.ts';
+import { NostosNode, type NodeSettings } from './node.ts';
 import { loadNode } from './node-file.ts';
 import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
 import { SERVING_DIR } from './restore-source.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
-import type { GroupOptions, Node, NodeOptions } from './types.ts';
+import { RejoinFile } from './rejoin-file.ts';
+import type { HomeOptions } from './rejoin-home.ts';
+import type { GroupOptions, ListenAddress, Node, NodeOptions } from './types.ts';
 import { WireServer } from './wire-server.ts';
 
 /** A record needs room beside the changeset that it carries. */
@@ -47,7 +52,8 @@ export async function openNode(options: NodeOptions): Promise<Node> {
   assertRuntime();
   const dir = checkDir(options.dir);
   const limits = checkLimits(options.limits);
-  if (options.listen !== undefined) checkListen(options.listen);
+  const listen = listenOf(options);
+  if (listen !== undefined) checkListen(listen);
   makeDirectories(dir);
   return closingOnFailure(async (opened) => {
     const lock: DirectoryLock = await acquireDirectoryLock(
@@ -55,20 +61,19 @@ export async function openNode(options: NodeOptions): Promise<Node> {
       options.signal === undefined ? {} : { signal: options.signal },
     );
     opened.push(() => lock.release());
-    assertNoRestore(dir);
-    assertNoRecovery(systemDisk, dir);
-    const node = await openParts({ ...options, dir }, { limits, writers: true }, opened);
+    const node = await openHome({ ...options, dir }, limits, opened);
     const admin = await serveAdmin({ node, path: join(dir, 'admin.sock'), limits });
     opened.push(() => admin.close());
-    if (options.listen !== undefined) {
+    if (listen !== undefined) {
       const { identity } = node;
       const onLost = (): void => node.listening(undefined);
       const wire = await WireServer.start(
         { host: node.restoreHost, onLost, onRefused: (refused) => node.refused(refused) },
-        { dir, listen: options.listen, limits, identity },
+        { dir, listen, limits, identity },
       );
       opened.push(() => wire.stop());
       node.listening(wire.address);
+      if (options.group !== undefined) await node.copiesAt(copyAddress(wire.address, options.group));
     }
     node.start(() => closeInTurn(opened));
     return node;
@@ -87,11 +92,54 @@ export async function openStaged(options: Pick<NodeOptions, 'dir' | 'limits'>): 
   });
 }
 
+/** A member of a group lets itself be copied where it does not say otherwise. */
+function listenOf({ listen, group }: NodeOptions): ListenAddress | undefined {
+  if (listen !== undefined || group === undefined) return listen || undefined;
+  const { host, tls } = group.listen;
+  return { port: 0, ...(host === undefined ? {} : { host }), ...(tls === undefined ? {} : { tls }) };
+}
+
+/** As the others reach it: at the host that they have for this member. */
+function copyAddress(bound: string, { advertise }: GroupOptions): string {
+  if (advertise === undefined) return bound;
+  return formatAddress({ host: parseAddress(advertise).host, port: parseAddress(bound).port });
+}
+
+/** Opens the directory; as a member of a group it may have to come back to that first. */
+async function openHome(options: NodeOptions, limits: Limits, opened: (() => unknown)[]): Promise<NostosNode> {
+  const { dir, group, signal = new AbortController().signal } = options;
+  assertNoRecovery(systemDisk, dir);
+  if (group === undefined) {
+    assertNoRestore(dir);
+    return openParts(options, { limits, writers: true }, opened);
+  }
+  const { comeHome } = await import('./rejoin-home.ts');
+  const file = new RejoinFile(systemDisk, dir);
+  const { coordinator, name = 'main', restoreFrom = [], onRejoin: onStep = () => {} } = group;
+  const { tls } = group.listen;
+  const home: HomeOptions = { dir, coordinator, name, tls, restoreFrom, limits, signal, clock: systemClock, onStep };
+  for (let times = 1; ; times += 1) {
+    await comeHome(file, home);
+    assertNoRestore(dir);
+    const parts: (() => unknown)[] = [];
+    try {
+      const node = await openParts(options, { limits, writers: true }, parts, file);
+      opened.push(...parts);
+      return node;
+    } catch (error) {
+      await closeInTurn(parts).catch(() => {}); // the first error says more
+      if (!isNostosError(error, 'LOG_DAMAGED') || times > limits.rejoinAttemptsMax) throw error;
+      file.add(loadNode(dir, options.cluster).store, { damage: `the log (${error.message})` });
+    }
+  }
+}
+
 /** Everything between the lock and those who are served. What is to be closed is added to `opened`. */
 async function openParts(
   options: NodeOptions,
   { limits, writers }: { readonly limits: Limits; readonly writers: boolean },
   opened: (() => unknown)[],
+  rejoinFile?: RejoinFile,
 ): Promise<NostosNode> {
   const { dir } = options;
   const startedAtMs = systemClock.nowMs();
@@ -122,12 +170,23 @@ async function openParts(
       migrations: options.migrations,
       scrubIntervalMs: options.scrubIntervalMs ?? 60 * 60 * 1000,
       startedAtMs,
-      makeMember: options.group === undefined ? undefined : (await import('./group-parts.ts')).makeMember,
+      makeMember: await memberMaker(options.group, rejoinFile),
       durability: options.group?.durability ?? 'quorum',
     },
   );
   opened.push(() => node.stop());
   return node;
+}
+
+async function memberMaker(
+  group: GroupOptions | undefined,
+  rejoinFile: RejoinFile | undefined,
+): Promise<NodeSettings['makeMember']> {
+  if (group === undefined || rejoinFile === undefined) return undefined;
+  const { makeMember } = await import('./group-parts.ts');
+  const { coordinator, name = 'main', restoreFrom = [] } = group;
+  const place = { coordinator, group: name, tls: group.listen.tls, restoreFrom, rejoinFile };
+  return (parts) => makeMember(parts, place);
 }
 
 async function closingOnFailure<T>(open: (opened: (() => unknown)[]) => Promise<T>): Promise<T> {
@@ -166,7 +225,7 @@ function groupSettings({ coordinator, name = 'main', listen, advertise }: GroupO
   return { coordinator, name, node, listen: address, ...(advertise === undefined ? {} : { advertise }) };
 }
 
-function checkListen({ host, port, rateBytesPerSecond }: NonNullable<NodeOptions['listen']>): void {
+function checkListen({ host, port, rateBytesPerSecond }: ListenAddress): void {
   checkRate(rateBytesPerSecond);
   if (host !== undefined && (typeof host !== 'string' || host.length === 0))
     throw new NostosError('INVALID_ARGUMENT', `listen.host must be an address or a name, got ${JSON.stringify(host)}`);

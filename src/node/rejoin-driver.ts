@@ -124,7 +124,9 @@ export class RejoinDriver {
   }
 
   get #isTrying(): boolean {
-    return this.#progress !== undefined && (RESTORING.has(this.#progress.current) || this.#progress.current === 'operator');
+    return (
+      this.#progress !== undefined && (RESTORING.has(this.#progress.current) || this.#progress.current === 'operator')
+    );
   }
 
   #set(progress: RejoinProgress): void {
@@ -201,7 +203,10 @@ export class RejoinDriver {
     };
     while (await needed()) {
       if (performance.now() > untilMs)
-        throw new NostosError('NO_PROVIDER', 'the group cannot do without this store: no other one can take its place in sync');
+        throw new NostosError(
+          'NO_PROVIDER',
+          'the group cannot do without this store: no other one can take its place in sync',
+        );
       await sleep(POLL_MS, undefined, { signal: this.#closing.signal });
     }
     await engine.inGroup('setEligible', { eligible: false });

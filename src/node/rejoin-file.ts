@@ -8,7 +8,7 @@
  */
 import { join } from 'node:path';
 import * as v from 'valibot';
-import { toStoreId, type StoreId } from '../base/brands.ts';
+import { toLsn, toStoreId, toTerm, type Lsn, type StoreId, type Term } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
 import { readInput, wholeNumber } from '../base/input-schema.ts';
@@ -24,8 +24,16 @@ export interface Finding extends Pick<RejoinFound, 'damage' | 'differs'> {
   readonly stopped?: (typeof LASTING_STOPS)[number];
 }
 
+/** A store whose files are being set aside: what can be read of its log above that is to be preserved. */
+export interface Tail {
+  readonly store: StoreId;
+  readonly above: Lsn;
+  readonly term: Term;
+}
+
 export interface RejoinState {
   readonly finding: (Finding & { readonly store: StoreId }) | null;
+  readonly tail: Tail | null;
   readonly progress: RejoinProgress | null;
 }
 
@@ -46,6 +54,13 @@ const schema = v.strictObject({
       stopped: v.optional(v.picklist(LASTING_STOPS)),
     }),
   ),
+  tail: v.nullable(
+    v.strictObject({
+      store,
+      above: v.pipe(wholeNumber(), v.transform(toLsn)),
+      term: v.pipe(wholeNumber(), v.transform(toTerm)),
+    }),
+  ),
   progress: v.nullable(
     v.strictObject({
       decision: v.strictObject({
@@ -62,14 +77,19 @@ const schema = v.strictObject({
       attemptsTotal: wholeNumber(),
       attemptsEver: wholeNumber(),
       history: v.array(
-        v.strictObject({ action, outcome: v.picklist(['failed', 'not-built', 'done']), why: text, atMs: wholeNumber() }),
+        v.strictObject({
+          action,
+          outcome: v.picklist(['failed', 'not-built', 'done']),
+          why: text,
+          atMs: wholeNumber(),
+        }),
       ),
       sinceMs: wholeNumber(),
     }),
   ),
 });
 
-const NONE: RejoinState = { finding: null, progress: null };
+const NONE: RejoinState = { finding: null, tail: null, progress: null };
 
 export class RejoinFile {
   readonly #disk: Disk;
@@ -97,6 +117,14 @@ export class RejoinFile {
   /** What was found first stays: the rest follows from it, most often. */
   add(of: StoreId, finding: Finding): void {
     this.#save({ ...this.#state, finding: { store: of, ...finding, ...this.findingOf(of) } });
+  }
+
+  get tail(): Tail | undefined {
+    return this.#state.tail ?? undefined;
+  }
+
+  setTail(tail: Tail | null): void {
+    this.#save({ ...this.#state, tail });
   }
 
   setProgress(progress: RejoinProgress): void {

@@ -51,7 +51,15 @@ export function takeUp(decision: RejoinDecision, { before, limits, nowMs }: Past
   const { history = [], attemptsEver = 0 } = before ?? {};
   if (before !== undefined && before.decision.row === decision.row && before.decision.action === decision.action)
     return { ...before, decision };
-  const fresh = { decision, current: decision.action, attempt: 1, attemptsTotal, attemptsEver, history, sinceMs: nowMs };
+  const fresh = {
+    decision,
+    current: decision.action,
+    attempt: 1,
+    attemptsTotal,
+    attemptsEver,
+    history,
+    sinceMs: nowMs,
+  };
   if (RESTING.has(decision.action)) return fresh;
   return settle(fresh, limits, nowMs);
 }

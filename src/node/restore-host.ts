@@ -20,7 +20,7 @@ import type { EngineClient } from './engine-client.ts';
 import type { LogFiles } from './engine-protocol.ts';
 import { HoldFlag } from './hold-flag.ts';
 import type { NodeIdentity } from './node-file.ts';
-import type { ServedCopy } from './types.ts';
+import type { NodeStatus, ServedCopy } from './types.ts';
 
 export interface CopyStart {
   readonly session: number;
@@ -62,7 +62,7 @@ export interface RestoreHost {
 
 export interface HostInfo {
   readonly identity: NodeIdentity;
-  readonly role: 'primary' | 'copy';
+  readonly role: NodeStatus['role'];
   readonly term: number;
   readonly watermark: number;
   readonly firstLsn: number;
@@ -75,6 +75,7 @@ export interface RestoreHostDeps {
   readonly tenants: Pick<OpenTenants, 'with'>;
   /** Everything up to here is in the files of all tenants. */
   readonly bound: () => Lsn;
+  readonly role: () => NodeStatus['role'];
   readonly clock: Clock;
 }
 
@@ -244,8 +245,7 @@ export class NodeRestoreHost implements RestoreHost {
 
   async info(): Promise<HostInfo> {
     const { term, watermark, firstLsn } = await this.#deps.engine.status();
-    const role = this.#identity.copy === undefined ? 'primary' : 'copy';
-    return { identity: this.#identity, role, term, watermark, firstLsn, sessions: this.#count };
+    return { identity: this.#identity, role: this.#deps.role(), term, watermark, firstLsn, sessions: this.#count };
   }
 
   /** The copies that are being served. */

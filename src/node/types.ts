@@ -3,6 +3,7 @@ import type { MemberChange } from '../replication/effects.ts';
 import type { Durability } from '../log/commit-log.ts';
 import type { GroupReport } from './engine-protocol.ts';
 import type { GroupLogEntry } from './group-member.ts';
+import type { RejoinProgress } from './rejoin-progress.ts';
 import type {
   BootId,
   ClusterId,
@@ -250,7 +251,11 @@ export interface NodeStatus {
   /** `copy`: made by a restore; it can be read, and appends nothing. */
   readonly role: 'primary' | 'replica' | 'copy';
   /** Of a node in a group. */
-  readonly group?: GroupReport & { readonly events: readonly GroupLogEntry[] };
+  readonly group?: GroupReport & {
+    readonly events: readonly GroupLogEntry[];
+    /** How far the way back to the group is; null before anything was decided. */
+    readonly progress: RejoinProgress | null;
+  };
   /** Of a copy: the store that was copied, where that is known, and up to where. */
   readonly copy?: {
     readonly source: StoreId | null;
@@ -298,6 +303,13 @@ export interface NodeGroup {
   changeMembers(change: MemberChange): Promise<void>;
   /** Hands the lead to `to`, or to whoever is furthest; resolves when this node no longer leads. */
   handover(to?: StoreId): Promise<void>;
+  /**
+   * Aborted when this node has left its group since its files have to be replaced: it reads on, and comes home by a copy
+   * when it is closed and opened again. `nostos serve` does that by itself.
+   */
+  readonly left: AbortSignal;
+  /** How far the way back to the group is; undefined before anything was decided. */
+  readonly rejoin: RejoinProgress | undefined;
   readonly events: readonly GroupLogEntry[];
   onEvent(listener: (entry: GroupLogEntry) => void): () => void;
 }
@@ -362,6 +374,10 @@ export interface GroupOptions {
   readonly advertise?: string;
   /** Of writes that do not say. Default `quorum`. */
   readonly durability?: Durability;
+  /** `host:port` of nodes that can be copied where no member says so itself; members with `listen` do. */
+  readonly restoreFrom?: readonly string[];
+  /** What is done to come back to the group before the node is open, and what came of it: for people. */
+  readonly onRejoin?: (text: string) => void;
 }
 
 export interface NodeOptions {
@@ -375,8 +391,11 @@ export interface NodeOptions {
   readonly int64?: Int64Mode;
   /** Refuse to open a directory of another cluster. */
   readonly cluster?: ClusterId;
-  /** Serve other nodes here: they may copy this one (`nostos restore --from`). */
-  readonly listen?: ListenAddress;
+  /**
+   * Serve other nodes here: they may copy this one (`nostos restore --from`). A member of a group does so by default, beside
+   * the address of its group and with the same TLS, at any free port; `false` turns it off.
+   */
+  readonly listen?: ListenAddress | false;
   /** Recompute fingerprints from rows in the background. Default every hour; `false` turns it off. */
   readonly scrubIntervalMs?: number | false;
   readonly signal?: AbortSignal;

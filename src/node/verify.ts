@@ -38,6 +38,13 @@ export async function verifyNode(
   return { ok: problems.length === 0, log, tenants, problems, elapsedMs: Math.round(performance.now() - startedMs) };
 }
 
+/** Only the log: what is damaged, in words. */
+export async function verifyLog(deps: VerifyDeps, options: LongCallOptions): Promise<readonly string[]> {
+  const problems: VerifyProblem[] = [];
+  await verifyTheLog(deps, options, problems);
+  return problems.map(({ where, what }) => `${where}: ${what}`);
+}
+
 async function verifyTheLog(
   deps: VerifyDeps,
   options: LongCallOptions,
