@@ -2,7 +2,7 @@
 import type { Generation, Hash, Position } from '../base/brands.ts';
 import { NO_LSN, NO_TERM, ZERO_HASH } from '../base/brands.ts';
 import { decodeFork } from './fork.ts';
-import type { LogRecord } from './record.ts';
+import type { LogRecord, RecordHeader } from './record.ts';
 import { RecordKind } from './record.ts';
 
 /** A record by position and hash; as an anchor, the record before the first one that is held. */
@@ -42,7 +42,7 @@ function brokenGeneration(previous: ChainPoint, { generation, payload }: LogReco
   return `generation ${generation} follows ${previous.generation} without naming where it goes on from it`;
 }
 
-export function pointOf(record: LogRecord, hash: Hash): ChainPoint {
+export function pointOf(record: RecordHeader, hash: Hash): ChainPoint {
   return { generation: record.generation, term: record.term, lsn: record.lsn, hash };
 }
 

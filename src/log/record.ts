@@ -44,8 +44,7 @@ const AT = {
   previousHash: 68,
 } as const;
 
-/** Bytes and payload are views of the buffer that was decoded: copy what has to outlive it. */
-export interface LogRecord {
+export interface RecordHeader {
   readonly generation: Generation;
   readonly term: Term;
   readonly lsn: Lsn;
@@ -55,6 +54,10 @@ export interface LogRecord {
   /** The primary's W when it wrote this record: everything up to there is committed. */
   readonly watermark: Lsn;
   readonly previousHash: Hash;
+}
+
+/** Bytes and payload are views of the buffer that was decoded: copy what has to outlive it. */
+export interface LogRecord extends RecordHeader {
   readonly payload: Uint8Array;
   readonly bytes: Uint8Array;
 }
@@ -141,6 +144,16 @@ export class RecordDecoder {
     if (recordEnd > end) return 'short';
     const bytes = buffer.subarray(at, recordEnd);
     if (recordCrc(bytes) !== view.getUint32(at + AT.crc, true)) return 'corrupt';
+    return this.#fields(buffer, view, at, bytes);
+  }
+
+  /** The header alone, where the payload is elsewhere or gone; the CRC, which covers both, is not checked. */
+  header(buffer: Buffer, view: DataView, at: number): RecordHeader {
+    return this.#fields(buffer, view, at, buffer.subarray(at, at + RECORD_HEADER_BYTES));
+  }
+
+  #fields(buffer: Buffer, view: DataView, at: number, bytes: Buffer): LogRecord {
+    const version = view.getUint16(at + AT.version, true);
     const kind = view.getUint16(at + AT.kind, true);
     if (version > RECORD_FORMAT_VERSION || kind < 1 || kind > KIND_LAST)
       throw new NostosError(
