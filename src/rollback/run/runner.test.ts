@@ -148,15 +148,33 @@ test('a crash right behind the cut: whether the next start settles it or a later
   }
 });
 
-test('a start settles nothing that has a tail left, and tells what was not told', async () => {
+test('a start ends what has begun to drop, before anybody stands on the rest; what has not begun waits for a request', async () => {
+  for (const left of [TAIL, 2]) {
+    const { disk, world } = newNode();
+    world.failCall = { number: 3, when: 'before' };
+    await assert.rejects(openRunner(disk, world).run(REQUEST), /recover failed/);
+    writeFrontier(disk, COMMON.lsn + left);
+    await openRunner(disk, world).settle();
+    assert.equal(new FileJournal(disk, DIR).load().intent?.state, 'rejoined');
+    assert.equal(readFrontier(disk), COMMON.lsn);
+    assert.equal(world.told.filter(({ kind }) => kind === 'rolled-back').length, 1);
+    await openRunner(disk, world).run(REQUEST);
+    await assertRolledBack(disk, world);
+  }
+  const { disk, world } = newNode();
+  world.failCall = { number: 2, when: 'before' };
+  await assert.rejects(openRunner(disk, world).run(REQUEST), /preserve failed/);
+  await openRunner(disk, world).settle();
+  assert.equal(new FileJournal(disk, DIR).load().intent?.state, 'planned');
+  assert.equal(readFrontier(disk), COMMON.lsn + TAIL);
+});
+
+test('a start drops nothing that has become committed meanwhile, whatever the journal says', async () => {
   const { disk, world } = newNode();
   world.failCall = { number: 3, when: 'before' };
   await assert.rejects(openRunner(disk, world).run(REQUEST), /recover failed/);
-  await openRunner(disk, world).settle();
-  assert.equal(new FileJournal(disk, DIR).load().intent?.state, 'recovering');
+  await openRunner(disk, world, { watermark: COMMON.lsn + 1 }).settle();
   assert.equal(readFrontier(disk), COMMON.lsn + TAIL);
-  await openRunner(disk, world).run(REQUEST);
-  await assertRolledBack(disk, world);
 });
 
 test('two runs at once: the second one is refused', async () => {

@@ -147,18 +147,22 @@ export class RollbackRunner {
   }
 
   /**
-   * For a node that starts, before it follows anybody by itself: a run whose tail is gone is ended here, so that it is told
-   * of although nobody asks for it again. One that has more to do waits for `run`.
+   * For a node that starts, before it follows or stands: a run that has begun to drop is ended here, although nobody asks
+   * for it again, so that what its file has is what is gone, and it is told of. One that dropped nothing waits for `run`.
    */
   async settle(): Promise<void> {
     const { intent } = this.journal();
-    if (intent !== undefined && ['recovering', 'recovered', 'announced'].includes(intent.state)) {
-      const { common, primary } = intent.plan;
-      const { frontier } = await this.#deps.host.look();
+    if (isUnderWay(intent)) {
+      const { common, primary, frontier: last } = intent.plan;
+      const { frontier, watermark } = await this.#deps.host.look();
+      const isGone = frontier.lsn === common.lsn;
       const followed = frontier.lsn > common.lsn && frontier.term >= primary.term;
-      if (followed || frontier.lsn === common.lsn) {
-        const gone = followed && intent.state === 'recovering' ? this.#advance({ kind: 'recovered' }) : intent;
-        await this.#untilAnnounced(gone, {});
+      const within = frontier.lsn <= last.lsn && frontier.term <= last.term && watermark <= common.lsn;
+      if (isGone || followed || within) {
+        let from: Intent = intent;
+        if (followed && intent.state === 'recovering') from = this.#advance({ kind: 'recovered' });
+        else if (!followed && !isGone && intent.state !== 'recovering') from = this.#advance({ kind: 'recover' });
+        await this.#untilAnnounced(from, {});
         this.#advance({ kind: 'rejoined' });
       }
     }
@@ -343,4 +347,9 @@ function appended(plan: Plan, frontier: Point): NostosError {
 
 function digestOf(value: object): string {
   return Buffer.from(hashBlake3(Buffer.from(JSON.stringify(value)))).toString('hex', 0, 16);
+}
+
+/** It has begun to drop, and is not known to have ended: whoever stood now might keep what its file has as dropped. */
+export function isUnderWay(intent: Intent | undefined): intent is Intent {
+  return intent !== undefined && ['recovering', 'recovered', 'announced'].includes(intent.state);
 }
