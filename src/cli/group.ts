@@ -1,19 +1,27 @@
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
+import { createInterface } from 'node:readline/promises';
 import { Command } from 'commander';
 import { toStoreId, type StoreId } from '../base/brands.ts';
 import type { Coordination } from '../coordination/coordination.ts';
-import type { Versioned } from '../coordination/coordinator.ts';
+import type { Coordinator, Versioned } from '../coordination/coordinator.ts';
 import type { ListOptions } from '../coordination/directory.ts';
 import type { MemberEntry } from '../coordination/member.ts';
 import { isServed } from '../node/admin-socket.ts';
-import { adoptRecovered, initGroup, recoverGroup, type RecoveryReport } from '../node/group-init.ts';
-import type { PossibleLoss } from '../node/group-recovery.ts';
+import { initGroup } from '../node/group-init.ts';
+import {
+  abandonRecovery,
+  adoptRecovered,
+  recoverGroup,
+  type NewGeneration,
+  type RecoveryReport,
+} from '../node/group-recover.ts';
+import type { PossibleLoss, RecoveryDecision } from '../node/group-recovery.ts';
 import type { OperationInput } from '../node/operations.ts';
 import { parseStoreReport, type StoreReport } from '../node/stopped-directory.ts';
 import { ExitError } from './exit-codes.ts';
 import { readMinInSync, withGroupOptions, withGroupRecord } from './group-options.ts';
-import type { Io } from './io.ts';
+import { print, type Io } from './io.ts';
 import { count, fields, style, table } from './render.ts';
 import { answer, plainVerb, verb, withNode, type PlainOptions, type VerbOptions } from './verb.ts';
 
@@ -205,6 +213,8 @@ interface RecoverOptions extends PlainOptions {
   readonly acceptLoss?: true;
   readonly dryRun?: true;
   readonly adopt?: true;
+  readonly abandon?: true;
+  readonly yes?: true;
 }
 
 async function readReport(io: Io, name: string): Promise<StoreReport> {
@@ -223,7 +233,7 @@ async function readReport(io: Io, name: string): Promise<StoreReport> {
 
 function describeLoss({ after, known, onlyOn, committed }: PossibleLoss): readonly (readonly [string, unknown])[] {
   return [
-    ['would go on after', `record ${count(after.lsn)} of term ${after.term}`],
+    ['goes on after', `record ${count(after.lsn)} of term ${after.term}`],
     [
       'lost for sure',
       known === null
@@ -237,7 +247,7 @@ function describeLoss({ after, known, onlyOn, committed }: PossibleLoss): readon
   ];
 }
 
-function describeRecovery(io: Io, { decision, done, notLocked }: RecoveryReport): string {
+function describeDecision(io: Io, decision: RecoveryDecision, done: boolean): readonly (readonly [string, unknown])[] {
   const { kind, reason, usable, unusable, missing, needed, regressed } = decision;
   const rows: (readonly [string, unknown])[] = [
     ['decision', style(io, kind === 'lead-from' || kind === 'not-needed' ? 'green' : 'yellow', kind)],
@@ -257,10 +267,56 @@ function describeRecovery(io: Io, { decision, done, notLocked }: RecoveryReport)
       ],
       ['record', done ? 'replaced: start the nodes' : 'left as it is (--dry-run)'],
     );
-  if ((kind === 'too-few' || kind === 'accept-loss') && decision.loss !== null)
-    rows.push(...describeLoss(decision.loss));
-  if (notLocked.length > 0) rows.push(['keep stopped', `${notLocked.join(', ')} until the others lead`]);
-  return fields(io, rows);
+  if (kind === 'too-few' && decision.loss !== null)
+    rows.push(...describeLoss(decision.loss), [
+      'you may',
+      'bring more stores, or go on without them: --accept-loss, which begins a new generation',
+    ]);
+  return rows;
+}
+
+function describeBeginning(begins: NewGeneration, done: boolean): readonly (readonly [string, unknown])[] {
+  const { store, generation, parent, fork, term, minInSync, loss } = begins;
+  return [
+    ['goes on with', store],
+    ...describeLoss(loss),
+    [
+      'generation',
+      `${generation}, from record ${count(fork.lsn)} of term ${fork.term} of ${parent} on, in term ${term}; positions above that are lost`,
+    ],
+    ['each write', `is on ${minInSync} store at least, until that is raised (--min-in-sync)`],
+    [
+      'the others',
+      'come back as copies: a member started with what it has sets it aside, or nostos restore --replace does; what only it had stays there',
+    ],
+    ['record', done ? 'replaced: start the node' : 'left as it is'],
+  ];
+}
+
+function describeRecovery(io: Io, { decision, begins, done, notLocked }: RecoveryReport): string {
+  const rows =
+    decision === null
+      ? [['decision', 'made before; it is carried out'] as const]
+      : describeDecision(io, decision, done);
+  const begun = begins === null ? [] : describeBeginning(begins, done);
+  const stopped =
+    notLocked.length === 0 ? [] : [['keep stopped', `${notLocked.join(', ')} until the others lead`] as const];
+  return fields(io, [...rows, ...begun, ...stopped]);
+}
+
+const ACCEPT = 'accept loss';
+
+/** Where somebody sits who has just read what may be lost; a script has said it with the flag. */
+async function confirmLoss(io: Io, report: RecoveryReport): Promise<boolean> {
+  await print(io.stderr, `${describeRecovery(io, report)}\n`);
+  const prompt = createInterface({ input: io.stdin, output: io.stderr });
+  try {
+    const typed = await prompt.question(`This cannot be undone. Type "${ACCEPT}" to go on: `, { signal: io.signal });
+    if (typed.trim() !== ACCEPT) throw new ExitError('usage', `that is not "${ACCEPT}"; nothing was changed`);
+    return true;
+  } finally {
+    prompt.close();
+  }
 }
 
 function recoverVerb(io: Io): Command {
@@ -270,37 +326,39 @@ function recoverVerb(io: Io): Command {
       'Reads stopped directories (--dir), and reports of others (--report, made by nostos rejoin --plan --json there). ' +
       'Members − minInSync + 1 stores have every committed record between them: then the one with the greatest last term ' +
       'and LSN is put in sync, with one change of the group record, and leads once it is started. A member elsewhere then ' +
-      'adopts that record (--adopt). All have to stay stopped meanwhile. With fewer stores, --accept-loss shows what may be ' +
-      'lost; to go on with that, as a new generation, is not built yet, and nothing is changed.',
+      'adopts that record (--adopt). All have to stay stopped meanwhile. With fewer stores, --accept-loss goes on with the ' +
+      'furthest one in a new generation, and says what may be lost; on a terminal it asks. Whatever the others have is of a ' +
+      'history that ended, so they come back as copies, each in its old place. Cut off at any step, the same command goes ' +
+      'on; until then the directory opens for nobody.',
     examples: [
       ['nostos group recover --dir ./a --dir ./b --coordinator embedded:/srv/coordinator', 'of three, one is gone'],
       ['nostos group recover --dir ./a --report b.json --coordinator etcds://… --dry-run', 'only look'],
       ['nostos group recover --adopt --dir ./b --coordinator etcds://…', 'afterwards, on the machine of b'],
+      ['nostos group recover --dir ./a --accept-loss --coordinator etcds://…', 'two of three are gone for good'],
     ],
   })
     .option('--dir <path>', 'data directory of a stopped member; may be repeated', collect, [])
     .option('--report <file>', 'report of a stopped member elsewhere; may be repeated', collect, [])
-    .option('--accept-loss', 'show what would be lost by going on with what is there')
-    .option('--dry-run', 'change nothing')
-    .option('--adopt', 'let these members go on with the record that was recovered');
+    .option('--accept-loss', 'go on with what is there, in a new generation')
+    .option('--yes', 'do not ask')
+    .option('--dry-run', 'show the same, and change nothing')
+    .option('--adopt', 'let these members go on with the record that was recovered')
+    .option('--abandon', 'give up a recovery with a loss that was cut off before the group record was replaced');
   return withGroupOptions(command, PLACE).action(async (options: RecoverOptions) => {
     if (options.dir.length === 0)
       throw new ExitError('usage', 'it is not said which stores are there', 'Give their directories: --dir <path>');
     const dirs = await Promise.all(options.dir.map((dir) => stoppedDir(io, dir)));
-    if (options.adopt === true) return adopt(io, { command, options, dirs });
+    if (options.adopt === true) return withRecord(io, { command, options, dirs }, adoptRecovered);
+    if (options.abandon === true) return withRecord(io, { command, options, dirs }, abandonRecovery);
     const reports = await Promise.all(options.report.map((name) => readReport(io, name)));
     const { acceptLoss = false, dryRun = false } = options;
+    const confirm =
+      io.stdinIsTty && options.yes !== true ? { confirm: (report: RecoveryReport) => confirmLoss(io, report) } : {};
     const result = await withGroupRecord(io, command, ({ coordination, name }) =>
-      recoverGroup(coordination.group(name), { dirs, reports, acceptLoss, dryRun }),
+      recoverGroup(coordination.group(name), { dirs, reports, acceptLoss, dryRun, ...confirm }),
     );
     await answer(io, options, result, () => describeRecovery(io, result));
-    const { kind } = result.decision;
-    if (kind === 'accept-loss')
-      throw new ExitError(
-        'failed',
-        'going on with a loss is not built yet; nothing was changed',
-        'Bring one more store back.',
-      );
+    const kind = result.decision?.kind;
     if (kind === 'too-few' || kind === 'contradiction')
       throw new ExitError(
         'failed',
@@ -310,16 +368,20 @@ function recoverVerb(io: Io): Command {
   });
 }
 
-async function adopt(
+interface WithRecord {
+  readonly command: Command;
+  readonly options: PlainOptions;
+  readonly dirs: readonly string[];
+}
+
+/** Does something with each of the directories and the record of the group, which is shown then. */
+async function withRecord(
   io: Io,
-  {
-    command,
-    options,
-    dirs,
-  }: { readonly command: Command; readonly options: PlainOptions; readonly dirs: readonly string[] },
+  { command, options, dirs }: WithRecord,
+  act: (group: Coordinator, dir: string) => Promise<unknown>,
 ): Promise<void> {
   const status = await withGroupRecord(io, command, async ({ coordination, name }) => {
-    for (const dir of dirs) await adoptRecovered(coordination.group(name), dir);
+    for (const dir of dirs) await act(coordination.group(name), dir);
     return readStatus(coordination, name);
   });
   await answer(io, options, status, () => describeStatus(io, status));

@@ -9,7 +9,8 @@ import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import type { Coordinator, GroupRecord } from '../coordination/coordinator.ts';
 import { embeddedCoordination } from '../coordination/embedded.ts';
 import { NewestSeen, writeNewest } from '../coordination/newest-seen.ts';
-import { adoptRecovered, initGroup, recoverGroup } from './group-init.ts';
+import { initGroup } from './group-init.ts';
+import { adoptRecovered, recoverGroup } from './group-recover.ts';
 import { loadNode, writeNode } from './node-file.ts';
 import { openNode } from './open-node.ts';
 import { planRejoin } from './rejoin-plan.ts';
@@ -211,12 +212,12 @@ async function setBack(t: TestContext): Promise<World> {
 test('group recover: with enough stores the furthest one is put in sync, and those that are there go on', async (t) => {
   const { coordinator, a, b, record } = await setBack(t);
   const looked = await recoverGroup(coordinator, { dirs: [b, a], dryRun: true });
-  assert.deepEqual([looked.decision.kind, looked.done], ['lead-from', false]);
+  assert.deepEqual([looked.decision?.kind, looked.done], ['lead-from', false]);
   assert.equal(await coordinator.read(), undefined);
   assert.equal((await planRejoin(coordinator, a)).decision.action, 'stop');
   const { decision, done } = await recoverGroup(coordinator, { dirs: [b, a] });
   const { store, end } = await reportOf(a);
-  assert.ok(done && decision.kind === 'lead-from' && decision.store === store);
+  assert.ok(done && decision?.kind === 'lead-from' && decision.store === store);
   const after = await coordinator.read();
   const term = Math.max(record.term, end.term) + 1;
   assert.deepEqual(
@@ -230,17 +231,20 @@ test('group recover: with enough stores the furthest one is put in sync, and tho
 test('group recover: where a store in sync is whole nothing is changed', async (t) => {
   const { coordinator, a, b } = await threeMembers(t);
   const { decision, done } = await recoverGroup(coordinator, { dirs: [a, b] });
-  assert.deepEqual([decision.kind, done, (await coordinator.read())?.version], ['not-needed', false, 2]);
+  assert.deepEqual([decision?.kind, done, (await coordinator.read())?.version], ['not-needed', false, 2]);
 });
 
-test('group recover: with too few nothing is changed, and with --accept-loss it is said what is lost', async (t) => {
+test('group recover: with too few nothing is changed, and it is said what may be lost', async (t) => {
   const { coordinator, b } = await setBack(t);
-  for (const acceptLoss of [false, true]) {
-    const { decision, done } = await recoverGroup(coordinator, { dirs: [b], acceptLoss });
-    assert.equal(decision.kind, acceptLoss ? 'accept-loss' : 'too-few');
+  const before = contents(b);
+  for (const options of [{ acceptLoss: false }, { acceptLoss: true, dryRun: true }]) {
+    const { decision, begins, done } = await recoverGroup(coordinator, { dirs: [b], ...options });
+    assert.equal(decision?.kind, options.acceptLoss ? 'accept-loss' : 'too-few');
     assert.ok(!done && 'loss' in decision && decision.loss?.onlyOn.length === 2);
+    assert.deepEqual(begins?.loss, options.acceptLoss ? decision.loss : undefined);
   }
   assert.equal(await coordinator.read(), undefined);
+  assert.deepEqual(contents(b), before);
 });
 
 test('group recover: a member elsewhere counts by its report, and adopts what was recovered, and nothing else', async (t) => {

@@ -1,5 +1,5 @@
 /**
- * `nostos group init` and `recover` on stopped directories. A group record is made here and nowhere else.
+ * `nostos group init` on a stopped directory. A group record is begun here and nowhere else.
  *
  * Making one: the directory's own coordinator goes first, to `coordinator.before-group`; from then on the directory opens
  * for nobody as a lone node, which would begin a term that the group does not know of. Then the record is written, and the
@@ -7,14 +7,13 @@
  */
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { NO_TERM, type Position, type StoreId, type Term } from '../base/brands.ts';
+import type { Position, Term } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordinator, GroupRecord, Versioned } from '../coordination/coordinator.ts';
 import { writeNewest } from '../coordination/newest-seen.ts';
-import { decideRecovery, recoveredRecord, type RecoveryDecision } from './group-recovery.ts';
-import { COORDINATOR_FILE, withStopped, type StoppedDirectory, type StoreReport } from './stopped-directory.ts';
+import { COORDINATOR_FILE, withStopped, type StoppedDirectory } from './stopped-directory.ts';
 
 const LONE = 'coordinator';
 const BEFORE_GROUP = 'coordinator.before-group';
@@ -96,70 +95,6 @@ function groupExists(current: Versioned | undefined): NostosError {
     `the coordinator has a group of this name, with ${members.length} members; nostos group status shows it. Nothing was changed`,
     { details: { version: current?.version ?? 0, members } },
   );
-}
-
-export interface RecoverOptions {
-  /** They stay locked until the record is replaced. */
-  readonly dirs: readonly string[];
-  /** Of stores on other machines, which have to stay stopped too. */
-  readonly reports?: readonly StoreReport[];
-  readonly acceptLoss?: boolean;
-  readonly dryRun?: boolean;
-}
-
-export interface RecoveryReport {
-  readonly decision: RecoveryDecision;
-  /** Whether the record was replaced. */
-  readonly done: boolean;
-  /** Stores whose reports came from elsewhere: nobody but their owner keeps them stopped. */
-  readonly notLocked: readonly StoreId[];
-}
-
-export async function recoverGroup(coordinator: Coordinator, options: RecoverOptions): Promise<RecoveryReport> {
-  const { dirs, reports = [], acceptLoss = false, dryRun = false } = options;
-  return withStopped(dirs, async (found) => {
-    const current = await coordinator.read();
-    const all = [...found.map(({ report }) => report), ...reports];
-    const decision = decideRecovery({ current, reports: all, acceptLoss });
-    if (decision === undefined)
-      throw new NostosError(
-        'GROUP_UNRECOVERABLE',
-        'neither the coordinator nor one of these directories knows of a group; nostos group init begins one',
-      );
-    const notLocked = reports.map(({ store }) => store);
-    if (dryRun || decision.kind !== 'lead-from') return { decision, done: false, notLocked };
-    const above = all.flatMap(({ end, seen }) => [end.term, seen?.record.term ?? NO_TERM]);
-    const record = recoveredRecord(decision, { above, nonce: randomHex128(systemRandom) });
-    const result = await coordinator.compareAndSet(current?.version ?? 0, record);
-    if (!result.ok)
-      throw new NostosError(
-        'COORDINATOR_CONFLICT',
-        'the group record was replaced meanwhile: a member is alive. Nothing was changed; look at nostos group status',
-      );
-    for (const { dir, report } of found)
-      if (decision.usable.includes(report.store)) remember(dir, { version: result.version, record });
-    return { decision, done: true, notLocked };
-  });
-}
-
-/**
- * For a member elsewhere, after `recoverGroup` with a coordinator that was set back: it has seen more than the coordinator
- * holds now, and would stop. A recovered record has a term above all that was seen; one that was merely set back has not.
- */
-export async function adoptRecovered(coordinator: Coordinator, dir: string): Promise<Versioned> {
-  return withStopped([dir], async ([found]) => {
-    const { seen, generation, store } = found!.report;
-    const current = await coordinator.read();
-    const follows = current !== undefined && current.record.term > (seen?.record.term ?? 0);
-    if (!follows || current.record.generation !== generation || !current.record.members.includes(store))
-      throw new NostosError(
-        'COORDINATOR_REGRESSED',
-        `what the coordinator holds was not recovered for ${dir}: it needs a term above ${seen?.record.term ?? 0}, its generation, and its store among the members`,
-        { details: { dir, seenTerm: seen?.record.term ?? 0, foundTerm: current?.record.term ?? 0 } },
-      );
-    remember(dir, current);
-    return current;
-  });
 }
 
 function remember(dir: string, current: Versioned): void {

@@ -12,7 +12,7 @@
  * that are missing. Going on without them is a new history, and so a new generation: a member that comes back must not
  * take its longer log for one that has merely been cut.
  */
-import type { Lsn, Position, StoreId, Term } from '../base/brands.ts';
+import type { Generation, Lsn, Position, StoreId, Term } from '../base/brands.ts';
 import type { GroupRecord, Versioned } from '../coordination/coordinator.ts';
 import { isOlder } from '../coordination/newest-seen.ts';
 import { holdsPosition, type StoreReport } from './stopped-directory.ts';
@@ -142,6 +142,29 @@ export function recoveredRecord(
     inSync,
     minInSync,
     renewal: record.renewal + 1,
+    nonce,
+  };
+}
+
+/** The record of the generation that the chosen store begins, behind the end of its log; see `group-recover.ts`. */
+export function newGenerationRecord(
+  { newest: { record }, store, loss }: Extract<RecoveryDecision, { kind: 'accept-loss' }>,
+  {
+    above,
+    nonce,
+    generation,
+  }: { readonly above: readonly Term[]; readonly nonce: string; readonly generation: Generation },
+): GroupRecord {
+  const term = (Math.max(record.term, ...above) + 1) as Term;
+  return {
+    ...record,
+    generation,
+    term,
+    primary: null,
+    inSync: [store],
+    minInSync: 1,
+    renewal: record.renewal + 1,
+    committed: { generation, term, lsn: (loss.after.lsn + 1) as Lsn },
     nonce,
   };
 }

@@ -17,7 +17,7 @@ import {
   type StoreId,
   type Term,
 } from '../base/brands.ts';
-import { systemDisk } from '../base/disk.ts';
+import { systemDisk, type Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
@@ -77,8 +77,8 @@ function formatNode(dir: string, cluster: ClusterId | undefined): NodeIdentity {
   return identity;
 }
 
-export function writeNode(dir: string, identity: NodeIdentity): void {
-  writeDurably(systemDisk, join(dir, NODE_FILE), encodeNode(identity));
+export function writeNode(dir: string, identity: NodeIdentity, disk: Disk = systemDisk): void {
+  writeDurably(disk, join(dir, NODE_FILE), encodeNode(identity));
 }
 
 export function encodeNode(identity: NodeIdentity): Uint8Array {
