@@ -3,7 +3,6 @@ import { join, resolve } from 'node:path';
 import { once } from 'node:events';
 import { Option, type Command } from 'commander';
 import { toNodeId } from '../base/brands.ts';
-import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { systemClock } from '../base/clock.ts';
 import { makeDirectories } from '../base/make-directory.ts';
@@ -34,6 +33,7 @@ interface ServeOptions extends VerbOptions {
   readonly tlsDir?: string;
   readonly allowNode: readonly string[];
   readonly restoreFrom: readonly string[];
+  readonly copies: boolean;
 }
 
 export const OWNER_TOKEN_FILE = 'owner.token';
@@ -88,7 +88,10 @@ async function listenOptions(
   inGroup: boolean,
 ): Promise<NodeOptions['listen']> {
   const { listen, tlsDir, allowNode, copyRate } = options;
+  if (!options.copies && listen !== undefined)
+    throw new ExitError('usage', '--no-copies contradicts --listen', 'Give one of the two.');
   if (listen === undefined) {
+    if (!options.copies) return false;
     if ((tlsDir === undefined || inGroup) && allowNode.length === 0 && copyRate === undefined) return undefined;
     const option =
       tlsDir !== undefined && !inGroup ? '--tls-dir' : allowNode.length > 0 ? '--allow-node' : '--copy-rate';
@@ -101,7 +104,8 @@ async function listenOptions(
   }
   for (const id of allowNode) toNodeId(id);
   const tls = await readTlsIdentity(resolve(io.cwd, tlsDir));
-  await checkCertificate(options, dir, tls.cert);
+  // A member that has nothing yet becomes the node that its certificate names.
+  if (!inGroup || (await isDataDirectory(dir))) await checkCertificate(options, dir, tls.cert);
   return { ...address, tls: allowNode.length === 0 ? tls : { ...tls, allowNodes: allowNode } };
 }
 
@@ -147,10 +151,10 @@ async function serve(io: Io, options: ServeOptions, command: Command): Promise<v
   const config = await readGroupConfig(io, command);
   if (config === undefined && options.restoreFrom.length > 0)
     throw new ExitError('usage', '--restore-from is for a member of a group', 'Name its coordinator: --coordinator');
-  // A member that has nothing yet begins with a copy.
-  if (options.restoreFrom.length > 0 && !(await isDataDirectory(dir))) await fetchCopy(io, options, dir);
+  if (config === undefined && !options.copies)
+    throw new ExitError('usage', '--no-copies is for a member of a group', 'Others copy nobody who has no --listen.');
   const listen = await listenOptions(io, options, dir, config !== undefined);
-  const group = config === undefined ? {} : await groupOptions(config);
+  const group = config === undefined ? {} : await groupOptions(io, options, config);
   makeDirectories(dir);
   const access = await readGrants(io, options, dir);
   const served = {
@@ -158,25 +162,16 @@ async function serve(io: Io, options: ServeOptions, command: Command): Promise<v
     access,
     node: { dir, signal: io.signal, ...group, ...(listen === undefined ? {} : { listen }) },
   };
-  for (let times = 0; (await serveOnce(io, options, served)) === 'too-old'; times += 1) {
-    if (options.restoreFrom.length === 0 || times >= DEFAULT_LIMITS.rejoinAttemptsMax)
-      throw new ExitError(
-        'retry',
-        'the group no longer holds the records that this node needs next',
-        times === 0
-          ? 'Start it with --restore-from and where another member lets itself be copied, or run nostos restore.'
-          : `It was restored ${times} times, and fell behind again each time.`,
-      );
-    await fetchCopy(io, options, dir);
-  }
+  // A node that has left its group comes home when it is opened again; how often, `rejoin.json` counts.
+  while ((await serveOnce(io, options, served)) === 'left');
 }
 
-/** Until the user ends it; or until the group says that this node needs a copy to go on. */
+/** Until the user ends it, or the node has to be opened again. */
 async function serveOnce(
   io: Io,
   options: ServeOptions,
   { dir, access, node: nodeOptions }: { dir: string; access: GrantedAccess; node: NodeOptions },
-): Promise<'ended' | 'too-old'> {
+): Promise<'ended' | 'left'> {
   const { openNode } = await import('../node/open-node.ts');
   const { serveHttp } = await import('../node/http/server.ts');
   await using node = await openNode(nodeOptions);
@@ -190,31 +185,16 @@ async function serveOnce(
       );
     await announce(io, options, { url: server.url, dir, address: node.address, ...access });
     collectIfGrown(GROWN_BYTES_BACKGROUND); // what starting has left
-    const ended = new AbortController();
-    const stop = AbortSignal.any([io.signal, ended.signal]);
-    const unsubscribe = node.group?.onEvent(({ kind }) => void (kind === 'stopped' && void look()));
-    let tooOld = false;
-    const look = async (): Promise<void> => {
-      tooOld = (await node.group?.report())?.stopped?.reason === 'network-restore';
-      if (tooOld) ended.abort();
-    };
-    await look();
+    const left = node.group?.left;
+    const stop = left === undefined ? io.signal : AbortSignal.any([io.signal, left]);
     if (!stop.aborted) await once(stop, 'abort');
-    unsubscribe?.();
-    return tooOld && !io.signal.aborted ? 'too-old' : 'ended';
+    if (io.signal.aborted || left === undefined) return 'ended';
+    await print(io.stderr, `${(left.reason as Error).message}\n`);
+    return 'left';
   } finally {
     await server.close();
     await leave(io, node);
   }
-}
-
-/** What was there is set aside; the node has a new store then, for which the primary gives up the old one. */
-async function fetchCopy(io: Io, { restoreFrom, tlsDir }: ServeOptions, dir: string): Promise<void> {
-  await print(io.stderr, `fetching a copy from ${restoreFrom.join(', ')}\n`);
-  const { restoreNode } = await import('../node/restore-node.ts');
-  const tls = tlsDir === undefined ? {} : { tls: await readTlsIdentity(resolve(io.cwd, tlsDir)) };
-  const { setAside } = await restoreNode({ dir, from: restoreFrom, signal: io.signal, ...tls });
-  await print(io.stderr, `fetched and verified${setAside === null ? '' : `; what was there is in ${setAside}`}\n`);
 }
 
 /** A primary that ends hands over first, where somebody can take over: nobody has to wait for its lease then. */
@@ -228,12 +208,17 @@ async function leave(io: Io, node: Node): Promise<void> {
   }
 }
 
-async function groupOptions(config: GroupConfig): Promise<Pick<NodeOptions, 'group' | 'limits'>> {
+async function groupOptions(
+  io: Io,
+  { restoreFrom }: ServeOptions,
+  config: GroupConfig,
+): Promise<Pick<NodeOptions, 'group' | 'limits'>> {
   const { coordinator, group: name, listen, advertise, tlsDir, durability, limits } = config;
   const tls = tlsDir === undefined ? {} : { tls: await readTlsIdentity(tlsDir) };
   const address = { ...parseAddress(listen), ...tls };
   const where = advertise === undefined ? {} : { advertise };
-  return { group: { coordinator, name, listen: address, durability, ...where }, limits };
+  const onRejoin = (text: string): void => void print(io.stderr, `${text}\n`);
+  return { group: { coordinator, name, listen: address, durability, restoreFrom, onRejoin, ...where }, limits };
 }
 
 function collect(value: string, before: readonly string[]): string[] {
@@ -277,10 +262,11 @@ export function serveVerb(io: Io): Command {
     .option('--allow-node <id>', 'only this node may copy; may be repeated', collect, [])
     .option(
       '--restore-from <host:port>',
-      'in a group: where another member lets itself be copied (its --listen), to begin, or when this one is too far behind; may be repeated',
+      'in a group: a further node that can be copied, to begin, or when this one needs a copy; members say by themselves where they can be; may be repeated',
       collect,
       [],
     )
+    .option('--no-copies', 'in a group: do not let the other members copy this one')
     .option('--token-file <file>', 'JSON file of hashed tokens')
     .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
     .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')

@@ -57,8 +57,14 @@ const schema = v.strictObject({
   tail: v.nullable(
     v.strictObject({
       store,
-      above: v.pipe(wholeNumber(), v.transform(toLsn)),
-      term: v.pipe(wholeNumber(), v.transform(toTerm)),
+      above: v.pipe(
+        wholeNumber(),
+        v.transform((lsn) => toLsn(lsn)),
+      ),
+      term: v.pipe(
+        wholeNumber(),
+        v.transform((term) => toTerm(term)),
+      ),
     }),
   ),
   progress: v.nullable(

@@ -211,12 +211,12 @@ async function keepTail(file: RejoinFile, { dir, signal, onStep }: HomeOptions):
   if (aside !== undefined) {
     const { preserveTail } = await import('./preserve-tail.ts');
     const { above, term } = tail;
-    const { file: kept, missing } = await preserveTail({
-      dir: join(dir, aside),
-      into: join(dir, 'rollback'),
-      above,
-      term,
-      signal,
+    const options = { dir: join(dir, aside), into: join(dir, 'rollback'), above, term, signal };
+    const { file: kept, missing } = await preserveTail(options).catch((error: unknown) => {
+      signal.throwIfAborted();
+      // The files are there still; what keeps the group waiting is not worth it.
+      onStep(`records above LSN ${above} were not preserved: ${(error as Error).message}; ${aside} has them`);
+      return { file: undefined, missing: 0 };
     });
     if (kept !== undefined)
       onStep(

@@ -49,8 +49,6 @@ interface Past {
 export function takeUp(decision: RejoinDecision, { before, limits, nowMs }: Past): RejoinProgress {
   const attemptsTotal = before?.attemptsTotal ?? 0;
   const { history = [], attemptsEver = 0 } = before ?? {};
-  if (before !== undefined && before.decision.row === decision.row && before.decision.action === decision.action)
-    return { ...before, decision };
   const fresh = {
     decision,
     current: decision.action,
@@ -60,6 +58,9 @@ export function takeUp(decision: RejoinDecision, { before, limits, nowMs }: Past
     history,
     sinceMs: nowMs,
   };
+  const isSame = before?.decision.row === decision.row && before.decision.action === decision.action;
+  if (before !== undefined && isSame)
+    return RESTING.has(before.current) ? { ...before, decision } : settle({ ...before, decision }, limits, nowMs);
   if (RESTING.has(decision.action)) return fresh;
   return settle(fresh, limits, nowMs);
 }
@@ -84,10 +85,16 @@ export function stepFailed(
   return settle({ ...failed, current: next, attempt: 1 }, limits, nowMs);
 }
 
-/** Something was done that is worth telling; whether the node has come back with it shows later. */
+/** It was done; whether the node has come back with it shows later, and until then it is an attempt like others. */
 export function stepDone(progress: RejoinProgress, why: string, nowMs: number): RejoinProgress {
   const step: RejoinStep = { action: progress.current, outcome: 'done', why, atMs: nowMs };
-  return { ...progress, attemptsEver: progress.attemptsEver + 1, history: noted(progress, step) };
+  const { attemptsTotal, attemptsEver } = progress;
+  return {
+    ...progress,
+    attemptsTotal: attemptsTotal + 1,
+    attemptsEver: attemptsEver + 1,
+    history: noted(progress, step),
+  };
 }
 
 /** A person says that it is worth trying again. */
