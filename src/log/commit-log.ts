@@ -54,6 +54,8 @@ export interface LogPage {
   readonly next: Lsn;
   /** The watermark (with `uncommitted`, what is durable), or `to` where that is lower. */
   readonly end: Lsn;
+  /** Gives the memory of the records back, which nobody uses any more; absent where it is shared. */
+  release?(): void;
 }
 
 export interface TenantLocation {

@@ -430,5 +430,5 @@ function unpack(page: PackedPage): LogPage {
     });
     start = end;
   }
-  return { records, next: page.next, end: page.end };
+  return { records, next: page.next, end: page.end, release: () => releaseBuffer(page.payloads) };
 }

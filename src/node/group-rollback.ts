@@ -7,10 +7,11 @@ import type { Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Disk } from '../base/disk.ts';
 import { systemRandom } from '../base/random.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import { checkRun } from '../log/replicated-run.ts';
 import { openRollbackDirectory } from '../rollback/run/directory.ts';
-import { RollbackRunner } from '../rollback/run/runner.ts';
+import { RollbackRunner, isUnderWay } from '../rollback/run/runner.ts';
 import { ROLLBACK_LIMITS, type RollbackNotice } from '../rollback/types.ts';
 import type { Catalog } from '../store/catalog.ts';
 import type { Maintenance } from '../store/maintenance.ts';
@@ -61,7 +62,12 @@ export class GroupRollback {
     });
   }
 
-  /** Tells what was not told, and ends a run of which only that is left. */
+  /** It has begun to drop, and not ended: until it has, the node neither stands nor follows. */
+  get isUnderWay(): boolean {
+    return isUnderWay(this.#runner.journal().intent);
+  }
+
+  /** Ends a run that has begun to drop, and tells what was not told. */
   async finish(): Promise<void> {
     await this.#runner.settle();
   }
@@ -88,6 +94,7 @@ async function* readTail(engine: EngineClient, from: Lsn): AsyncGenerator<readon
     const last = records.at(-1);
     if (last === undefined) return;
     yield records.map(({ record, point: { hash } }) => ({ record, hash }));
+    releaseBuffer(run);
     next = (last.point.lsn + 1) as Lsn;
   }
 }

@@ -3,7 +3,8 @@
  * instead of one for each. What does not fit comes with a later pass, and a tenant whose records alone are too large comes
  * without them, to read the log for itself. Each pass is done with the tenant that it meets first, at least.
  */
-import { toLsn, type TenantId } from '../base/brands.ts';
+import { toLsn, type Lsn, type TenantId } from '../base/brands.ts';
+import { releaseBuffer } from '../base/release.ts';
 import type { CommittedRecord, LogPage, PageRequest } from '../log/commit-log.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import { RecordKind } from '../log/record.ts';
@@ -18,12 +19,12 @@ export interface TenantTail {
 }
 
 interface Gathered {
-  records: CommittedRecord[];
+  readonly records: CommittedRecord[];
   bytes: number;
   tooLarge: boolean;
 }
 
-/** `read` is called once for each pass. */
+/** `read` is called once for each pass. The records of a tenant are valid until the next one is asked for. */
 export async function* tailByTenant(
   read: () => AsyncIterable<readonly ReadRecord[]>,
   { bytesMax }: { readonly bytesMax: number },
@@ -35,6 +36,7 @@ export async function* tailByTenant(
     for (const [tenant, { records, tooLarge }] of pass.gathered) {
       done.add(tenant);
       yield tooLarge ? { tenant } : { tenant, records };
+      for (const { payload } of records) releaseBuffer(payload);
     }
     if (!pass.hasMore) return;
   }
@@ -68,7 +70,7 @@ class Pass {
     }
     if (own.tooLarge) return;
     // Copied: the next batch has the same memory.
-    const kept = { hash: Uint8Array.from(hash) as typeof hash, payload: Uint8Array.from(payload) };
+    const kept = { hash: new Uint8Array(hash) as typeof hash, payload: new Uint8Array(payload) };
     own.records.push({ generation, term, lsn, hlc, tenant, kind, watermark, ...kept });
     own.bytes += payload.length + RECORD_BYTES;
     this.#bytes += payload.length + RECORD_BYTES;
@@ -80,25 +82,37 @@ class Pass {
     const tenant = this.#holding.pop();
     const own = tenant === undefined ? undefined : this.gathered.get(tenant);
     if (tenant === undefined || own === undefined) return;
+    for (const { payload } of own.records.splice(0)) releaseBuffer(payload);
     this.#bytes -= own.bytes;
+    own.bytes = 0;
     if (this.#holding.length > 0) {
       this.gathered.delete(tenant);
       this.#later.add(tenant);
-      return;
-    }
-    own.records = [];
-    own.bytes = 0;
-    own.tooLarge = true;
+    } else own.tooLarge = true;
   }
 }
 
 /** The records of one tenant as the log would show them. */
 export function pagesOf(records: readonly CommittedRecord[]): { readPage(request: PageRequest): Promise<LogPage> } {
   return {
-    readPage: async ({ from, to = records.at(-1)?.lsn ?? from }) => ({
-      records: records.filter(({ lsn }) => lsn >= from && lsn <= to),
-      next: toLsn(to + 1),
-      end: to,
-    }),
+    readPage: async ({ from, to = records.at(-1)?.lsn ?? from, bytesMax }) => {
+      const first = firstAtOrAbove(records, from);
+      let [end, bytes] = [first, 0];
+      for (; end < records.length && records[end]!.lsn <= to && (end === first || bytes < bytesMax); end += 1)
+        bytes += records[end]!.payload.length + RECORD_BYTES;
+      const rest = records[end];
+      const next = rest === undefined || rest.lsn > to ? toLsn(to + 1) : rest.lsn;
+      return { records: records.slice(first, end), next, end: to };
+    },
   };
+}
+
+function firstAtOrAbove(records: readonly CommittedRecord[], lsn: Lsn): number {
+  let [low, high] = [0, records.length];
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (records[middle]!.lsn < lsn) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }

@@ -150,6 +150,14 @@ export function invertChangeset(bytes: Uint8Array): Uint8Array {
   return result;
 }
 
+/** What undoes each of them, the last one first; views of one buffer, which is the answer's first part. */
+export function invertEach(changesets: readonly Uint8Array[]): { bytes: Uint8Array; inverses: Uint8Array[] } {
+  const bytes = invertAll(changesets);
+  let at = 0;
+  const inverses = changesets.toReversed().map(({ length }) => bytes.subarray(at, (at += length)));
+  return { bytes, inverses };
+}
+
 /** What undoes a history: the inverses of changesets that are given in the order in which they happened. */
 export function invertAll(changesets: readonly Uint8Array[]): Uint8Array {
   let end = 0;

@@ -16,16 +16,17 @@ import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import { releaseBuffer } from '../base/release.ts';
 import type { ChainPoint } from '../log/chain.ts';
-import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
+import type { CommitLog, CommittedRecord, LogPage } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
-import { concatByTable, invertChangeset } from './changeset.ts';
+import { concatByTable, invertEach } from './changeset.ts';
 import type { OpenFile } from './open-file.ts';
 import { decodeChangesetPayload, type ChangesetPayload } from './payload.ts';
 import { checkChain } from './replay.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import { restoreSequences, writeApplied, writeFingerprint } from './tenant-file.ts';
 
-const PAGE_BYTES = 4 * 1024 * 1024;
+/** A page is there several times while it is undone: read, inverted, joined by table, captured by two of SQLite's. */
+const PAGE_BYTES = 1024 * 1024;
 
 /** Of the record that stays the last one, of whichever tenant. */
 export type UndoTarget = Pick<ChainPoint, 'term' | 'lsn' | 'hash'>;
@@ -39,8 +40,8 @@ interface Range {
 
 interface Page extends Range {
   readonly count: number;
-  /** Where they need not be read again. */
-  records: readonly CommittedRecord[] | undefined;
+  /** Where it need not be read again. */
+  kept: LogPage | undefined;
 }
 
 /** Answers with the number of records that were undone. The caller has the file to itself, and makes it durable. */
@@ -58,11 +59,14 @@ export async function undoFile(file: OpenFile, log: PageSource, target: UndoTarg
   try {
     main.internal('begin immediate').run();
     for (const page of pages.toReversed()) {
-      const records = page.records ?? (await readPage(file, log, page)).records;
-      const payloads = records.map(({ payload }) => decodeChangesetPayload(payload));
+      const read = page.kept ?? (await readPage(file, log, page));
+      page.kept = undefined;
+      if (read.records.length !== page.count) throw changedMeanwhile(file, page);
+      const payloads = read.records.map(({ payload }) => decodeChangesetPayload(payload));
       undoPage(file, payloads);
       for (const { sequences } of payloads.toReversed())
         for (const { table, before: value } of sequences) if (value !== undefined) counters.set(table, value);
+      read.release?.();
     }
     restoreSequences(main, counters);
     const { term, lsn, hash } = target;
@@ -89,34 +93,40 @@ async function findPages(file: OpenFile, log: PageSource, lsn: Lsn): Promise<Pag
   const { applied } = file;
   const pages: Page[] = [];
   for (let from = (lsn + 1) as Lsn; from <= applied.lsn;) {
-    const { records, next } = await readPage(file, log, { from, to: applied.lsn });
+    const page = await readPage(file, log, { from, to: applied.lsn });
+    const { records, next } = page;
     for (const record of records) {
       checkUndoable(file, record);
       if (record.lsn === applied.lsn) checkChain(record, applied);
     }
-    const last = pages.at(-1);
-    if (last !== undefined && records.length > 0) last.records = undefined;
     const to = Math.min(next - 1, applied.lsn) as Lsn;
-    if (records.length > 0) pages.push({ from, to, count: records.length, records });
+    if (records.length > 0) {
+      const last = pages.at(-1);
+      last?.kept?.release?.();
+      if (last !== undefined) last.kept = undefined;
+      pages.push({ from, to, count: records.length, kept: page });
+    }
     from = next;
   }
   return pages;
 }
 
-async function readPage(
-  file: OpenFile,
-  log: PageSource,
-  { from, to }: Range,
-): Promise<{ records: readonly CommittedRecord[]; next: Lsn }> {
-  const { records, next } = await log.readPage({
+async function readPage(file: OpenFile, log: PageSource, { from, to }: Range): Promise<LogPage> {
+  const page = await log.readPage({
     ...{ from, to, tenant: file.identity.id, uncommitted: true },
     bytesMax: PAGE_BYTES,
   });
-  if (next <= from)
+  if (page.next <= from)
     throw new NostosError('LOG_DAMAGED', `the log has no record ${from}, which ${file.path} holds`, {
       details: { lsn: from, path: file.path },
     });
-  return { records, next };
+  return page;
+}
+
+function changedMeanwhile({ path }: OpenFile, { from, to }: Range): NostosError {
+  return new NostosError('POSITION_LOST', `the log changed between LSN ${from} and ${to} while ${path} was undone`, {
+    details: { path, from, to },
+  });
 }
 
 function checkUndoable({ path, content }: OpenFile, record: CommittedRecord): void {
@@ -136,7 +146,8 @@ function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
   const { content, shape, path } = file;
   const { database } = file.main;
   const { expected } = content;
-  const inverses = payloads.map(({ changeset }) => invertChangeset(changeset)).toReversed();
+  const { bytes, inverses } = invertEach(payloads.map(({ changeset }) => changeset));
+  const joined = concatByTable(inverses);
   const before = expected.snapshot();
   for (const inverse of inverses) expected.apply(inverse, shape);
   const due = Buffer.from(expected.total());
@@ -147,7 +158,7 @@ function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
     const apply = (changeset: Uint8Array): boolean =>
       database.applyChangeset(changeset, { onConflict: () => constants.SQLITE_CHANGESET_ABORT });
     // Joined they may conflict with each other where one by one they do not.
-    const fits = apply(concatByTable(inverses)) || inverses.every(apply);
+    const fits = apply(joined) || inverses.every(apply);
     const captured = session.changeset();
     expected.apply(captured, shape);
     releaseBuffer(captured);
@@ -159,5 +170,7 @@ function undoPage(file: OpenFile, payloads: readonly ChangesetPayload[]): void {
       );
   } finally {
     session.close();
+    releaseBuffer(joined);
+    releaseBuffer(bytes);
   }
 }
