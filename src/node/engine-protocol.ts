@@ -171,6 +171,8 @@ export interface EngineRequests {
   /** No append is under way; those in the ring are taken first. */
   drained: [undefined, undefined];
   rolledBack: [{ readonly ok: boolean }, undefined];
+  /** The rollback that the last process had begun, if there was one, is at its end. */
+  settled: [undefined, undefined];
   cutTo: [{ readonly lsn: Lsn }, undefined];
   /** Where the log ends, and what of it is committed as a fresh start would find it. */
   logEnd: [undefined, { readonly end: ChainPoint; readonly watermark: Lsn }];
@@ -199,6 +201,7 @@ export type GroupMethod = Extract<
   EngineMethod,
   | 'steppedDown'
   | 'rolledBack'
+  | 'settled'
   | 'cutTo'
   | 'logEnd'
   | 'readRun'

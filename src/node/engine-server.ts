@@ -203,6 +203,8 @@ function run(engine: AnyEngine, method: EngineMethod, input: unknown): unknown {
       return inGroup(engine).drained();
     case 'rolledBack':
       return inGroup(engine).rolledBack((input as EngineRequests['rolledBack'][0]).ok);
+    case 'settled':
+      return inGroup(engine).settled();
     case 'cutTo':
       return inGroup(engine).cutTo((input as EngineRequests['cutTo'][0]).lsn);
     case 'logEnd':

@@ -43,6 +43,8 @@ import { checkGroupLimits } from '../replication/options.ts';
 import { GROUP_SERVICE_NAME, Peers } from '../replication/peers.ts';
 import { holdsDurably, type StoreView } from '../replication/store-view.ts';
 import { Waiters } from '../replication/waiters.ts';
+import { FileJournal } from '../rollback/run/journal.ts';
+import { isUnderWay } from '../rollback/run/runner.ts';
 import { formatAddress } from '../wire/address.ts';
 import type { Channel } from '../wire/channel.ts';
 import { connectToService } from '../wire/connect.ts';
@@ -109,6 +111,8 @@ export class GroupEngine extends LogService {
   #machine: Machine;
   #events: Event[] = [];
   #stepping = false;
+  /** Until `settled`: the last process had begun a rollback, and what is left of its tail must neither lead nor stream. */
+  #held: boolean;
   #timer: NodeJS.Timeout | undefined;
   #restarting: NodeJS.Timeout | undefined;
   #roomTimer: NodeJS.Timeout | undefined;
@@ -173,6 +177,7 @@ export class GroupEngine extends LogService {
     );
     this.#dispatcher.register(this.#peers);
     this.#machine = this.#newMachine();
+    this.#held = isUnderWay(new FileJournal(disk, join(options.dir, 'rollback')).load().intent);
   }
 
   static async open(deps: GroupEngineDeps, options: EngineOptions, settings: GroupSettings): Promise<GroupEngine> {
@@ -360,7 +365,7 @@ export class GroupEngine extends LogService {
   }
 
   #tell(event: Event): void {
-    if (this.#closing.signal.aborted || this.#stopped?.reason === 'failed') return;
+    if (this.#closing.signal.aborted || this.#held || this.#stopped?.reason === 'failed') return;
     this.#events.push(event);
     if (this.#stepping) return;
     this.#stepping = true;
@@ -718,6 +723,12 @@ export class GroupEngine extends LogService {
 
   rolledBack(ok: boolean): void {
     this.#tell({ kind: 'rolled-back', ok });
+  }
+
+  settled(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    this.#tell({ kind: 'tick' });
   }
 
   cutTo(lsn: Lsn): void {

@@ -40,7 +40,7 @@ export interface GroupMemberDeps {
   /** Takes up a tenant-create or tenant-drop of the primary. */
   readonly applyCatalog: (record: CommittedRecord) => Promise<void>;
   /** Preserves the tail and drops it. */
-  readonly rollback: Pick<GroupRollback, 'run' | 'finish'>;
+  readonly rollback: Pick<GroupRollback, 'run' | 'finish' | 'isUnderWay'>;
   readonly rejoin: (member: GroupMember) => RejoinDriver;
 }
 
@@ -88,12 +88,25 @@ export class GroupMember {
   }
 
   start(): void {
-    this.#follow();
-    this.#working = this.#deps.rollback
-      .finish()
-      .catch((error: unknown) => this.note('failed', `the last rollback could not be ended: ${reasonOf(error)}`));
+    this.#working = this.#endLastRollback();
     this.#deps.engine.onNotice = (notice) => this.#hear(notice);
     this.#rejoin.start();
+  }
+
+  /** The engine waits for this where the last process had begun to drop records: it must not keep the rest of them. */
+  async #endLastRollback(): Promise<void> {
+    for (let told = ''; !this.#closing.signal.aborted;) {
+      try {
+        await this.#deps.rollback.finish();
+        await this.#deps.engine.inGroup('settled', undefined);
+        return this.#follow();
+      } catch (error) {
+        const reason = reasonOf(error);
+        if (reason !== told) this.note('failed', `the last rollback could not be ended, tried again: ${reason}`);
+        told = reason;
+        await sleep(RETRY_MS, undefined, { signal: this.#closing.signal }).catch(() => {}); // closing
+      }
+    }
   }
 
   async stop(): Promise<void> {
@@ -301,6 +314,7 @@ export class GroupMember {
       () => true,
       (error: unknown) => {
         this.#rejoin.failed(reasonOf(error)); // it is tried again, or something else is
+        if (this.#deps.rollback.isUnderWay) throw error; // then nothing else comes before its end
         return false;
       },
     );
