@@ -1,6 +1,6 @@
 /** `nostos group recover --accept-loss`: cut off anywhere it ends in the same way, and nobody opens what is half done. */
 import assert from 'node:assert/strict';
-import { cpSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -10,6 +10,7 @@ import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import type { Coordinator, GroupRecord } from '../coordination/coordinator.ts';
 import { embeddedCoordination } from '../coordination/embedded.ts';
 import { NewestSeen, writeNewest } from '../coordination/newest-seen.ts';
+import { EMPTY_JOURNAL, FileJournal } from '../rollback/run/journal.ts';
 import { abandonRecovery, adoptRecovered, recoverGroup, type RecoveryReport } from './group-recover.ts';
 import { loadRecovery } from './group-recovery-journal.ts';
 import { initGroup } from './group-init.ts';
@@ -298,4 +299,20 @@ test('group recover --accept-loss: the store to go on with has to be here; one o
   assert.equal(plan.decision.row, 'other-generation');
   assert.equal(plan.directory.generation, before.generation satisfies Generation);
   assert.match(plan.decision.reason, new RegExp(`generation ${begins!.generation}`));
+});
+
+test('group recover --accept-loss: nobody goes on with a store that is in the midst of dropping its tail', async (t) => {
+  const { dir, coordinator, before } = await survivor(t);
+  const common = { term: 1, lsn: 1, hash: 'a'.repeat(64) };
+  const plan = {
+    ...{ id: 'b'.repeat(32), createdAtMs: 1, common, frontier: { term: 1, lsn: 5 }, watermark: 0 },
+    primary: { address: 'x:1', term: 2 },
+  };
+  const file = { path: 'x', records: 1, acknowledged: 0, bytes: 1, digest: 'd'.repeat(64) };
+  mkdirSync(join(dir, 'rollback'), { recursive: true });
+  const journal = new FileJournal(systemDisk, join(dir, 'rollback'));
+  journal.save({ ...EMPTY_JOURNAL, intent: { state: 'recovering', plan, file } });
+  const { decision, done } = await recoverGroup(coordinator, { dirs: [dir], acceptLoss: true });
+  assert.deepEqual([decision?.kind, done, decision?.unusable[0]?.store], ['too-few', false, before.store]);
+  assert.match(decision?.unusable[0]?.why ?? '', /begun to drop/);
 });

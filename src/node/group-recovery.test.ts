@@ -140,6 +140,12 @@ const ROWS: readonly Row[] = [
     a,
   ],
   [
+    'nor one that has begun to drop its tail',
+    { record: three, reports: [report(a, [2, 60]), report(b, [3, 99], { rollbackUnderWay: true })], setBack },
+    'too-few',
+    a,
+  ],
+  [
     'a copy that a restore made has joined, and counts',
     { record: three, reports: [report(a, [2, 60]), report(b, [3, 99], { copy: true })], setBack },
     'lead-from',

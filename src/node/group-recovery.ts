@@ -174,6 +174,8 @@ function whyUnusable(report: StoreReport, record: GroupRecord): string | undefin
   if (!members.includes(report.store)) return 'it is no member: a store that was made anew has promised nothing';
   if (report.generation !== generation) return `it is of generation ${report.generation}`;
   if (report.restoreUnfinished) return 'a restore of it is unfinished';
+  if (report.rollbackUnderWay === true)
+    return 'a rollback of it has begun to drop records that its log still has; start the node once, which ends that';
   if (report.damage !== undefined) return report.damage;
   // Then it is not the store that it was: what it has lost may have been committed.
   if (inSync.includes(report.store) && committed !== null && !holdsPosition(report, committed))

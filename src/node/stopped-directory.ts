@@ -31,6 +31,8 @@ import { parseGroupRecord, type Versioned } from '../coordination/coordinator.ts
 import { NewestSeen } from '../coordination/newest-seen.ts';
 import { inspectLog, type Findings } from '../log/recovery.ts';
 import { readMarker } from '../restore/local/marker.ts';
+import { FileJournal } from '../rollback/run/journal.ts';
+import { isUnderWay } from '../rollback/run/runner.ts';
 import { assertNoRecovery } from './group-recovery-journal.ts';
 import { highestApplied } from './highest-applied.ts';
 import { loadNode, type NodeIdentity } from './node-file.ts';
@@ -54,6 +56,8 @@ export interface StoreReport {
   /** What cannot be trusted; then the log is not what the fields above say, which are those of an empty one. */
   readonly damage?: string;
   readonly restoreUnfinished: boolean;
+  /** A rollback has begun to drop records that the log still has; the node ends it when it is started. */
+  readonly rollbackUnderWay?: true;
   /** Made by a restore; so are most members of a group, once they have joined. */
   readonly copy: boolean;
   /** The newest group record that it has seen. */
@@ -106,7 +110,9 @@ export function readStopped(dir: string): StoppedDirectory {
     copy: copy !== undefined,
     seen: newest ?? null,
   };
-  return { dir, report: { ...about, ...readLog(dir, identity, newest) } };
+  const rolling = isUnderWay(new FileJournal(systemDisk, join(dir, 'rollback')).load().intent);
+  const rollback = rolling ? { rollbackUnderWay: true as const } : {};
+  return { dir, report: { ...about, ...rollback, ...readLog(dir, identity, newest) } };
 }
 
 type LogReport = Pick<StoreReport, 'end' | 'endHash' | 'watermark' | 'anchor' | 'terms' | 'damage'>;
@@ -170,6 +176,7 @@ const reportSchema = v.strictObject({
   ),
   damage: v.optional(v.string()),
   restoreUnfinished: v.boolean(),
+  rollbackUnderWay: v.optional(v.literal(true)),
   copy: v.boolean(),
   seen: v.nullable(
     v.strictObject({ version: wholeNumber(1), record: branded((value) => parseGroupRecord(value, 'the report')) }),
@@ -180,6 +187,10 @@ const reportSchema = v.strictObject({
 export function parseStoreReport(value: unknown, source: string): StoreReport {
   const read = readInput(reportSchema, value);
   if (!read.ok) throw new NostosError('INVALID_ARGUMENT', `${source} is no report of a store: ${read.problem}`);
-  const { damage, ...rest } = read.value;
-  return damage === undefined ? rest : { ...rest, damage };
+  const { damage, rollbackUnderWay, ...rest } = read.value;
+  return {
+    ...rest,
+    ...(damage === undefined ? {} : { damage }),
+    ...(rollbackUnderWay === undefined ? {} : { rollbackUnderWay }),
+  };
 }
