@@ -42,7 +42,7 @@ const DRIVERS: readonly RegExp[] = [
   // A plain directory as a source; what is fetched, on the disk; the timers of a transfer.
   /^src\/restore\/(?:directory-source|stream\/(?:staged-file|timers|.*\.fixture))\.ts$/,
   // Where backups are stored: a directory, object storage; pauses before a repeated request, and signs of life.
-  /^src\/backup\/(?:backend\/(?:local|open-backend|pause)|repository\/(?:heartbeat|keyring-file))\.ts$/,
+  /^src\/backup\/(?:backend\/(?:local|open-backend|pause|s3)|repository\/(?:heartbeat|keyring-file))\.ts$/,
   // Files that the reference's restore serves.
   /^src\/restore\/reference\/(?:served-files|peers\.fixture)\.ts$/,
 ];
