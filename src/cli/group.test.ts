@@ -1,9 +1,15 @@
 import assert from 'node:assert/strict';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { PassThrough, Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { test } from 'node:test';
+import type { StoreId } from '../base/brands.ts';
+import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { EXIT_CODES } from './exit-codes.ts';
+import { processIo } from './io.ts';
 import { nostos, temporaryDirectory, type Ended } from './nostos-process.fixture.ts';
+import { runCli } from './program.ts';
 
 test('group init, status and rejoin --plan, with the coordinator of a file, and what each refuses', async (t) => {
   const cwd = await temporaryDirectory(t);
@@ -69,4 +75,53 @@ test('group recover: by a report too, and an exit code that says whether somebod
   const unread = await run('group', 'recover', '--dir', 'a', '--report', 'a.json');
   assert.deepEqual([unread.code, unread.stdout], [EXIT_CODES.usage[0], '']);
   assert.match(unread.stderr, /a\.json is no report of a store: node: it is missing/);
+});
+
+/** On a terminal, at which somebody types this. */
+async function onTerminal(cwd: string, typed: string, args: readonly string[]): Promise<Ended> {
+  const [stdout, stderr] = [new PassThrough(), new PassThrough()];
+  const [out, err] = [text(stdout), text(stderr)];
+  const streams = { stdin: Readable.from([`${typed}\n`]), stdout, stderr, stdinIsTty: true, stdoutIsTty: false };
+  const code = await runCli(args, { ...processIo(new AbortController().signal), ...streams, color: false, cwd });
+  stdout.end();
+  stderr.end();
+  return { code, stdout: await out, stderr: await err };
+}
+
+test('group recover --accept-loss: what may be lost is shown, asked for on a terminal, and done once', async (t) => {
+  const cwd = await temporaryDirectory(t);
+  const place = ['--coordinator', `embedded:${cwd}/coordinator`];
+  const recover = ['group', 'recover', '--dir', 'a', ...place];
+  const run = (...args: string[]): Promise<Ended> => nostos(cwd, [...args, ...place]);
+  await nostos(cwd, ['tenant', 'create', 'acme', '--dir', 'a']);
+  await run('group', 'init', '--dir', 'a');
+  {
+    // The only store that is in sync is gone.
+    await using coordination = await openCoordinator(`embedded:${cwd}/coordinator`);
+    const group = coordination.group();
+    const { version, record } = (await group.read())!;
+    const lost = 'c'.repeat(32) as StoreId;
+    const members = [...record.members, lost];
+    await group.compareAndSet(version, { ...record, members, inSync: [lost], nonce: '1'.repeat(32) });
+  }
+  const refused = await nostos(cwd, recover);
+  assert.equal(refused.code, EXIT_CODES.failed[0]);
+  assert.match(refused.stdout, /too-few[^]*may be lost[^]*only on c{32}[^]*--accept-loss/);
+  const looked = await nostos(cwd, [...recover, '--accept-loss', '--dry-run', '--json']);
+  const { begins, done } = JSON.parse(looked.stdout) as { begins: { loss: { onlyOn: string[] } }; done: boolean };
+  assert.deepEqual([looked.code, done, begins.loss.onlyOn], [EXIT_CODES.ok[0], false, ['c'.repeat(32)]]);
+
+  const no = await onTerminal(cwd, 'yes', [...recover, '--accept-loss']);
+  assert.equal(no.code, EXIT_CODES.usage[0]);
+  assert.match(no.stderr, /may be lost[^]*Type "accept loss"[^]*nothing was changed/);
+  assert.match((await run('group', 'status')).stdout, /record +version 2/);
+  const yes = await onTerminal(cwd, 'accept loss', [...recover, '--accept-loss']);
+  assert.equal(yes.code, EXIT_CODES.ok[0], yes.stderr);
+  assert.match(yes.stdout, /goes on with[^]*generation +[0-9a-f]{32}, from record[^]*record +replaced: start the node/);
+  assert.match((await run('group', 'status')).stdout, /record +version 3[^]*in sync +1 of 2; each write is on 1/);
+  assert.match((await run('rejoin', '--plan', '--dir', 'a')).stdout, /does +stand/);
+  const again = await nostos(cwd, [...recover, '--accept-loss', '--json']);
+  assert.equal((JSON.parse(again.stdout) as { decision: { kind: string } }).decision.kind, 'not-needed');
+  const nothing = await nostos(cwd, [...recover, '--abandon']);
+  assert.match(nothing.stderr, /no unfinished recovery/);
 });
