@@ -118,6 +118,10 @@ export const ERROR_CODES = {
     'safe',
     'A node could not come back to its group by itself; details say what was tried, how often, and why it failed.',
   ],
+  FORGET_PENDING: [
+    'with-id',
+    'What was forgotten is committed here and not yet in every ledger; that is tried until it is. Details name who lacks it.',
+  ],
   BACKUP_NOT_FOUND: ['never', 'The backend has no backup repository, or the repository no snapshot, of this name.'],
   BACKUP_DAMAGED: ['never', 'Bytes of a backup are missing, or not those that were written; details name the object.'],
   BACKUP_KEY_MISSING: ['never', 'Content of a backup is encrypted with a key that is not there, or was destroyed.'],

@@ -124,6 +124,12 @@ export const DEFAULT_LIMITS = {
   rejoinBackoffMs: 1_000,
   /** The longest such pause. */
   rejoinBackoffMaxMs: 60_000,
+  /** Who forgets waits so long until every configured backup has that; then it is told that it is pending. */
+  forgetTimeoutMs: 10_000,
+  /** The pause after a backup did not take what was forgotten; doubled each time, up to `forgetRetryMaxMs`. */
+  forgetRetryMs: 500,
+  /** The longest such pause. */
+  forgetRetryMaxMs: 60_000,
   /** How long a node that leaves its in-sync set in order to be copied anew waits until it is dropped. */
   rejoinLeaveTimeoutMs: 10_000,
   /** Chunks of a backup that are read, compressed, encrypted and stored at a time; memory is about 2 MiB for each. */

@@ -2,7 +2,8 @@
  * Changes of the catalog: a record of the log first, then the file. What the file missed (a crash, a full disk, an
  * outcome that was not known) it takes from the log, on opening and before the next change.
  *
- * The files of a dropped tenant go after its record. `heldFrom` keeps the log from counting as done with a change
+ * The files of a dropped tenant go after its record; what it forgot is in the ledger before that, also where its file never
+ * was given it. `heldFrom` keeps the log from counting as done with a change
  * before all of that has happened, so that after a crash the next opening goes on with it.
  */
 import { readdirSync, rmSync } from 'node:fs';
@@ -10,10 +11,11 @@ import { join } from 'node:path';
 import { NO_LSN, NO_TENANT, type Lsn, type TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import { readCommitted, type CommittedRecord } from '../log/commit-log.ts';
+import type { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
 import type { Catalog } from '../store/catalog.ts';
 import { Connection } from '../store/connection.ts';
-import { encodeTenantCreate, encodeTenantDrop, type TenantCreatePayload } from '../store/payload.ts';
+import { encodeTenantCreate, encodeTenantDrop, ledgerEntryOf, type TenantCreatePayload } from '../store/payload.ts';
 import { readTenantMeta } from '../store/tenant-file.ts';
 import type { EngineClient } from './engine-client.ts';
 import { tenantDir } from './paths.ts';
@@ -23,13 +25,18 @@ const KINDS = [RecordKind.tenantCreate, RecordKind.tenantDrop];
 export class CatalogLog {
   readonly #engine: EngineClient;
   readonly #catalog: Catalog;
+  readonly #ledger: ForgetLedger;
   readonly #dir: string;
   readonly #held = new Set<{ readonly from: Lsn }>();
   #stale = false;
 
-  constructor(deps: { readonly engine: EngineClient; readonly catalog: Catalog }, dir: string) {
+  constructor(
+    deps: { readonly engine: EngineClient; readonly catalog: Catalog; readonly ledger: ForgetLedger },
+    dir: string,
+  ) {
     this.#engine = deps.engine;
     this.#catalog = deps.catalog;
+    this.#ledger = deps.ledger;
     this.#dir = dir;
   }
 
@@ -79,7 +86,7 @@ export class CatalogLog {
       const kept = Uint8Array.from(payload); // the engine takes the other one
       this.#stale = true;
       const { firstLsn } = await this.#engine.append([{ tenant, kind, payload }]);
-      this.#catalog.apply({ kind, lsn: firstLsn, tenant, payload: kept });
+      await this.#apply({ kind, lsn: firstLsn, tenant, payload: kept });
       this.#stale = false;
       await then?.();
     } finally {
@@ -92,7 +99,7 @@ export class CatalogLog {
     const held = { from: (record.lsn - 1) as Lsn };
     this.#held.add(held);
     try {
-      if (record.lsn > this.#catalog.applied) this.#catalog.apply(record);
+      if (record.lsn > this.#catalog.applied) await this.#apply(record);
       await then();
     } finally {
       this.#held.delete(held);
@@ -107,13 +114,30 @@ export class CatalogLog {
     if (to < from) return dropped;
     for await (const page of readCommitted(this.#engine, { from, to, kinds: KINDS }))
       for (const record of page) {
-        this.#catalog.apply(record);
+        await this.#apply(record);
         if (record.kind !== RecordKind.tenantDrop) continue;
         dropped.add(record.tenant);
         rmSync(tenantDir(this.#dir, record.tenant), { recursive: true, force: true });
       }
     this.#stale = false;
     return dropped;
+  }
+
+  async #apply(record: Pick<CommittedRecord, 'kind' | 'lsn' | 'tenant' | 'payload'>): Promise<void> {
+    if (record.kind === RecordKind.tenantDrop) await this.#keepForgets(record.tenant, record.lsn);
+    this.#catalog.apply(record);
+  }
+
+  /** Of a tenant that is about to go: what it forgot before that. */
+  async #keepForgets(tenant: TenantId, through: Lsn): Promise<void> {
+    const entry = this.#catalog.byId(tenant);
+    if (entry === undefined) return;
+    const { last, durable } = await this.#engine.locate(tenant, NO_LSN);
+    const from = Math.max(entry.createdAt, durable + 1) as Lsn;
+    const to = Math.min(last, through) as Lsn;
+    if (to < from) return;
+    for await (const page of readCommitted(this.#engine, { from, to, tenant, kinds: [RecordKind.changeset] }))
+      this.#ledger.add(page.flatMap((record) => ledgerEntryOf(record, entry.uuid) ?? []));
   }
 
   async #isCatalogRecord(lsn: Lsn): Promise<boolean> {

@@ -29,6 +29,7 @@ import {
   type PageRequest,
   type TenantLocation,
 } from '../log/commit-log.ts';
+import { ForgetLedger } from '../log/ledger.ts';
 import { Log } from '../log/log.ts';
 import { RecordKind } from '../log/record.ts';
 import { openRollbackDirectory } from '../rollback/run/directory.ts';
@@ -132,6 +133,7 @@ export class NodeParts {
   readonly dir: string;
   readonly direct: DirectLog;
   readonly catalog: Catalog;
+  readonly ledger: ForgetLedger;
   readonly tenants: OpenTenants;
   readonly told: RollbackNotice[] = [];
   readonly followed: { readonly primary: NewPrimary; readonly from: CommonPoint }[] = [];
@@ -159,13 +161,14 @@ export class NodeParts {
     );
     this.direct = new DirectLog(log, last);
     this.catalog = Catalog.open(join(dir, 'catalog.sqlite'));
+    this.ledger = ForgetLedger.open(disk, join(dir, 'log'));
     this.tenants = new OpenTenants(
       {
         open: async (entry) => {
           const path = tenantPath(dir, entry.id);
           const { createdAt, held } = this.catalog.byId(entry.id) ?? entry;
           return TenantStore.open(
-            { log: this.direct, clock: systemClock, maintenance: this.#maintenance },
+            { log: this.direct, clock: systemClock, maintenance: this.#maintenance, ledger: this.ledger },
             { identity: entry, path, limits: LIMITS, createdAt, held, opened: existsSync(path), role: options.role },
           );
         },

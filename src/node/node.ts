@@ -6,6 +6,7 @@ import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { readCommitted, type Durability } from '../log/commit-log.ts';
+import type { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
@@ -14,6 +15,7 @@ import type { Int64Mode } from '../store/values.ts';
 import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
+import type { ForgetSinks } from './forget-sinks.ts';
 import type { GroupMember } from './group-member.ts';
 import type { MemberParts } from './group-parts.ts';
 import type { ThreadMaintenance } from './maintenance.ts';
@@ -45,6 +47,8 @@ export interface NodeDeps {
   readonly engine: EngineClient;
   readonly catalog: Catalog;
   readonly catalogLog: CatalogLog;
+  readonly ledger: ForgetLedger;
+  readonly forgets: ForgetSinks;
   readonly queries: QueryProcesses;
   readonly maintenance: ThreadMaintenance;
   readonly clock: Clock;
@@ -205,6 +209,16 @@ export class NostosNode implements Node {
   /** Tells the group where this node lets itself be copied. */
   async copiesAt(address: string): Promise<void> {
     await this.#deps.engine.inGroup('copiesAt', { address });
+  }
+
+  /** What was forgotten here. */
+  get ledger(): ForgetLedger {
+    return this.#deps.ledger;
+  }
+
+  /** Backups that keep it as well. */
+  get forgets(): ForgetSinks {
+    return this.#deps.forgets;
   }
 
   /** Other nodes are served there now. */
@@ -394,7 +408,7 @@ export class NostosNode implements Node {
   }
 
   async #openTenant({ id, name }: CatalogEntry): Promise<TenantStore> {
-    const { engine, clock, maintenance, catalog } = this.#deps;
+    const { engine, clock, maintenance, catalog, ledger, forgets } = this.#deps;
     const entry = catalog.byId(id); // it may have been dropped while somebody waited for it
     if (entry === undefined) throw notFound(name);
     const opening = TenantStore.open(
@@ -402,6 +416,8 @@ export class NostosNode implements Node {
         log: engine,
         clock,
         maintenance,
+        ledger,
+        forgotten: () => forgets.delivered(),
         onIdle: () => this.#open.oneIsIdle(),
         ...(this.#member === undefined ? {} : groupDeps(this.#member, entry)),
       },

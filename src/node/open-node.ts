@@ -17,6 +17,7 @@ import { NostosError, isNostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS, LIMIT_NAMES, type Limits } from '../base/limits.ts';
 import { makeDirectories } from '../base/make-directory.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
+import { ForgetLedger } from '../log/ledger.ts';
 import { unfinished } from '../restore/local/decision.ts';
 import { readMarker } from '../restore/local/marker.ts';
 import { checkRate } from '../restore/stream/limits.ts';
@@ -27,6 +28,7 @@ import { CatalogLog } from './catalog-log.ts';
 import { EngineClient } from './engine-client.ts';
 import type { GroupSettings } from './engine-protocol.ts';
 import { assertNoRecovery } from './group-recovery-journal.ts';
+import { ForgetSinks } from './forget-sinks.ts';
 import { ThreadMaintenance } from './maintenance.ts';
 import { NostosNode, type NodeSettings } from './node.ts';
 import { loadNode } from './node-file.ts';
@@ -154,14 +156,17 @@ async function openParts(
   opened.push(() => engine.close());
   const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
   opened.push(() => catalog.close());
-  const catalogLog = new CatalogLog({ engine, catalog }, dir);
+  const ledger = ForgetLedger.open(systemDisk, join(dir, 'log'));
+  const forgets = new ForgetSinks({ ledger, disk: systemDisk, dir }, limits);
+  opened.push(() => forgets.stop());
+  const catalogLog = new CatalogLog({ engine, catalog, ledger }, dir);
   await catalogLog.open();
   const maintenance = new ThreadMaintenance({ writers });
   opened.push(() => maintenance.close());
   const queries = new QueryProcesses(limits);
   opened.push(() => queries.close());
   const node = new NostosNode(
-    { engine, catalog, catalogLog, queries, maintenance, clock: systemClock },
+    { engine, catalog, catalogLog, ledger, forgets, queries, maintenance, clock: systemClock },
     {
       dir,
       identity: { ...identity, boot },

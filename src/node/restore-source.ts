@@ -6,6 +6,9 @@
  * X, so the log from that record on brings all of them to its end. The log is listed last and reaches the watermark of
  * then, so every X is at or below its end. The catalog is copied first: what it says that files hold, they hold.
  *
+ * The ledger comes with the log, after the files: what these hold for good, it has. Of what comes to it later the copy may
+ * get a part, which is cut off where it is torn; the log brings it again.
+ *
  * A crash leaves a copy of the catalog in `serving/`, which the next opening removes.
  */
 import { closeSync, fstatSync, mkdirSync, openSync, readSync, readdirSync, rmSync, statSync } from 'node:fs';
@@ -15,6 +18,7 @@ import { toTenantId, type TenantId } from '../base/brands.ts';
 import { diskError } from '../base/disk.ts';
 import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { NostosError } from '../base/errors.ts';
+import { LEDGER_FILE } from '../log/ledger.ts';
 import { TERMS_FILE } from '../log/terms.ts';
 import { parseItemName, type ItemName } from '../restore/item-name.ts';
 import type { PlanItem, RestorePlan, RestoreSource, SourceFile, SourceInfo, SourceSession } from '../restore/source.ts';
@@ -26,6 +30,8 @@ import type { CopyStart, RestoreHost } from './restore-host.ts';
 /** Where a node keeps what it has made for those who copy it. */
 export const SERVING_DIR = 'serving';
 
+/** Of the log, sent as they are when their turn comes. */
+const WHOLE_FILES: readonly string[] = [TERMS_FILE, LEDGER_FILE];
 const TENANT_ITEM = /^tenant\/(\d+)$/;
 const TENANT_DIR = /^tenant_(\d+)$/;
 
@@ -101,9 +107,11 @@ class NodeSourceSession implements SourceSession {
     const { segments, watermark } = await this.#host.logFiles(this.#session);
     this.#watermark = watermark;
     for (const { name, bytes } of segments) this.#log.set(parseItemName(`log/${name}`), bytes);
-    // After the segments: what it says of later ones does no harm, what it lacked of these would.
-    const terms = statSync(join(this.#dir, 'log', TERMS_FILE), { throwIfNoEntry: false });
-    if (terms !== undefined) this.#log.set(parseItemName(`log/${TERMS_FILE}`), terms.size);
+    // After the segments: what they say of later ones does no harm, what they lacked of these would.
+    for (const table of WHOLE_FILES) {
+      const found = statSync(join(this.#dir, 'log', table), { throwIfNoEntry: false });
+      if (found !== undefined) this.#log.set(parseItemName(`log/${table}`), found.size);
+    }
     return [...this.#log].map(([name, bytes]) => ({ name, bytes }));
   }
 
@@ -132,8 +140,8 @@ class NodeSourceSession implements SourceSession {
         'INVALID_ARGUMENT',
         `${name} is not part of this copy; ask for what its plan and tail name`,
       );
-    const isTerms = name === `log/${TERMS_FILE}`;
-    return this.#fileAt(join(this.#dir, 'log', name.slice(4)), isTerms ? undefined : bytes, {
+    const isWhole = WHOLE_FILES.includes(name.slice(4));
+    return this.#fileAt(join(this.#dir, 'log', name.slice(4)), isWhole ? undefined : bytes, {
       watermark: this.#watermark,
     });
   }

@@ -32,6 +32,19 @@ export interface Reader {
 /** One transaction. A statement that fails dooms it, unless it ran inside `savepoint`. */
 export interface Transaction extends Reader {
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult;
+  /**
+   * Deletes the row with this primary key for good, and says so in the record, so that no restore, import, rewind or
+   * re-apply brings it back; rows inserted later are new data. A row that is not there is forgotten all the same: backups
+   * may have it. Answers whether it was there.
+   *
+   * The write is `quorum`, and resolves when it is committed and every configured backup knows of it; after
+   * `forgetTimeoutMs` it fails with `FORGET_PENDING`, committed, and that goes on in the background. Rows that foreign
+   * keys delete with it are deleted as usual: forget them by name. The bytes themselves are gone once the log segments,
+   * snapshots and rollback files that hold them are pruned, or their key is destroyed (docs/forget.md).
+   *
+   * @example await tenant.write((tx) => tx.forget('users', { id: 7 }))
+   */
+  forget(table: string, key: Readonly<Record<string, SqlInput>>): boolean;
   /** Runs `fn`; if it throws, what it changed is undone and the error goes on to the caller, who may catch it. */
   savepoint<T>(fn: () => T): T;
 }

@@ -5,16 +5,18 @@
 import { NostosError } from '../base/errors.ts';
 import type { Brand } from '../base/brands.ts';
 
-/** `log/0000002a.ndb`, `log/terms`, `tenant/7`, `catalog`, or `file/<name>` of a plain directory. */
+/** `log/0000002a.ndb`, `log/terms`, `log/ledger`, `tenant/7`, `catalog`, or `file/<name>` of a plain directory. */
 export type ItemName = Brand<string, 'ItemName'>;
 
 const SEGMENT = /^log\/[0-9a-f]{8}\.ndb$/;
+const LOG_TABLES: ReadonlySet<string> = new Set(['log/terms', 'log/ledger']);
 const TENANT = /^tenant\/([1-9][0-9]{0,15})$/;
 const FILE = /^file\/(?!\.)[A-Za-z0-9._-]{1,200}$/;
 
 export function parseItemName(text: unknown): ItemName {
   if (typeof text === 'string') {
-    if (text === 'catalog' || text === 'log/terms' || SEGMENT.test(text) || FILE.test(text)) return text as ItemName;
+    if (text === 'catalog' || LOG_TABLES.has(text)) return text as ItemName;
+    if (SEGMENT.test(text) || FILE.test(text)) return text as ItemName;
     const tenant = TENANT.exec(text);
     if (tenant !== null && Number.isSafeInteger(Number(tenant[1]))) return text as ItemName;
   }

@@ -17,7 +17,9 @@
  * there.
  */
 import { NostosError } from '../base/errors.ts';
+import type { ForgottenKey } from '../log/ledger.ts';
 import type { Connection } from './connection.ts';
+import type { ForgetContext } from './forget.ts';
 import { fromSqlite, sqliteCode } from './sqlite-errors.ts';
 import type { Int64Mode } from './values.ts';
 import { WriterTransaction, isThenable } from './writer-transaction.ts';
@@ -27,16 +29,21 @@ export interface Job {
   run(tx: WriterTransaction, connection: Connection): unknown;
 }
 
+/** What becomes one record. */
+export interface Captured {
+  readonly changeset: Uint8Array;
+  readonly forgotten: readonly ForgottenKey[];
+}
+
 export type Outcome<J extends Job> =
-  | { readonly kind: 'done'; readonly job: J; readonly result: unknown }
+  | { readonly kind: 'done'; readonly job: J; readonly result: unknown; readonly forgets: boolean }
   | { readonly kind: 'failed'; readonly job: J; readonly error: unknown };
 
 export interface GroupResult<J extends Job> {
   readonly state: 'intact' | 'spoilt';
   /** One per job that ran, in order. */
   readonly outcomes: Outcome<J>[];
-  /** Changesets, one per record. */
-  readonly records: Uint8Array[];
+  readonly records: Captured[];
   /** Jobs that did not run; they go into the next group. */
   readonly left: J[];
 }
@@ -47,9 +54,11 @@ export interface GroupOptions {
   readonly changesMax: number;
   /** Whether the schema has keys that SQLite checks only at COMMIT. */
   readonly deferredKeys: boolean;
+  readonly forgetting: ForgetContext;
 }
 
 const EMPTY = new Uint8Array(0);
+const NOTHING: readonly ForgottenKey[] = [];
 const SAVEPOINT = 'savepoint nostos_tx';
 const RELEASE = 'release nostos_tx';
 const ROLLBACK_TO = 'rollback to nostos_tx';
@@ -89,23 +98,26 @@ function runShared<J extends Job>(
   const session = connection.database.createSession();
   try {
     let changes = 0;
+    let forgotten = NOTHING;
     for (const job of jobs) {
-      const tx = new WriterTransaction(connection, job.int64);
+      const tx = new WriterTransaction(connection, job.int64, options.forgetting);
       const outcome = runJob(connection, job, tx, { ...options, alone: jobs.length === 1 });
       if (!connection.inTransaction) return jobs.length === 1 ? spoilt([outcome], [], []) : 'again';
       outcomes.push(outcome);
+      if (outcome.kind === 'done' && outcome.forgets) forgotten = [...forgotten, ...tx.forgotten];
       changes += tx.changes;
       if (changes > options.changesMax) break;
     }
-    const changeset = session.changeset();
-    if (changeset.length > options.changesetBytesMax) {
+    const captured = { changeset: session.changeset(), forgotten };
+    const bytes = capturedBytes(captured);
+    if (bytes > options.changesetBytesMax) {
       if (outcomes.length > 1) return 'again';
       connection.internal('rollback').run();
       begin(connection);
       const job = (outcomes[0] as Outcome<J>).job;
-      return intact([{ kind: 'failed', job, error: tooLarge(changeset.length, options) }], [], jobs.slice(1));
+      return intact([{ kind: 'failed', job, error: tooLarge(bytes, options) }], [], jobs.slice(1));
     }
-    return intact(outcomes, changeset.length === 0 ? [] : [changeset], jobs.slice(outcomes.length));
+    return intact(outcomes, bytes === 0 ? [] : [captured], jobs.slice(outcomes.length));
   } catch (error) {
     // The session itself could not be read: the storage failed. One by one shows which transaction it was.
     if (jobs.length > 1 && STORAGE_CODES.has(sqliteCode(error) ?? 0)) return 'again';
@@ -117,25 +129,27 @@ function runShared<J extends Job>(
 
 function runSeparate<J extends Job>(connection: Connection, jobs: readonly J[], options: GroupOptions): GroupResult<J> {
   const outcomes: Outcome<J>[] = [];
-  const records: Uint8Array[] = [];
+  const records: Captured[] = [];
   let total = 0;
   for (const [index, job] of jobs.entries()) {
     const session = connection.database.createSession();
-    let changeset = EMPTY;
+    let captured: Captured = { changeset: EMPTY, forgotten: NOTHING };
     let outcome: Outcome<J>;
     try {
-      const tx = new WriterTransaction(connection, job.int64);
+      const tx = new WriterTransaction(connection, job.int64, options.forgetting);
       outcome = runJob(connection, job, tx, { ...options, alone: false }, () => {
-        changeset = session.changeset();
-        if (changeset.length > options.changesetBytesMax) throw tooLarge(changeset.length, options);
+        captured = { changeset: session.changeset(), forgotten: tx.forgotten };
+        const bytes = capturedBytes(captured);
+        if (bytes > options.changesetBytesMax) throw tooLarge(bytes, options);
       });
     } finally {
       session.close();
     }
     outcomes.push(outcome);
-    if (outcome.kind === 'done' && changeset.length > 0) records.push(changeset);
+    const bytes = capturedBytes(captured);
+    if (outcome.kind === 'done' && bytes > 0) records.push(captured);
     if (!connection.inTransaction) return spoilt(outcomes, records, jobs.slice(index + 1));
-    total += changeset.length;
+    total += bytes;
     if (total > options.changesetBytesMax) return intact(outcomes, records, jobs.slice(index + 1));
   }
   return intact(outcomes, records, []);
@@ -164,7 +178,7 @@ function runJob<J extends Job>(
     if (deferredKeys) probeDeferredKeys(connection);
     capture?.();
     if (!alone) connection.internal(RELEASE).run();
-    return { kind: 'done', job, result };
+    return { kind: 'done', job, result, forgets: tx.forgotten.length > 0 };
   } catch (error) {
     tx.abandon();
     undo(connection, alone);
@@ -199,11 +213,16 @@ function undo(connection: Connection, alone: boolean): void {
   }
 }
 
-function intact<J extends Job>(outcomes: Outcome<J>[], records: Uint8Array[], left: readonly J[]): GroupResult<J> {
+/** What it takes in a record. */
+export function capturedBytes({ changeset, forgotten }: Captured): number {
+  return forgotten.reduce((sum, { table, hash }) => sum + 2 + 3 * table.length + hash.length, changeset.length);
+}
+
+function intact<J extends Job>(outcomes: Outcome<J>[], records: Captured[], left: readonly J[]): GroupResult<J> {
   return { state: 'intact', outcomes, records, left: [...left] };
 }
 
-function spoilt<J extends Job>(outcomes: Outcome<J>[], records: Uint8Array[], left: readonly J[]): GroupResult<J> {
+function spoilt<J extends Job>(outcomes: Outcome<J>[], records: Captured[], left: readonly J[]): GroupResult<J> {
   return { state: 'spoilt', outcomes, records, left: [...left] };
 }
 

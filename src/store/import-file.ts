@@ -301,9 +301,10 @@ class Import {
       throw fromSqlite(error);
     }
     session.close();
-    this.#store.assertFits(changeset);
+    const captured = { changeset, forgotten: [] };
+    this.#store.assertFits(captured);
     const bytes = changeset.length;
-    await this.#store.commit(bytes === 0 ? [] : [changeset]);
+    await this.#store.commit(bytes === 0 ? [] : [captured]);
     await this.#assertWritten();
     await this.#store.relieve();
     return { copied, bytes };

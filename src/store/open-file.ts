@@ -12,6 +12,7 @@ import type { Limits } from '../base/limits.ts';
 import { Connection, type ConnectionRole } from './connection.ts';
 import { autoincrementTables } from './migration.ts';
 import type { SequenceValue } from './payload.ts';
+import type { ForgetLedger } from '../log/ledger.ts';
 import { Replay, type FileContent } from './replay.ts';
 import { schemaMayRollBack } from './schema-check.ts';
 import type { SchemaShape } from './schema-shape.ts';
@@ -28,12 +29,19 @@ export interface SchemaTraits {
 
 export type TenantRole = 'primary' | 'replica';
 
+interface OpenFileOptions {
+  readonly limits: Limits;
+  readonly role: TenantRole;
+  readonly ledger: ForgetLedger;
+}
+
 const NO_TRAITS: SchemaTraits = { counters: [], deferredKeys: false, mayRollBack: false };
 
 export class OpenFile {
   readonly path: string;
   readonly identity: TenantIdentity;
   readonly #limits: Limits;
+  readonly #ledger: ForgetLedger;
   #main: Connection | undefined;
   #reader: Connection | undefined;
   #content: FileContent | undefined;
@@ -57,8 +65,9 @@ export class OpenFile {
   stale = false;
   closed = false;
 
-  constructor(path: string, identity: TenantIdentity, { limits, role }: { limits: Limits; role: TenantRole }) {
+  constructor(path: string, identity: TenantIdentity, { limits, role, ledger }: OpenFileOptions) {
     this.role = role;
+    this.#ledger = ledger;
     this.path = path;
     this.identity = identity;
     this.#limits = limits;
@@ -100,7 +109,11 @@ export class OpenFile {
 
   /** Applies records of the log, on a replica. */
   get replay(): Replay {
-    return (this.#replay ??= new Replay(this.main, this.content));
+    return (this.#replay ??= this.replayOn(this.main, this.content));
+  }
+
+  replayOn(connection: Connection, content: FileContent): Replay {
+    return new Replay(connection, content, { ledger: this.#ledger, uuid: this.identity.uuid });
   }
 
   get traits(): SchemaTraits {

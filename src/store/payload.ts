@@ -4,17 +4,24 @@
  * changeset: u8 version=1 | u8 0 | u32 schema version | 16 bytes fingerprint after | u16 count of sequences,
  *            each u16 length, UTF-8 table name, i64 value | the changeset of SQLite's session extension.
  *            Of a `local` write: u8 version=2, and after each value i64 the value before, -1 where there was none.
+ *            With forgets: u8 version=3, and before the changeset u64 time in ms | 32 bytes hash key | u32 count of keys,
+ *            each u16 length, UTF-8 table name, 16 bytes hash (`forget.ts`).
  * schema:    u8 version=1, then a MessagePack map (see SchemaPayload).
  * tenant-create: u8 version=1, then a MessagePack map {name, uuid}. tenant-drop: u8 version=1.
  */
 import { decode, encode } from '@msgpack/msgpack';
 import { toTenantUuid, type TenantUuid } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
+import { HASH_KEY_BYTES, decodeKeys, encodeKeys, type LedgerEntry } from '../log/ledger.ts';
+import type { CommittedRecord } from '../log/commit-log.ts';
+import { RecordKind, getUint64, putUint64 } from '../log/record.ts';
 
 const PAYLOAD_VERSION = 1;
 const LOCAL_VERSION = 2;
+const FORGETS_VERSION = 3;
 const FINGERPRINT_BYTES = 16;
 const FIXED_BYTES = 1 + 1 + 4 + FINGERPRINT_BYTES + 2;
+const FORGETS_FIXED_BYTES = 8 + HASH_KEY_BYTES + 4;
 
 /** The counter of an AUTOINCREMENT table, which changesets do not carry. */
 export interface SequenceValue {
@@ -35,15 +42,21 @@ export interface ChangesetPayload {
   readonly changeset: Uint8Array;
   /** It is acknowledged and visible on its primary before the group has it, and may be undone there. */
   readonly local?: boolean;
+  /** Such a write is never `local`. */
+  readonly forgets?: Forgets;
 }
+
+/** What a record forgets, its rows deleted or never there. */
+export type Forgets = Pick<LedgerEntry, 'atMs' | 'hashKey' | 'keys'>;
 
 export function encodeChangesetPayload(payload: ChangesetPayload): Uint8Array {
   const local = payload.local === true;
   const valueBytes = local ? 16 : 8;
   const names = payload.sequences.map((sequence) => Buffer.from(sequence.table, 'utf8'));
   const sequenceBytes = names.reduce((sum, name) => sum + 2 + name.length + valueBytes, 0);
-  const bytes = Buffer.allocUnsafeSlow(FIXED_BYTES + sequenceBytes + payload.changeset.length);
-  bytes[0] = local ? LOCAL_VERSION : PAYLOAD_VERSION;
+  const forgets = payload.forgets === undefined ? NOTHING : encodeForgets(payload.forgets);
+  const bytes = Buffer.allocUnsafeSlow(FIXED_BYTES + sequenceBytes + forgets.length + payload.changeset.length);
+  bytes[0] = local ? LOCAL_VERSION : forgets.length > 0 ? FORGETS_VERSION : PAYLOAD_VERSION;
   bytes[1] = 0;
   bytes.writeUInt32LE(payload.schemaVersion, 2);
   bytes.set(payload.fingerprint, 6);
@@ -58,8 +71,28 @@ export function encodeChangesetPayload(payload: ChangesetPayload): Uint8Array {
     if (local) bytes.writeBigInt64LE(before, valueAt + 8);
     offset = valueAt + valueBytes;
   }
-  bytes.set(payload.changeset, offset);
+  bytes.set(forgets, offset);
+  bytes.set(payload.changeset, offset + forgets.length);
   return bytes;
+}
+
+const NOTHING = new Uint8Array(0);
+
+function encodeForgets({ atMs, hashKey, keys }: Forgets): Uint8Array {
+  const fixed = Buffer.alloc(FORGETS_FIXED_BYTES);
+  putUint64(new DataView(fixed.buffer, fixed.byteOffset, fixed.length), 0, atMs);
+  fixed.set(hashKey, 8);
+  fixed.writeUInt32LE(keys.length, FORGETS_FIXED_BYTES - 4);
+  return Buffer.concat([fixed, encodeKeys(keys)]);
+}
+
+function decodeForgets(view: Buffer, at: number): { readonly forgets: Forgets; readonly end: number } {
+  const keysAt = at + FORGETS_FIXED_BYTES;
+  if (keysAt > view.length) throw invalid('what it forgets is cut short');
+  const atMs = getUint64(new DataView(view.buffer, view.byteOffset, view.length), at, 'time');
+  const hashKey = Uint8Array.from(view.subarray(at + 8, at + 8 + HASH_KEY_BYTES));
+  const { keys, end } = decodeKeys(view, { at: keysAt, count: view.readUInt32LE(keysAt - 4) });
+  return { forgets: { atMs, hashKey, keys }, end };
 }
 
 /** Of the payload of a changeset, whatever else is in it: `ChangesetPayload.local`. */
@@ -67,10 +100,19 @@ export function isLocalChangeset(bytes: Uint8Array): boolean {
   return bytes[0] === LOCAL_VERSION;
 }
 
+/** What a record of this tenant forgets, as the ledger has it; undefined where it forgets nothing. */
+export function ledgerEntryOf(record: CommittedRecord, uuid: TenantUuid): LedgerEntry | undefined {
+  if (record.kind !== RecordKind.changeset || record.payload[0] !== FORGETS_VERSION) return undefined;
+  const { generation, term, lsn } = record;
+  const { forgets } = decodeChangesetPayload(record.payload);
+  return forgets === undefined ? undefined : { ...forgets, uuid, position: { generation, term, lsn } };
+}
+
 /** The changeset is a view into `bytes`. */
 export function decodeChangesetPayload(bytes: Uint8Array): ChangesetPayload {
   const local = isLocalChangeset(bytes);
-  if (!local || bytes.length < FIXED_BYTES) checkVersion(bytes, FIXED_BYTES);
+  const forgetful = bytes[0] === FORGETS_VERSION;
+  if (!(local || forgetful) || bytes.length < FIXED_BYTES) checkVersion(bytes, FIXED_BYTES);
   const valueBytes = local ? 16 : 8;
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
   const count = view.readUInt16LE(22);
@@ -84,13 +126,10 @@ export function decodeChangesetPayload(bytes: Uint8Array): ChangesetPayload {
     sequences.push(local ? { ...sequence, before: view.readBigInt64LE(end + 8) } : sequence);
     offset = end + valueBytes;
   }
-  return {
-    schemaVersion: view.readUInt32LE(2),
-    fingerprint: view.subarray(6, 22),
-    sequences,
-    changeset: view.subarray(offset),
-    local,
-  };
+  const fixed = { schemaVersion: view.readUInt32LE(2), fingerprint: view.subarray(6, 22), sequences, local };
+  if (!forgetful) return { ...fixed, changeset: view.subarray(offset) };
+  const { forgets, end } = decodeForgets(view, offset);
+  return { ...fixed, changeset: view.subarray(end), forgets };
 }
 
 /** A step of a migration: DDL is replayed as SQL, row changes as the changeset that they made. */

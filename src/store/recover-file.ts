@@ -10,7 +10,7 @@ import type { Connection } from './connection.ts';
 import { createTenantFile } from './create-tenant-file.ts';
 import { ExpectedFingerprint } from './expected-fingerprint.ts';
 import type { OpenFile } from './open-file.ts';
-import { Replay, checkChain, shapesFrom } from './replay.ts';
+import { checkChain, shapesFrom } from './replay.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import { readFingerprint, readShapes, readTenantMeta, type TenantMeta } from './tenant-file.ts';
 
@@ -88,7 +88,7 @@ async function catchUp(file: OpenFile, log: CommitLog, options: RecoverOptions, 
     if (file.role === 'primary') file.release();
     const applier = file.role === 'primary' ? file.connect('applier') : opened;
     try {
-      await new Replay(applier, content).run(log, { from, to, tenant: identity.id, uncommitted });
+      await file.replayOn(applier, content).run(log, { from, to, tenant: identity.id, uncommitted });
     } catch (error) {
       throw older && isNostosError(error, 'LOG_PRUNED') ? olderFile(file, meta.lsn, { held, cause: error }) : error;
     } finally {

@@ -7,21 +7,24 @@
  *   and the next replay goes on from there.
  * - `applyChangeset` answers true for tables that are missing or narrower, and most flipped bits apply. So what the
  *   batch really changed is captured and must lead to the fingerprint that the record carries.
+ * - What a record forgets is in the ledger before its batch is committed; these records are committed ones, since what
+ *   forgets is never `local`.
  * - A batch of several records may conflict with itself where each alone does not, more often where it is joined by
  *   table; then it is joined in order, and then its records go one by one.
  */
 import { constants } from 'node:sqlite';
-import { toHash, type Lsn } from '../base/brands.ts';
+import { toHash, type Lsn, type TenantUuid } from '../base/brands.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import { releaseBuffer } from '../base/release.ts';
 import type { CommitLog, CommittedRecord, PageRequest } from '../log/commit-log.ts';
 import { readCommitted } from '../log/commit-log.ts';
+import type { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
 import { concatByTable, concatChangesets } from './changeset.ts';
 import type { Connection } from './connection.ts';
 import type { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { advanceFingerprint, applySchemaCounters, replaySteps } from './migration.ts';
-import { decodeChangesetPayload, decodeSchemaPayload, type ChangesetPayload } from './payload.ts';
+import { decodeChangesetPayload, decodeSchemaPayload, ledgerEntryOf, type ChangesetPayload } from './payload.ts';
 import { parseShape, readSchemaShape, serializeShape, type SchemaShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import {
@@ -49,17 +52,25 @@ export interface FileContent {
   readonly expected: ExpectedFingerprint;
 }
 
+/** Where the forgets of a tenant go. */
+export interface ForgetTo {
+  readonly ledger: ForgetLedger;
+  readonly uuid: TenantUuid;
+}
+
 export class Replay {
   readonly #connection: Connection;
   readonly #state: FileContent;
+  readonly #forgetTo: ForgetTo;
   #batch: PendingRecord[] = [];
   #batchBytes = 0;
   /** Changes that were applied since somebody asked. */
   #appliedBytes = 0;
 
-  constructor(connection: Connection, state: FileContent) {
+  constructor(connection: Connection, state: FileContent, forgetTo: ForgetTo) {
     this.#connection = connection;
     this.#state = state;
+    this.#forgetTo = forgetTo;
   }
 
   async run(log: CommitLog, range: Pick<PageRequest, 'from' | 'to' | 'tenant' | 'uncommitted'>): Promise<void> {
@@ -135,8 +146,11 @@ export class Replay {
     const { database } = this.#connection;
     const { expected } = this.#state;
     const last = batch[batch.length - 1]!;
+    const forgets = batch.flatMap(({ record }) => ledgerEntryOf(record, this.#forgetTo.uuid) ?? []);
     const before = expected.snapshot();
     try {
+      this.#forgetTo.ledger.add(forgets);
+      if (forgets.length > 0) database.exec('pragma secure_delete = on');
       this.#connection.internal('begin immediate').run();
       const captured = this.#applyCaptured(join(batch.map(({ payload }) => payload.changeset)));
       if (captured === undefined) {
@@ -160,6 +174,8 @@ export class Replay {
       if (database.isTransaction) database.exec('rollback');
       expected.restore(before);
       throw fromSqlite(error);
+    } finally {
+      if (forgets.length > 0) database.exec('pragma secure_delete = off');
     }
   }
 

@@ -7,8 +7,10 @@ import { DatabaseSync } from 'node:sqlite';
 import { test, type TestContext } from 'node:test';
 import { NO_LSN, toTenantId, toTenantUuid, type Lsn } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
+import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import { DEFAULT_LIMITS, type Limits } from '../base/limits.ts';
+import { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
 import { MemoryLog } from '../testing/memory-log.ts';
 import { checkpointFile } from './checkpoint.ts';
@@ -67,7 +69,7 @@ async function setUp(t: TestContext): Promise<Setup> {
     checkpoints,
     open: async ({ opened: wasOpen = true, limits = {}, path: file = path } = {}) => {
       const store = await TenantStore.open(
-        { log, clock: systemClock, maintenance },
+        { log, clock: systemClock, maintenance, ledger: ForgetLedger.open(systemDisk, dir) },
         {
           identity,
           path: file,

@@ -11,6 +11,9 @@
  *
  * Of a replica it applies committed records (`applyUpTo`) and writes nothing.
  *
+ * What a record forgets goes into the ledger before the file has it, so that the file never holds for good what the ledger
+ * lacks; and who forgot it is answered once the backups have it as well.
+ *
  * If COMMIT fails on committed records, or SQLite rolled the group back after they were captured, the writes have
  * succeeded all the same: the file is closed and catches up from the log (`recover-file.ts`).
  *
@@ -24,16 +27,18 @@ import type { Limits } from '../base/limits.ts';
 import { releaseBuffer } from '../base/release.ts';
 import { untilCommitted, type Appended, type CommitLog, type Durability, type LogEntry } from '../log/commit-log.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
+import type { ForgetLedger, LedgerEntry } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
 import { stripTables, touchedTables } from './changeset.ts';
 import type { Connection } from './connection.ts';
 import type { ExpectedFingerprint } from './expected-fingerprint.ts';
 import { FileHold, type HeldFile, type Holder } from './file-hold.ts';
-import { runGroup, type Job, type Outcome } from './group.ts';
+import type { ForgetContext } from './forget.ts';
+import { capturedBytes, runGroup, type Captured, type Job, type Outcome } from './group.ts';
 import type { Maintenance } from './maintenance.ts';
 import { OpenFile, type TenantRole } from './open-file.ts';
 import { isUnreplicated } from './own-tables.ts';
-import { NO_COUNTER, encodeChangesetPayload, type SequenceValue } from './payload.ts';
+import { NO_COUNTER, encodeChangesetPayload, type Forgets, type SequenceValue } from './payload.ts';
 import { recoverFile, type RecoverOptions } from './recover-file.ts';
 import { serializeShape, type SchemaShape } from './schema-shape.ts';
 import {
@@ -56,6 +61,9 @@ export interface TenantDeps {
   readonly log: CommitLog;
   readonly clock: Clock;
   readonly maintenance: Maintenance;
+  readonly ledger: ForgetLedger;
+  /** Resolves when every configured backup has what the ledger has. */
+  readonly forgotten?: () => Promise<void>;
   /** Called when the queue has run empty. */
   readonly onIdle?: () => void;
   /** COMMIT has failed on committed records: they are replayed from the log. */
@@ -108,7 +116,15 @@ export interface GivenRecords {
 interface Finish {
   readonly state: 'intact' | 'spoilt';
   readonly counters?: readonly SequenceValue[];
+  readonly forgets?: readonly LedgerEntry[];
   readonly extra?: (connection: Connection) => void;
+}
+
+interface EntryOptions {
+  readonly state: 'intact' | 'spoilt';
+  readonly durability: Durability;
+  readonly counters: SequenceValue[];
+  readonly forgets: Forgets | undefined;
 }
 
 /** Room in a record for what stands beside the changeset. */
@@ -126,6 +142,8 @@ export class TenantStore {
   readonly #wal: WalKeeper;
   readonly #hold: FileHold;
   #appending = false;
+  /** The last one that was committed here. */
+  #forgotten: LedgerEntry | undefined;
   #closing: Promise<void> | undefined;
   /** Aborted when this node no longer leads. */
   #reign = new AbortController();
@@ -138,7 +156,7 @@ export class TenantStore {
     this.#options = options;
     this.identity = identity;
     this.path = path;
-    this.#file = new OpenFile(path, identity, { limits, role });
+    this.#file = new OpenFile(path, identity, { limits, role, ledger: deps.ledger });
     this.#wal = new WalKeeper(this.#file, deps, limits);
     this.#hold = new FileHold({ file: this.#file, wal: this.#wal, onEnded: () => this.#relieveSoon() }, limits);
     this.#queue = new WriteQueue(
@@ -228,6 +246,26 @@ export class TenantStore {
     });
   }
 
+  /** For transactions that forget. */
+  get forgetting(): ForgetContext {
+    const { ledger } = this.#deps;
+    return { shape: this.shape, hashKey: () => ledger.hashKeyOf(this.identity.uuid) };
+  }
+
+  /** Resolves when what was forgotten is wherever it must be, once it is committed. */
+  async forgotten(): Promise<void> {
+    const { ledger, forgotten } = this.#deps;
+    if (this.#forgotten !== undefined && !ledger.has(this.#forgotten)) {
+      const { position } = this.#forgotten;
+      throw new NostosError(
+        'FORGET_PENDING',
+        `the forget is committed as record ${position.lsn}, but the ledger of this node could not be written; that comes before tenant ${this.identity.name} is used again`,
+        { details: { position } },
+      );
+    }
+    await forgotten?.();
+  }
+
   /** Aborted, with `NOT_PRIMARY`, when this node no longer leads: open transactions end. */
   get reign(): AbortSignal {
     return this.#reign.signal;
@@ -269,17 +307,24 @@ export class TenantStore {
   }
 
   /**
-   * Ends an open SQLite transaction whose session captured `changesets`, one record each: appends them and commits.
-   * Throws with the transaction undone when they were not kept. Either way they are empty afterwards.
+   * Ends an open SQLite transaction whose session captured `records`: appends them and commits. Throws with the transaction
+   * undone when they were not kept. Either way their changesets are empty afterwards. What forgets is never `local`.
    */
   async commit(
-    changesets: readonly Uint8Array[],
-    { state = 'intact', durability = 'quorum' }: { state?: 'intact' | 'spoilt'; durability?: Durability } = {},
+    records: readonly Captured[],
+    { state = 'intact', durability: asked = 'quorum' }: { state?: 'intact' | 'spoilt'; durability?: Durability } = {},
   ): Promise<Appended | undefined> {
     const entries: LogEntry[] = [];
     const counters: SequenceValue[] = [];
+    const forgets = new Map<number, Forgets>();
+    const changesets = records.map(({ changeset }) => changeset);
+    const durability = records.some(({ forgotten }) => forgotten.length > 0) ? 'quorum' : asked;
     try {
-      for (const changeset of changesets) entries.push(...this.#entry(changeset, { state, durability, counters }));
+      for (const captured of records) {
+        const forgetting = this.#forgets(captured, forgets.size);
+        if (forgetting !== undefined) forgets.set(entries.length, forgetting);
+        entries.push(...this.#entry(captured.changeset, { state, durability, counters, forgets: forgetting }));
+      }
     } catch (error) {
       this.rollback();
       this.#file.stale = true; // the expected fingerprint has moved already
@@ -299,7 +344,13 @@ export class TenantStore {
     const last = (appended.firstLsn + entries.length - 1) as Lsn;
     if (durability === 'local') this.#file.acknowledged = last;
     const applied = { term: appended.term, lsn: last, hash: lastHash(appended.hashes), fingerprint };
-    this.#finishCommit(applied, { state, counters });
+    const { generation, term, firstLsn } = appended;
+    const ledgered = [...forgets].map(([index, forgetting]) => ({
+      ...forgetting,
+      uuid: this.identity.uuid,
+      position: { generation, term, lsn: (firstLsn + index) as Lsn },
+    }));
+    this.#finishCommit(applied, { state, counters, forgets: ledgered });
     this.#wal.changed(bytes);
     return appended;
   }
@@ -335,10 +386,10 @@ export class TenantStore {
     this.#file.moveSchema(schemaVersion, shape);
   }
 
-  /** Throws, with the open transaction undone, when a changeset does not fit a record. */
-  assertFits(changeset: Uint8Array): void {
+  /** Throws, with the open transaction undone, when it does not fit a record. */
+  assertFits(captured: Captured): void {
     try {
-      assertFits(changeset.length, this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES);
+      assertFits(capturedBytes(captured), this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES);
     } catch (error) {
       this.rollback();
       throw error;
@@ -489,7 +540,7 @@ export class TenantStore {
       this.#hold.end(new NostosError('POSITION_LOST', `tenant ${name} was rolled back while it was copied`));
       const undone = await undoFile(this.#file, log, target);
       await this.#wal.settled();
-      if (!this.#wal.isWhole && !(await this.#wal.checkpointWhole()))
+      if (!this.#wal.isWhole && !(await this.#wal.checkpointEmptied()))
         throw new NostosError(
           'RECOVER_FAILED',
           `tenant ${name} is rolled back to LSN ${target.lsn}, but a reader with an older snapshot keeps that from its file; try again`,
@@ -532,6 +583,7 @@ export class TenantStore {
         changesetBytesMax: this.#options.limits.recordBytesMax - RECORD_RESERVE_BYTES,
         changesMax: GROUP_CHANGES_MAX,
         deferredKeys,
+        forgetting: this.forgetting,
       });
       ({ outcomes, left } = result);
       const durability = outcomes.every(({ job }) => job.durability === 'local') ? 'local' : 'quorum';
@@ -546,19 +598,24 @@ export class TenantStore {
       );
     }
     for (const outcome of outcomes) {
-      if (outcome.kind === 'done') outcome.job.resolve(outcome.result);
-      else outcome.job.reject(outcome.error);
+      if (outcome.kind === 'failed') outcome.job.reject(outcome.error);
+      else outcome.job.resolve(outcome.forgets ? this.forgotten().then(() => outcome.result) : outcome.result);
       outcome.job.onSettled?.(outcome.kind === 'done' ? 'committed' : 'failed');
     }
     return left;
   }
 
-  #entry(
-    captured: Uint8Array,
-    { state, durability, counters }: { state: 'intact' | 'spoilt'; durability: Durability; counters: SequenceValue[] },
-  ): LogEntry[] {
+  #forgets({ forgotten }: Captured, earlier: number): Forgets | undefined {
+    if (forgotten.length === 0) return undefined;
+    const { ledger, clock } = this.#deps;
+    const { uuid } = this.identity;
+    const atMs = ledger.timeFor(uuid, clock.nowMs()) + earlier; // each later than the one before
+    return { hashKey: ledger.hashKeyOf(uuid), atMs, keys: forgotten };
+  }
+
+  #entry(captured: Uint8Array, { state, durability, counters, forgets }: EntryOptions): LogEntry[] {
     const changeset = stripTables(captured, isUnreplicated);
-    if (changeset.length === 0) return [];
+    if (changeset.length === 0 && forgets === undefined) return [];
     this.expected.apply(changeset, this.shape);
     const local = durability === 'local';
     const sequences = state === 'spoilt' ? [] : this.#sequences(changeset, counters);
@@ -568,6 +625,7 @@ export class TenantStore {
       sequences,
       changeset,
       local,
+      ...(forgets === undefined ? {} : { forgets }),
     });
     counters.push(...sequences);
     if (changeset !== captured) releaseBuffer(changeset);
@@ -618,9 +676,11 @@ export class TenantStore {
     await this.#deps.log.append([proof], { durability: 'quorum' });
   }
 
-  #finishCommit(applied: AppliedPosition, { state, counters = [], extra }: Finish): void {
+  #finishCommit(applied: AppliedPosition, { state, counters = [], forgets = [], extra }: Finish): void {
     const file = this.#file;
     try {
+      this.#forgotten = forgets.at(-1) ?? this.#forgotten;
+      this.#deps.ledger.add(forgets);
       if (state === 'spoilt') {
         file.stale = true;
       } else {

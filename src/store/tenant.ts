@@ -10,7 +10,7 @@ import type { CatalogEntry } from './catalog.ts';
 import { ChangesetCursor } from './changeset-cursor.ts';
 import { changesetRows, stripTables } from './changeset.ts';
 import type { Connection } from './connection.ts';
-import { begin, probeDeferredKeys } from './group.ts';
+import { begin, capturedBytes, probeDeferredKeys, type Captured } from './group.ts';
 import {
   applySchemaCounters,
   countViolations,
@@ -134,9 +134,9 @@ export async function runTransaction<T>(
     const connection = store.writer;
     begin(connection);
     const session = connection.database.createSession();
-    const tx = new WriterTransaction(connection, options.int64);
+    const tx = new WriterTransaction(connection, options.int64, store.forgetting);
     let result: T;
-    let changeset: Uint8Array;
+    let captured: Captured;
     try {
       const known = options.id === undefined ? undefined : knownResult(connection, options.id);
       if (known === undefined) {
@@ -148,8 +148,8 @@ export async function runTransaction<T>(
       if (!connection.inTransaction)
         throw new NostosError('TRANSACTION_DOOMED', 'SQLite has rolled this transaction back');
       probeDeferredKeys(connection);
-      changeset = session.changeset();
-      store.assertFits(changeset);
+      captured = { changeset: session.changeset(), forgotten: tx.forgotten };
+      store.assertFits(captured);
     } catch (error) {
       tx.abandon();
       session.close();
@@ -158,10 +158,14 @@ export async function runTransaction<T>(
     }
     session.close();
     const { durability = 'quorum' } = options;
-    await store.commit(changeset.length === 0 ? [] : [changeset], { durability });
+    forgets = captured.forgotten.length > 0;
+    await store.commit(capturedBytes(captured) === 0 ? [] : [captured], { durability });
     return result;
   };
-  return store.exclusive(run, { ofUser: true });
+  let forgets = false;
+  const result = await store.exclusive(run, { ofUser: true });
+  if (forgets) await store.forgotten(); // while others write
+  return result;
 }
 
 async function withinTime<T>(

@@ -7,13 +7,17 @@
  * back, so it heals.
  */
 import { NostosError } from '../base/errors.ts';
+import type { ForgottenKey } from '../log/ledger.ts';
 import type { Connection } from './connection.ts';
+import { forgetTarget, type ForgetContext } from './forget.ts';
 import { Statements } from './statements.ts';
-import type { Int64Mode, Row, RunResult, SqlParameters, SqlStatement, SqlValue } from './values.ts';
+import type { Int64Mode, Row, RunResult, SqlInput, SqlParameters, SqlStatement, SqlValue } from './values.ts';
 
 export class WriterTransaction {
   readonly #connection: Connection;
   readonly #statements: Statements;
+  readonly #forgetting: ForgetContext | undefined;
+  readonly #forgotten: ForgottenKey[] = [];
   #open = true;
   #doom: unknown;
   #doomed = false;
@@ -21,9 +25,16 @@ export class WriterTransaction {
   /** Rows changed by statements so far, as a rough measure of size. */
   changes = 0;
 
-  constructor(connection: Connection, int64: Int64Mode) {
+  /** Without `forgetting` it forgets nothing: its record could not say so. */
+  constructor(connection: Connection, int64: Int64Mode, forgetting?: ForgetContext) {
     this.#connection = connection;
     this.#statements = new Statements(connection, int64);
+    this.#forgetting = forgetting;
+  }
+
+  /** What its record must say, once it has finished. */
+  get forgotten(): readonly ForgottenKey[] {
+    return this.#forgotten;
   }
 
   run(statement: string | SqlStatement, parameters?: SqlParameters): RunResult {
@@ -57,8 +68,29 @@ export class WriterTransaction {
     }
   }
 
+  forget(table: string, key: Readonly<Record<string, SqlInput>>): boolean {
+    return this.#guard(() => {
+      if (this.#forgetting === undefined)
+        throw new NostosError('INVALID_ARGUMENT', 'a migration forgets nothing; forget rows in a write of their own');
+      const { database } = this.#connection;
+      const { forgotten, remove, look } = forgetTarget(database, this.#forgetting, { table, key });
+      database.exec('pragma secure_delete = on');
+      try {
+        const { changes } = this.#statements.run(remove);
+        if (this.#statements.get(look) !== undefined)
+          throw new NostosError('CONSTRAINT_FAILED', `a trigger of ${forgotten.table} keeps the row that is forgotten`);
+        this.#forgotten.push(forgotten);
+        this.changes += Math.max(1, changes); // what is not there takes room in the record, too
+        return changes > 0;
+      } finally {
+        database.exec('pragma secure_delete = off');
+      }
+    });
+  }
+
   savepoint<T>(fn: () => T): T {
     this.#assertUsable();
+    const forgotten = this.#forgotten.length;
     const name = `nostos_user_${this.#depth}`;
     const { database } = this.#connection;
     database.exec(`savepoint ${name}`);
@@ -74,6 +106,7 @@ export class WriterTransaction {
       // Where SQLite rolled the whole transaction back there is nothing left to go on with.
       if (database.isTransaction) {
         database.exec(`rollback to ${name}; release ${name}`);
+        this.#forgotten.length = forgotten;
         this.#doomed = false;
         this.#doom = undefined;
       }

@@ -6,9 +6,11 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { NO_LSN, toTenantId, toTenantUuid, type Lsn } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
+import { systemDisk, type Disk } from '../base/disk.ts';
 import { isNostosError, type ErrorCode } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import type { Durability } from '../log/commit-log.ts';
+import { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
 import { dumpDatabase, type DatabaseDump } from './dump-database.fixture.ts';
 import { MemoryLog } from './memory-log.ts';
@@ -37,6 +39,15 @@ export interface OpenOptions {
   readonly role?: TenantRole;
   readonly identity?: TenantIdentity;
   readonly givenTo?: () => Lsn;
+  /** One of its own where it is absent. */
+  readonly ledger?: ForgetLedger;
+}
+
+/** That of the node whose only tenant has this file. */
+export function ledgerBeside(path: string, disk: Disk = systemDisk): ForgetLedger {
+  const dir = `${path}.log`;
+  disk.makeDirectory(dir);
+  return ForgetLedger.open(disk, dir);
 }
 
 export interface Stores {
@@ -57,9 +68,9 @@ export function stores(t: TestContext): Stores {
   return {
     dir,
     newPath: () => join(dir, `${(files += 1)}.sqlite`),
-    open: async (log, { path, role = 'primary', identity: owner = identity, givenTo }) => {
+    open: async (log, { path, role = 'primary', identity: owner = identity, givenTo, ledger = ledgerBeside(path) }) => {
       const store = await TenantStore.open(
-        { log, clock: systemClock, maintenance, ...(givenTo === undefined ? {} : { givenTo }) },
+        { log, clock: systemClock, maintenance, ledger, ...(givenTo === undefined ? {} : { givenTo }) },
         {
           identity: owner,
           path,
