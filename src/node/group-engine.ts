@@ -62,7 +62,7 @@ import type {
 import { RecentAppends, type RecordRun } from './recent-appends.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
 import { decideRejoin, type RejoinDecision } from './rejoin-decision.ts';
-import type { Finding } from './rejoin-file.ts';
+import { damageOf, type Finding } from './rejoin-file.ts';
 import { sharedMs } from './shared-clock.ts';
 import { monitorTimer } from './timer-monitor.ts';
 
@@ -794,7 +794,7 @@ export class GroupEngine extends LogService {
   /** The node's thread hears of a log that is damaged, and answers with `found`. */
   #noteDamage(error: unknown): void {
     if (!isNostosError(error, 'LOG_DAMAGED') || this.#finding.damage !== undefined) return;
-    this.#deps.tell({ kind: 'damaged', what: error.message });
+    this.#deps.tell({ kind: 'damaged', what: damageOf(error) });
   }
 
   override async readPage(request: PageRequest): Promise<PackedPage> {

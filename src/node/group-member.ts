@@ -139,7 +139,7 @@ export class GroupMember {
   }
 
   foundLogDamaged(what: string): void {
-    this.#rejoin.found({ damage: `the log (${what})` });
+    this.#rejoin.found({ damage: what });
   }
 
   /** Up to there all open tenants of a replica were given what is committed. */

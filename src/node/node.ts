@@ -123,7 +123,7 @@ export class NostosNode implements Node {
           : {
               verifyLog: () => verifyLog(this.#verifyDeps, { signal: this.#stopping.signal }),
               onDamaged: (tenant, why) => this.#member?.foundDamaged(tenant, why),
-              onLogDamaged: (what) => this.#member?.foundLogDamaged(what),
+              onLogDamaged: (what) => this.#member?.foundLogDamaged(`the log (${what})`),
             }),
       },
       { intervalMs: settings.scrubIntervalMs },
@@ -298,7 +298,7 @@ export class NostosNode implements Node {
     this.#assertOpen();
     const report = await verifyNode(this.#verifyDeps, options);
     const [log] = report.problems.filter(({ where }) => where.startsWith('log'));
-    if (log !== undefined) this.#member?.foundLogDamaged(`${log.where}: ${log.what}`);
+    if (log !== undefined) this.#member?.foundLogDamaged(`the log (${log.where}: ${log.what})`);
     for (const { name, integrity, fingerprint } of report.tenants)
       if (integrity === 'damaged') this.#member?.foundDamaged(name, 'damage');
       else if (fingerprint === 'different') this.#member?.foundDamaged(name, 'differs');

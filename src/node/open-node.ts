@@ -36,7 +36,7 @@ import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
 import { SERVING_DIR } from './restore-source.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
-import { RejoinFile } from './rejoin-file.ts';
+import { RejoinFile, damageOf } from './rejoin-file.ts';
 import type { HomeOptions } from './rejoin-home.ts';
 import type { GroupOptions, ListenAddress, Node, NodeOptions } from './types.ts';
 import { WireServer } from './wire-server.ts';
@@ -131,7 +131,7 @@ async function openHome(options: NodeOptions, limits: Limits, opened: (() => unk
     } catch (error) {
       await closeInTurn(parts).catch(() => {}); // the first error says more
       if (!isNostosError(error, 'LOG_DAMAGED') || times > limits.rejoinAttemptsMax) throw error;
-      file.add(loadNode(dir, options.cluster).store, { damage: `the log (${error.message})` });
+      file.add(loadNode(dir, options.cluster).store, { damage: damageOf(error) });
     }
   }
 }

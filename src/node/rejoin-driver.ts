@@ -160,7 +160,9 @@ export class RejoinDriver {
       if (progress === undefined || !RESTORING.has(progress.current)) return;
       try {
         const how = await this.#leave();
-        this.#set(stepDone(this.#progress ?? progress, how, this.#deps.clock.nowMs()));
+        // Without its place in the set, what is decided is another thing by now.
+        const { current: action } = progress;
+        this.#set(stepDone(this.#progress ?? progress, how, { nowMs: this.#deps.clock.nowMs(), action }));
         this.#deps.note('left', `${how}; it is to be closed and opened again, which fetches a copy`);
         this.#left.abort(new NostosError('REJOIN_FAILED', `this node has left its group: ${describeRejoin(progress)}`));
       } catch (error) {

@@ -11,6 +11,7 @@ import * as v from 'valibot';
 import { toLsn, toStoreId, toTerm, type Lsn, type StoreId, type Term } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
+import type { NostosError } from '../base/errors.ts';
 import { readInput, wholeNumber } from '../base/input-schema.ts';
 import { REJOIN_ACTIONS, REJOIN_ROWS, type RejoinFound } from './rejoin-decision.ts';
 import type { RejoinProgress } from './rejoin-progress.ts';
@@ -22,6 +23,13 @@ export const LASTING_STOPS = ['network-restore', 'lost-records'] as const;
 
 export interface Finding extends Pick<RejoinFound, 'damage' | 'differs'> {
   readonly stopped?: (typeof LASTING_STOPS)[number];
+}
+
+/** What of a log is damaged, as far as the error says it, in the words of a decision. */
+export function damageOf({ details, message }: NostosError): string {
+  const { segment, offset, lsn, reason } = details;
+  if (typeof segment !== 'string') return `the log (${message})`;
+  return `the log (${segment} at byte ${String(offset)}, from LSN ${String(lsn)} on: ${String(reason)})`;
 }
 
 /** A store whose files are being set aside: what can be read of its log above that is to be preserved. */
@@ -40,6 +48,7 @@ export interface RejoinState {
 const TEXT_CHARS_MAX = 4_000;
 const text = v.pipe(v.string(), v.maxLength(TEXT_CHARS_MAX));
 const action = v.picklist(REJOIN_ACTIONS);
+const row = v.picklist(REJOIN_ROWS);
 const store = v.pipe(
   v.string(),
   v.regex(/^[0-9a-f]{32}$/),
@@ -70,7 +79,7 @@ const schema = v.strictObject({
   progress: v.nullable(
     v.strictObject({
       decision: v.strictObject({
-        row: v.picklist(REJOIN_ROWS),
+        row,
         action,
         reason: text,
         keeps: text,
@@ -85,6 +94,7 @@ const schema = v.strictObject({
       history: v.array(
         v.strictObject({
           action,
+          row,
           outcome: v.picklist(['failed', 'not-built', 'done']),
           why: text,
           atMs: wholeNumber(),

@@ -14,14 +14,14 @@
  *   A directory that can be opened as it is, is opened after one round in vain: what can be served is served, and the node
  *   goes on trying (`rejoin-driver.ts`).
  *
- * What is readable of the log above the own W goes into a rollback file of the new directory: nobody else may have it.
+ * What is readable of the log above the own W, and not in the copy, goes into a rollback file: nobody else may have it.
  *
  * A crash at any point leaves either what was there before, or the marker of the restore, which the next opening finishes,
  * or a tail that is still to be preserved, which it does then; `rejoin.json` names its store until it is.
  */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { NO_LSN, NO_TERM, toStoreId, type Lsn, type StoreId } from '../base/brands.ts';
+import { NO_LSN, NO_TERM, toStoreId, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
@@ -31,9 +31,7 @@ import type { Coordination } from '../coordination/coordination.ts';
 import type { Versioned } from '../coordination/coordinator.ts';
 import { writeNewest } from '../coordination/newest-seen.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
-import { loadMarks } from '../log/marks-file.ts';
 import { readMarker } from '../restore/local/marker.ts';
-import { isSetAsideName } from '../restore/local/swap.ts';
 import { ownNode, type TlsIdentity } from '../wire/tls-identity.ts';
 import { RESTORING, decideRejoin, type RejoinDecision, type RejoinFound } from './rejoin-decision.ts';
 import type { RejoinFile } from './rejoin-file.ts';
@@ -70,7 +68,7 @@ export async function comeHome(file: RejoinFile, options: HomeOptions): Promise<
   await using coordination = await openCoordinator(options.coordinator);
   for (;;) {
     signal.throwIfAborted();
-    await keepTail(file, options);
+    await keepWhatIsLeft(file, options);
     const found = await look(coordination, file, options);
     if (found === undefined) return;
     const { decision, asked } = await decide(coordination, found, options);
@@ -168,9 +166,12 @@ async function restore(
     import('./restore-run.ts'),
     import('../base/limits.ts'),
   ]);
+  const { markedWatermark, storeIn } = await import('./rejoin-tail.ts');
   const own = storeIn(dir);
-  if (own !== undefined && readMarker(systemDisk, dir) === undefined)
-    file.setTail({ store: own, above: ownWatermark(dir, facts), term: record?.term ?? facts.log.end.term });
+  if (own !== undefined && readMarker(systemDisk, dir) === undefined) {
+    const above = Math.max(facts.log.watermark, markedWatermark(dir)) as Lsn;
+    file.setTail({ store: own, above, term: record?.term ?? facts.log.end.term });
+  }
   // Whoever opens the directory has its lock already.
   const deps = { ...restoreDeps, lock: async () => ({ [Symbol.dispose]: () => {} }) };
   const replace = record !== undefined && facts.generation !== record.generation;
@@ -191,43 +192,18 @@ async function restore(
   const { provider, setAside } = report;
   const from = provider === undefined ? 'what was fetched before' : provider.address;
   const done = `copied from ${from}; ${setAside === null ? 'there was nothing here before' : `what was here is in ${setAside}`}`;
-  if (file.progress !== undefined) file.setProgress(stepDone(file.progress, done, clock.nowMs()));
+  if (file.progress !== undefined) file.setProgress(stepDone(file.progress, done, { nowMs: clock.nowMs() }));
   onStep(done);
 }
 
-/** A log that is damaged says nothing of its W; its marks may. */
-function ownWatermark(dir: string, { log: { watermark } }: RejoinFound): Lsn {
-  return Math.max(watermark, loadMarks(systemDisk, join(dir, 'log'))?.watermark.lsn ?? 0) as Lsn;
-}
-
-/** Of a store whose files were set aside: into a rollback file, before the node is opened again. */
-async function keepTail(file: RejoinFile, { dir, signal, onStep }: HomeOptions): Promise<void> {
+/** Before the node is opened again, also where the process that fetched the copy has died. */
+async function keepWhatIsLeft(file: RejoinFile, options: HomeOptions): Promise<void> {
   const { tail } = file;
-  if (tail === undefined || readMarker(systemDisk, dir) !== undefined) return;
-  const aside = systemDisk
-    .list(dir)
-    .filter(isSetAsideName)
-    .find((name) => storeIn(join(dir, name)) === tail.store);
-  if (aside !== undefined) {
-    const { preserveTail } = await import('./preserve-tail.ts');
-    const { above, term } = tail;
-    const options = { dir: join(dir, aside), into: join(dir, 'rollback'), above, term, signal };
-    const { file: kept, missing } = await preserveTail(options).catch((error: unknown) => {
-      signal.throwIfAborted();
-      // The files are there still; what keeps the group waiting is not worth it.
-      onStep(`records above LSN ${above} were not preserved: ${(error as Error).message}; ${aside} has them`);
-      return { file: undefined, missing: 0 };
-    });
-    if (kept !== undefined)
-      onStep(
-        `${kept.records} records above LSN ${above} are kept in ${kept.path}${missing > 0 ? `; ${missing} could not be read` : ''}`,
-      );
-  }
+  if (tail === undefined || readMarker(systemDisk, options.dir) !== undefined) return;
+  const { keepTail } = await import('./rejoin-tail.ts');
+  const done = await keepTail(tail, options);
+  if (done !== undefined) options.onStep(done);
   file.setTail(null);
-}
-
-function storeIn(dir: string): StoreId | undefined {
-  return systemDisk.exists(join(dir, 'node.json')) ? loadNode(dir, undefined).store : undefined;
 }
 
 function failed(file: RejoinFile, why: string, { limits, clock, onStep }: HomeOptions): void {

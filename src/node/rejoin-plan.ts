@@ -50,8 +50,8 @@ export function factsOf(report: StoreReport, current: Versioned | undefined | 'a
     // Of this very store, it is a boot of the past. Whether another one lives shows when it is asked.
     primary: leader === undefined || leader === report.store ? 'none' : 'other',
     restoreUnfinished: report.restoreUnfinished,
-    ...file.findingOf(report.store),
     ...(report.damage !== undefined && { damage: report.damage }),
+    ...file.findingOf(report.store),
   };
 }
 

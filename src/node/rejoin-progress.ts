@@ -5,7 +5,7 @@
  * nothing more is tried, until the node has come back (`arrived`) or somebody says so (`begunAnew`). All of it is plain
  * data, kept in `rejoin.json` (`rejoin-file.ts`), for status, the status page and metrics.
  */
-import type { RejoinAction, RejoinDecision } from './rejoin-decision.ts';
+import type { RejoinAction, RejoinDecision, RejoinRow } from './rejoin-decision.ts';
 import { NOT_BUILT } from './rejoin-decision.ts';
 
 export interface RejoinLimits {
@@ -15,6 +15,8 @@ export interface RejoinLimits {
 
 export interface RejoinStep {
   readonly action: RejoinAction;
+  /** What it was done about. */
+  readonly row: RejoinRow;
   readonly outcome: 'failed' | 'not-built' | 'done';
   readonly why: string;
   readonly atMs: number;
@@ -76,7 +78,7 @@ export function stepFailed(
     ...progress,
     attemptsTotal: attemptsTotal + 1,
     attemptsEver: attemptsEver + 1,
-    history: noted(progress, { action: current, outcome: 'failed', why, atMs: nowMs }),
+    history: noted(progress, { action: current, row: progress.decision.row, outcome: 'failed', why, atMs: nowMs }),
   };
   const next = after(progress);
   // A person is no safer way, only the end of them.
@@ -86,8 +88,12 @@ export function stepFailed(
 }
 
 /** It was done; whether the node has come back with it shows later, and until then it is an attempt like others. */
-export function stepDone(progress: RejoinProgress, why: string, nowMs: number): RejoinProgress {
-  const step: RejoinStep = { action: progress.current, outcome: 'done', why, atMs: nowMs };
+export function stepDone(
+  progress: RejoinProgress,
+  why: string,
+  { nowMs, action = progress.current }: { readonly nowMs: number; readonly action?: RejoinAction },
+): RejoinProgress {
+  const step: RejoinStep = { action, row: progress.decision.row, outcome: 'done', why, atMs: nowMs };
   const { attemptsTotal, attemptsEver } = progress;
   return {
     ...progress,
@@ -112,7 +118,8 @@ function settle(progress: RejoinProgress, limits: RejoinLimits, nowMs: number): 
   if (progress.attemptsTotal >= limits.rejoinTotalAttemptsMax) return { ...progress, current: 'operator', attempt: 1 };
   if (!NOT_BUILT.has(progress.current)) return progress;
   const why = `${progress.current} is not built yet`;
-  const history = noted(progress, { action: progress.current, outcome: 'not-built', why, atMs: nowMs });
+  const { current: action, decision } = progress;
+  const history = noted(progress, { action, row: decision.row, outcome: 'not-built', why, atMs: nowMs });
   return settle({ ...progress, history, current: after(progress), attempt: 1 }, limits, nowMs);
 }
 

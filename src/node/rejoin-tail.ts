@@ -1,0 +1,72 @@
+/**
+ * Preserves what nobody else may have of a store whose files were set aside: the records above its W that the copy, which
+ * came in its place, does not hold either. An equal hash at one LSN proves an equal prefix, so the highest LSN at which
+ * both logs agree is where that begins. It may be done again; where it fails the files are there still.
+ */
+import { join } from 'node:path';
+import type { Generation, Lsn, StoreId } from '../base/brands.ts';
+import { systemDisk } from '../base/disk.ts';
+import { yieldToEventLoop } from '../base/event-loop.ts';
+import { loadMarks } from '../log/marks-file.ts';
+import { ReadableLog } from '../log/readable.ts';
+import { isSetAsideName } from '../restore/local/swap.ts';
+import { loadNode } from './node-file.ts';
+import { preserveTail } from './preserve-tail.ts';
+import type { Tail } from './rejoin-file.ts';
+
+/** What was done, in words; undefined where there was nothing to preserve. */
+export async function keepTail(
+  { store, above: watermark, term }: Tail,
+  { dir, signal }: { readonly dir: string; readonly signal: AbortSignal },
+): Promise<string | undefined> {
+  const name = systemDisk
+    .list(dir)
+    .filter(isSetAsideName)
+    .find((one) => storeIn(join(dir, one)) === store);
+  if (name === undefined) return undefined;
+  const aside = join(dir, name);
+  try {
+    const above = await agreedUpTo(aside, dir, watermark);
+    const { file, missing } = await preserveTail({ dir: aside, into: join(dir, 'rollback'), above, term, signal });
+    if (file === undefined) return undefined;
+    const lost = missing === 0 ? '' : `; ${missing} could not be read`;
+    return `${file.records} records above LSN ${above}, which the copy does not hold, are kept in ${file.path}${lost}`;
+  } catch (error) {
+    signal.throwIfAborted();
+    return `the records above LSN ${watermark} were not preserved: ${(error as Error).message}; ${name} has them`;
+  }
+}
+
+/** A log that is damaged says nothing of its W; its marks may. */
+export function markedWatermark(dir: string): number {
+  return loadMarks(systemDisk, join(dir, 'log'))?.watermark.lsn ?? 0;
+}
+
+export function storeIn(dir: string): StoreId | undefined {
+  return systemDisk.exists(join(dir, 'node.json')) ? loadNode(dir, undefined).store : undefined;
+}
+
+async function agreedUpTo(aside: string, copy: string, above: Lsn): Promise<Lsn> {
+  const { generation } = loadNode(aside, undefined);
+  const others = hashes(copy, above, generation);
+  let other = (await others.next()).value;
+  let agreed = above;
+  for await (const { lsn, hash } of hashes(aside, above, generation)) {
+    while (other !== undefined && other.lsn < lsn) other = (await others.next()).value;
+    if (other === undefined) break;
+    if (other.lsn === lsn && Buffer.from(other.hash).equals(hash)) agreed = lsn;
+  }
+  return agreed;
+}
+
+async function* hashes(
+  dir: string,
+  above: Lsn,
+  generation: Generation,
+): AsyncGenerator<{ readonly lsn: Lsn; readonly hash: Uint8Array }, undefined> {
+  for (const part of new ReadableLog(systemDisk, { dir: join(dir, 'log'), above, generation }).parts()) {
+    if (part.kind === 'records') for (const { record, hash } of part.records) yield { lsn: record.lsn, hash };
+    await yieldToEventLoop();
+  }
+  return undefined;
+}
