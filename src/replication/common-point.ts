@@ -18,7 +18,9 @@ export function answerPoint(view: StoreView, point: ChainPoint): PointAnswer {
     const { term, lsn } = endOfTerm(view, point.term);
     return { held: 'below', term, lsn };
   }
-  if (point.lsn < view.anchor.lsn) return { held: 'pruned' };
+  // An empty store that was made in a later generation: this log begins in an earlier one, so it takes a copy.
+  const begunElsewhere = point.lsn === 0 && point.generation !== view.anchor.generation;
+  if (point.lsn < view.anchor.lsn || begunElsewhere) return { held: 'pruned' };
   return { held: samePoint(view.pointAt(point.lsn), point) ? 'held' : 'diverged' };
 }
 

@@ -1,18 +1,30 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { BROKEN_RULES } from '../replication/options.ts';
-import { Violation } from './group-oracle.ts';
+import { BROKEN_STEPS } from './group-broken.ts';
+import { Violation } from './group-violation.ts';
 import { playScenario } from './group-scenarios.ts';
 import { simulateGroups } from './group-simulation.ts';
 
 const SEEDS = Array.from({ length: 400 }, (_, index) => index + 1);
 
-test('groups keep what they promise under random faults, each of which was seen to happen', () => {
-  const counts = simulateGroups({ seeds: SEEDS });
+test('groups keep what they promise under random faults, each of which was seen to happen', async () => {
+  const counts = await simulateGroups({ seeds: SEEDS });
   for (const fault of [
     'crashes',
     'crashesBetweenEffects',
-    'crashesInRollback',
+    'crashes-journal',
+    'crashes-file-begin',
+    'crashes-file-sync',
+    'crashes-file-link',
+    'crashes-cut',
+    'crashes-outbox-put',
+    'crashes-outbox-remove',
+    'crashes-told',
+    'rollbacksWithoutRoom',
+    'noticesNotTaken',
+    'commitsFailed',
+    'recoveriesWithLoss',
     'partitions',
     'pauses',
     'clockJumps',
@@ -41,6 +53,9 @@ test('groups keep what they promise under random faults, each of which was seen 
     'rollbacks',
     'rolledBackLocal',
     'network-restore',
+    'generation',
+    'tenantsUndone',
+    'filesUsedAgain',
     'membersChanged',
     'answersLocal',
     'answersQuorum',
@@ -49,21 +64,24 @@ test('groups keep what they promise under random faults, each of which was seen 
     assert.ok((counts[fault] ?? 0) > 0, `${fault} never happened`);
 });
 
-for (const rule of BROKEN_RULES) {
-  test(`${rule}: where it is broken data is lost, and found to be`, () => {
-    assert.throws(() => playScenario(rule, true), Violation);
+for (const rule of [...BROKEN_RULES, ...BROKEN_STEPS]) {
+  test(`${rule}: where it is broken data is lost, and found to be`, async () => {
+    await assert.rejects(playScenario(rule, true), Violation);
   });
 
-  test(`${rule}: on the same schedule the right rules lose nothing, and the group goes on`, () => {
-    playScenario(rule, false);
+  test(`${rule}: on the same schedule the right rules lose nothing, and the group goes on`, async () => {
+    await playScenario(rule, false);
   });
 }
 
-for (const rule of ['anyTakes', 'resolveByLsn', 'resumeTerm', 'truncToW', 'wBeforeMatch'] as const)
-  test(`${rule}: random faults find it, too, and the seed comes with what led to it`, () => {
-    assert.throws(() => simulateGroups({ seeds: SEEDS, broken: rule }), /^Error: seed \d+: G\d: [^]+n\d /);
+for (const rule of [
+  ...['anyTakes', 'resolveByLsn', 'resumeTerm', 'truncToW', 'wBeforeMatch', 'acknowledgedByW'],
+  ...['commitFailureTold', 'fileNotSynced', 'noOutbox', 'planRecomputed'],
+] as const)
+  test(`${rule}: random faults find it, too, and the seed comes with what led to it`, async () => {
+    await assert.rejects(simulateGroups({ seeds: SEEDS, broken: rule }), /^Error: seed \d+: G\d+: [^]+n\d /);
   });
 
-test('a seed replays', () => {
-  assert.deepEqual(simulateGroups({ seeds: [7] }), simulateGroups({ seeds: [7] }));
+test('a seed replays', async () => {
+  assert.deepEqual(await simulateGroups({ seeds: [7] }), await simulateGroups({ seeds: [7] }));
 });

@@ -4,16 +4,18 @@
  * answers, performs them late, is away or set back. Then it is quiet, and the group must commit again and agree.
  */
 import { seededRandom } from '../base/random.ts';
-import type { BrokenRule } from '../replication/options.ts';
 import { holdsDurably } from '../replication/store-view.ts';
-import { Violation } from './group-oracle.ts';
+import { isUnderWay } from '../rollback/run/runner.ts';
+import type { Broken } from './group-broken.ts';
+import { DEATHS } from './group-rollback.ts';
+import { Violation } from './group-violation.ts';
 import type { SimStore } from './group-store.ts';
 import type { SimNode } from './group-world.ts';
 import { COORDINATOR_TIMEOUT_MS, QUIET_BOUND_MS, SIM_LIMITS, World } from './group-world.ts';
 
 export interface GroupSimulateOptions {
   readonly seeds: Iterable<number>;
-  readonly broken?: BrokenRule;
+  readonly broken?: Broken;
   /** How long things go wrong, in virtual time. */
   readonly faultsMs?: number;
 }
@@ -21,14 +23,18 @@ export interface GroupSimulateOptions {
 const FAULTS_MS = 12_000;
 
 /** Runs each seed; throws at the first that breaks a promise, with what led to it. Answers with what happened how often. */
-export function simulateGroups({ seeds, broken, faultsMs = FAULTS_MS }: GroupSimulateOptions): Record<string, number> {
+export async function simulateGroups({
+  seeds,
+  broken,
+  faultsMs = FAULTS_MS,
+}: GroupSimulateOptions): Promise<Record<string, number>> {
   const totals: Record<string, number> = { seeds: 0 };
   for (const seed of seeds) {
     const options = { seed, faultsMs, ...(broken === undefined ? {} : { broken }) };
     try {
-      add(totals, new GroupSimulator(options).run());
+      add(totals, await new GroupSimulator(options).run());
     } catch (error) {
-      throw explain(error, options);
+      throw await explain(error, options);
     }
     totals['seeds']! += 1;
   }
@@ -38,14 +44,14 @@ export function simulateGroups({ seeds, broken, faultsMs = FAULTS_MS }: GroupSim
 interface SeedOptions {
   readonly seed: number;
   readonly faultsMs: number;
-  readonly broken?: BrokenRule;
+  readonly broken?: Broken;
 }
 
 /** Runs the seed once more, and adds what happened last. */
-function explain(error: unknown, options: SeedOptions): Error {
+async function explain(error: unknown, options: SeedOptions): Promise<Error> {
   const again = new GroupSimulator(options, true);
   try {
-    again.run();
+    await again.run();
   } catch {
     // The same, since a seed replays.
   }
@@ -61,12 +67,13 @@ function add(totals: Record<string, number>, counts: Readonly<Record<string, num
 class GroupSimulator {
   readonly world: World;
   readonly #faultsMs: number;
-  readonly #broken: BrokenRule | undefined;
+  readonly #broken: Broken | undefined;
   readonly #images = new Map<number, SimStore>();
   /** By sender and receiver. */
   readonly #cuts = new Set<string>();
   readonly #coordinatorCuts = new Set<number>();
   readonly #faultEveryMs: number;
+  readonly #localShare: number;
   #quiet = false;
   #clientsDone = false;
   /** After the coordinator was set back: who had read more than it has. */
@@ -95,19 +102,20 @@ class GroupSimulator {
     });
     this.world.leasesHold = !wildClocks && !hasty;
     this.#faultEveryMs = [40, 100, 200, 400, 1_000][shape.below(5)]!;
+    this.#localShare = [0.1, 0.3, 0.9][shape.below(3)]!;
     const { random } = this.world;
     const drift = wildClocks ? 0.3 : SIM_LIMITS.clockDriftMax * 0.99;
     for (const node of this.world.nodes) node.clockRate = 1 + (random.below(2001) / 1000 - 1) * drift;
     this.#disturb();
   }
 
-  run(): Readonly<Record<string, number>> {
+  async run(): Promise<Readonly<Record<string, number>>> {
     const { world } = this;
     this.#every(15, () => this.#client());
     this.#every(50, () => world.admit());
     this.#every(this.#faultEveryMs, () => this.#fault());
-    if (world.until(() => this.#haveSeenMore !== undefined, this.#faultsMs)) this.#afterRegression();
-    else this.#settle();
+    if (await world.until(() => this.#haveSeenMore !== undefined, this.#faultsMs)) await this.#afterRegression();
+    else await this.#settle();
     return world.counts;
   }
 
@@ -149,6 +157,10 @@ class GroupSimulator {
       if (cas !== undefined) world.count(`cas-${kind}`);
       return { kind, delayMs, lateMs: 100 + random.below(3_000) };
     };
+    const [commitFailure, death] = [random.chance(0.3) ? 0.02 : 0, random.chance(0.5) ? 0.01 : 0.05];
+    world.commitFails = () => !this.#quiet && random.chance(commitFailure);
+    world.rollbackDies = () => (!this.#quiet && random.chance(death) ? DEATHS[random.below(DEATHS.length)] : undefined);
+    world.sinkFails = () => !this.#quiet && random.chance(0.2);
     const slowDisk = random.chance(0.3);
     world.syncMs = () => 1 + random.below(!this.#quiet && slowDisk && random.chance(0.05) ? 600 : 4);
   }
@@ -163,7 +175,7 @@ class GroupSimulator {
     const { world } = this;
     const { random } = world;
     for (const node of world.nodes) {
-      if (random.chance(0.6)) node.write(random.chance(0.3) ? 'local' : 'quorum');
+      if (random.chance(0.6)) node.write(random.chance(this.#localShare) ? 'local' : 'quorum');
       if (world.leasesHold && random.chance(0.3))
         node.read(!this.#quiet && random.chance(0.01) ? random.below(2 * SIM_LIMITS.leaseMs) : 0);
     }
@@ -190,7 +202,8 @@ class GroupSimulator {
       [1, () => this.#startCopy(node)],
       [3, () => this.#handOver()],
       [1, () => this.#removeMember(node)],
-      [2, () => node.isUp && node.store.prune(node.store.watermark - random.below(20))],
+      [2, () => node.isUp && node.prune(node.store.watermark - random.below(20))],
+      [0.4, () => this.#recoverWithLoss(node)],
       [0.05, () => this.#regress()],
     ];
     let at = (random.below(1_000_000) / 1_000_000) * faults.reduce((sum, [weight]) => sum + weight, 0);
@@ -310,6 +323,15 @@ class GroupSimulator {
     leader.step({ kind: 'change-members', change: { remove: node.store.store } });
   }
 
+  /** An operator has lost patience with those who are in sync, and goes on with a member that is not, and perhaps others. */
+  #recoverWithLoss(node: SimNode): void {
+    const { random, nodes } = this.world;
+    const answering = nodes.filter((other) => other === node || random.chance(0.3));
+    const { inSync } = this.world.current.record;
+    if (this.world.recoverWith(answering.filter(({ store }) => !inSync.includes(store.store))))
+      this.world.count('recoveriesWithLoss');
+  }
+
   /** The coordinator loses its last writes. */
   #regress(): void {
     const { world } = this;
@@ -322,11 +344,11 @@ class GroupSimulator {
   }
 
   /** Whoever has seen more stops; of the others nothing is asked, since their coordinator broke its promise. */
-  #afterRegression(): void {
+  async #afterRegression(): Promise<void> {
     const { world } = this;
     this.#calm();
     try {
-      world.run(4 * COORDINATOR_TIMEOUT_MS);
+      await world.run(4 * COORDINATOR_TIMEOUT_MS);
     } catch (error) {
       if (!(error instanceof Violation)) throw error;
       return world.count('regressionsThatLost');
@@ -348,7 +370,7 @@ class GroupSimulator {
   }
 
   /** Nothing goes wrong any more: the group commits again within the bound, and all logs become equal. */
-  #settle(): void {
+  async #settle(): Promise<void> {
     const { world } = this;
     this.#calm();
     Object.assign(world.options, SIM_LIMITS);
@@ -362,16 +384,35 @@ class GroupSimulator {
       return world.count('beyondRepair');
     const before = world.counts['answersQuorum'] ?? 0;
     const commits = (): boolean => (world.counts['answersQuorum'] ?? 0) > before + 3;
-    if (!world.until(commits, QUIET_BOUND_MS))
+    if (!(await world.until(commits, QUIET_BOUND_MS)))
       throw new Violation('G8: in quiet, nothing is committed within the bound');
     this.#clientsDone = true;
     const { committed } = world.oracle;
     const agreed = (): boolean =>
       world.nodes.every(({ store }) => store.end.lsn === committed.length && store.watermark === committed.length);
-    if (!world.until(agreed, QUIET_BOUND_MS))
+    if (!(await world.until(agreed, QUIET_BOUND_MS)))
       throw new Violation('G8: in quiet, a replica does not follow within the bound');
-    world.oracle.settle();
+    await this.#tellAll();
+    world.oracle.settle(
+      world.nodes.map(({ store }) => store),
+      world.told,
+    );
     world.counts['rolledBackLocal'] = (world.counts['rolledBackLocal'] ?? 0) + world.oracle.rolledBackLocal;
+  }
+
+  /** Who has not told yet of a rollback, or not brought it to its end, does so when it starts. */
+  async #tellAll(): Promise<void> {
+    const { world } = this;
+    const isOpen = ({ store: { directory } }: SimNode): boolean =>
+      directory.outbox.size > 0 || isUnderWay(directory.journal.intent);
+    for (const node of world.nodes.filter(isOpen)) {
+      world.count('restartsToTell');
+      node.crashAndRestart(1);
+    }
+    const isWhole = (node: SimNode): boolean =>
+      node.isUp && !isOpen(node) && node.tenantsHave(world.oracle.committed.length);
+    if (!(await world.until(() => world.nodes.every(isWhole), QUIET_BOUND_MS)))
+      throw new Violation('G8: in quiet, a rollback is not told of, or a tenant does not have all, within the bound');
   }
 
   #mayLead(node: SimNode): boolean {

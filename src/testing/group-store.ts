@@ -1,4 +1,4 @@
-/** The log of a simulated node: what is in it, what of that is on disk, and how a crash leaves it. */
+/** The data directory of a simulated node: its log, its tenants and its rollbacks, and how a crash leaves them. */
 import type { Generation, Hash, Lsn, StoreId, Term } from '../base/brands.ts';
 import { NO_LSN } from '../base/brands.ts';
 import { assert } from '../base/assert.ts';
@@ -8,6 +8,8 @@ import type { ChainPoint } from '../log/chain.ts';
 import { genesis, sameBytes } from '../log/chain.ts';
 import { TermTable } from '../log/terms.ts';
 import type { StoreView } from '../replication/store-view.ts';
+import { SimDirectory } from './group-directory.ts';
+import { SimTenants } from './group-tenants.ts';
 
 export const GENERATION = '00000000000000000000000000000001' as Generation;
 
@@ -24,16 +26,23 @@ export class SimStore implements StoreView {
   durable = NO_LSN;
   watermark = NO_LSN;
   applied = NO_LSN;
-  anchor: ChainPoint = genesis(GENERATION);
+  anchor: ChainPoint;
+  /** In which it writes. */
+  generation: Generation;
   terms = new TermTable([]);
   /** The newest group record seen, as `coordinator.json` has it. */
   newest: Versioned | undefined;
   /** W as it was last written down. */
   keptWatermark = NO_LSN;
+  tenants: SimTenants;
+  directory = new SimDirectory();
   #records: SimRecord[] = [];
 
-  constructor(store: StoreId) {
+  constructor(store: StoreId, generation: Generation = GENERATION) {
     this.store = store;
+    this.generation = generation;
+    this.anchor = genesis(generation);
+    this.tenants = SimTenants.empty(this.anchor);
   }
 
   get end(): ChainPoint {
@@ -62,7 +71,7 @@ export class SimStore implements StoreView {
   make(term: Term, id: number, kind: SimRecord['kind'], watermark: Lsn): SimRecord {
     const { lsn, hash } = this.end;
     const next = (lsn + 1) as Lsn;
-    const fields = { generation: GENERATION, term, lsn: next, id, kind, watermark, previousHash: hash };
+    const fields = { generation: this.generation, term, lsn: next, id, kind, watermark, previousHash: hash };
     return { ...fields, hash: hashOf(hash, term, next, id) };
   }
 
@@ -75,7 +84,12 @@ export class SimStore implements StoreView {
     );
     this.#records.push(record);
     if (record.kind !== 'start') return;
-    const added = this.terms.add({ term: record.term, generation: GENERATION, firstLsn: record.lsn, previous: end });
+    const added = this.terms.add({
+      term: record.term,
+      generation: record.generation,
+      firstLsn: record.lsn,
+      previous: end,
+    });
     assert(added, 'the term table takes the term');
   }
 
@@ -86,6 +100,15 @@ export class SimStore implements StoreView {
     this.applied = Math.min(this.applied, lsn) as Lsn;
   }
 
+  /** Forced recovery: what is here is the history, and goes on in another generation. */
+  beginGeneration(generation: Generation, term: Term, id: number): SimRecord {
+    this.generation = generation;
+    const record = this.make(term, id, 'start', this.end.lsn);
+    this.append(record);
+    this.durable = this.watermark = this.keptWatermark = record.lsn;
+    return record;
+  }
+
   prune(lsn: number): void {
     const upTo = Math.min(lsn, this.watermark, this.durable);
     if (upTo <= this.anchor.lsn) return;
@@ -94,7 +117,10 @@ export class SimStore implements StoreView {
     this.anchor = anchor;
   }
 
-  /** What a power cut leaves: the fsynced records, and perhaps some after them. Answers with those that are gone. */
+  /**
+   * What a power cut leaves: the fsynced records and perhaps some after them, and of the tenants what SQLite keeps. Answers
+   * with the records that are gone.
+   */
   crash(
     random: SeededRandom,
     keep = this.durable + random.below(this.end.lsn - this.durable + 1),
@@ -103,19 +129,34 @@ export class SimStore implements StoreView {
     this.cut(keep);
     this.durable = this.end.lsn;
     this.watermark = Math.max(this.keptWatermark, this.#records.at(-1)?.watermark ?? 0, this.anchor.lsn) as Lsn;
-    this.applied = this.watermark;
+    for (const tenant of this.tenants.all) tenant.loseTransactions(random);
+    this.applied = this.tenants.durable;
+    this.directory.losePower(random);
     return lost;
   }
 
+  /** What another node is restored to: what is committed here. */
+  committedCopy(store: StoreId): SimStore {
+    const copy = this.image();
+    copy.store = store;
+    copy.cut(copy.watermark);
+    copy.tenants = this.tenants.copyUpTo(copy.end);
+    copy.applied = copy.tenants.durable;
+    copy.directory = new SimDirectory();
+    return copy;
+  }
+
   image(): SimStore {
-    const copy = new SimStore(this.store);
+    const copy = new SimStore(this.store, this.generation);
     copy.#records = this.#records.slice();
     copy.terms = new TermTable(this.terms.entries);
     const { durable, watermark, applied, anchor, newest, keptWatermark } = this;
     Object.assign(copy, { durable, watermark, applied, anchor, newest, keptWatermark });
     copy.cut(durable);
-    copy.watermark = Math.min(watermark, durable) as Lsn;
-    copy.keptWatermark = copy.applied = copy.watermark;
+    copy.watermark = copy.keptWatermark = Math.min(watermark, durable) as Lsn;
+    copy.tenants = this.tenants.copy();
+    copy.applied = copy.tenants.durable;
+    copy.directory = this.directory.copy();
     return copy;
   }
 }

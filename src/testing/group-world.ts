@@ -4,6 +4,7 @@
  */
 import { assert } from '../base/assert.ts';
 import type { BootId, Lsn, StoreId, Term } from '../base/brands.ts';
+import { NO_LSN, toGeneration } from '../base/brands.ts';
 import type { SeededRandom } from '../base/random.ts';
 import { seededRandom } from '../base/random.ts';
 import type { CasResult, GroupRecord, Versioned } from '../coordination/coordinator.ts';
@@ -11,13 +12,18 @@ import type { Effect, GroupEvent, StopReason } from '../replication/effects.ts';
 import { GroupMachine } from '../replication/group-machine.ts';
 import type { Instant } from '../replication/lease.ts';
 import type { ChannelId, Message } from '../replication/messages.ts';
-import type { BrokenRule, GroupLimits, GroupOptions } from '../replication/options.ts';
+import type { GroupLimits, GroupOptions } from '../replication/options.ts';
 import { DEFAULT_GROUP_LIMITS } from '../replication/options.ts';
-import { holdsDurably } from '../replication/store-view.ts';
+import { holdsDurably, positionAt } from '../replication/store-view.ts';
 import { Waiters } from '../replication/waiters.ts';
-import { GroupOracle, Violation } from './group-oracle.ts';
+import type { Broken } from './group-broken.ts';
+import { isBrokenRule } from './group-broken.ts';
+import { GroupOracle } from './group-oracle.ts';
+import { SimRollback, type Death, type RollbackStep } from './group-rollback.ts';
 import type { SimRecord } from './group-store.ts';
 import { GENERATION, SimStore } from './group-store.ts';
+import { TENANTS, tenantOf, type SimTenant } from './group-tenants.ts';
+import { Violation } from './group-violation.ts';
 
 type Payload = readonly SimRecord[];
 
@@ -50,7 +56,7 @@ export interface WorldOptions {
   readonly seed: number;
   readonly nodes: number;
   readonly minInSync?: number;
-  readonly broken?: BrokenRule;
+  readonly broken?: Broken;
   /** Replicas that are not members at first. */
   readonly guests?: number;
   /** Machines that have no process at first, and never become members. */
@@ -156,6 +162,18 @@ export class World {
   fate: (envelope: Envelope) => Fate | 'lost' = () => ({ delayMs: 1, ordered: true, copies: 1 });
   requestFate: (node: number, cas: CasRequest | undefined) => RequestFate = () => ({ kind: 'normal', delayMs: 1 });
   syncMs: (node: number) => number = () => 1;
+  /** Whether SQLite refuses to COMMIT what a primary has in its log. */
+  commitFails: (node: number) => boolean = () => false;
+  rollbackDies: (node: SimNode, step: RollbackStep) => Death | undefined = () => undefined;
+  /** Whether nobody takes a notice of a rollback just now. */
+  sinkFails: () => boolean = () => false;
+  /** Keys of the notices that were taken. */
+  readonly told = new Set<string>();
+  /** What a rollback ran into, which runs beside the agenda. */
+  violation: Violation | undefined;
+  /** A rollback has something to do before the next event. */
+  isUnsettled = false;
+  readonly broken: Broken | undefined;
   /** After so many effects, the node that performs them crashes. */
   crashAfterEffects = Infinity;
   restartMs = 30;
@@ -172,7 +190,8 @@ export class World {
   constructor(options: WorldOptions) {
     const { seed, nodes, minInSync = Math.floor(nodes / 2) + 1, broken, guests = 0, spares = 0, limits } = options;
     this.random = seededRandom(seed);
-    this.options = { ...SIM_LIMITS, ...limits, ...(broken === undefined ? {} : { broken }) };
+    this.broken = broken;
+    this.options = { ...SIM_LIMITS, ...limits, ...(isBrokenRule(broken) ? { broken } : {}) };
     this.#traced = options.traced ?? false;
     for (let index = 0; index < nodes + guests + spares; index++) this.nodes.push(new SimNode(this, index));
     const members = this.nodes.slice(0, nodes).map((node) => node.store.store);
@@ -226,20 +245,35 @@ export class World {
     this.#agenda.add(this.nowMs + Math.max(0, Math.ceil(ms)), run);
   }
 
-  run(ms: number): void {
+  async run(ms: number): Promise<void> {
     const endMs = this.nowMs + ms;
-    while (this.#agenda.nextMs <= endMs) this.#advance();
+    if (this.isUnsettled) await this.#settle();
+    while (this.#agenda.nextMs <= endMs) {
+      this.#advance();
+      if (this.isUnsettled) await this.#settle();
+    }
     this.nowMs = endMs;
   }
 
   /** Runs until it holds; false where it does not within that time. */
-  until(holds: () => boolean, ms: number): boolean {
+  async until(holds: () => boolean, ms: number): Promise<boolean> {
     const endMs = this.nowMs + ms;
+    if (this.isUnsettled) await this.#settle();
     while (!holds()) {
       if (this.#agenda.nextMs > endMs) return false;
       this.#advance();
+      if (this.isUnsettled) await this.#settle();
     }
     return true;
+  }
+
+  /** Rollbacks are asynchronous: they get as far as they can before time goes on, so that a seed replays. */
+  async #settle(): Promise<void> {
+    while (this.isUnsettled) {
+      this.isUnsettled = false;
+      await new Promise((resolve) => void setImmediate(resolve));
+    }
+    if (this.violation !== undefined) throw this.violation;
   }
 
   #advance(): void {
@@ -381,15 +415,54 @@ export class World {
     return this.nodes.find((node) => node.store.store === store)?.name ?? `(${Number.parseInt(store ?? '0', 16)})`;
   }
 
+  /** Nodes of the history that is the group's now. */
+  get #present(): SimNode[] {
+    const { generation } = this.current.record;
+    return this.nodes.filter((node) => node.isUp && node.store.generation === generation);
+  }
+
   get leader(): SimNode | undefined {
-    const leading = this.nodes.filter((node) => node.isUp && node.machine.acceptsWrites);
+    const leading = this.#present.filter((node) => node.machine.acceptsWrites);
     return leading.toSorted((a, b) => b.machine.status.term - a.machine.status.term)[0];
+  }
+
+  /**
+   * `nostos group recover --accept-loss` with the directories of these nodes, by the rule of `node/group-recovery.ts`: none of
+   * those in sync is among them, so they are too few to have every committed record, and what they have becomes the history of
+   * a new generation. False where that would be refused. The others may live on, and learn of it when they read the record.
+   */
+  recoverWith(answering: readonly SimNode[]): boolean {
+    const { version, record } = this.current;
+    const usable = answering.filter(
+      ({ store }) => record.members.includes(store.store) && store.generation === record.generation,
+    );
+    if (usable.length === 0 || usable.some(({ store }) => record.inSync.includes(store.store))) return false;
+    for (const node of usable) node.crash();
+    const byEnd = (a: SimNode, b: SimNode): number =>
+      b.store.end.term - a.store.end.term || b.store.end.lsn - a.store.end.lsn;
+    const { store } = usable.toSorted(byEnd)[0]!;
+    const seen = usable.map((node) => node.store.newest?.record.term ?? 0);
+    const term = (Math.max(record.term, ...seen) + 1) as Term;
+    const id = this.nextId();
+    const generation = this.broken === 'recoverKeepsGeneration' ? record.generation : toGeneration(hex(id));
+    this.oracle.appended(store.beginGeneration(generation, term, id));
+    this.oracle.forked(store, record.generation);
+    this.trace(() => `an operator goes on with ${this.nameOf(store.store)} from LSN ${store.end.lsn} in term ${term}`);
+    this.history.push({
+      version: version + 1,
+      record: {
+        ...{ generation, term, primary: null, members: [store.store], inSync: [store.store], minInSync: 1 },
+        ...{ renewal: record.renewal + 1, committed: positionAt(store, store.end.lsn), nonce: hex(id) },
+      },
+    });
+    for (const node of usable) node.restart(this.restartMs);
+    return true;
   }
 
   /** What an operator, or the node itself after a restore, asks for: stores that are no members become some. */
   admit(): void {
     // One that cannot commit may be waiting for just this newcomer.
-    const leader = this.nodes.find((node) => node.isUp && node.reigns);
+    const leader = this.#present.find((node) => node.reigns);
     const { members } = this.current.record;
     for (const node of this.nodes) {
       if (leader === undefined || node === leader || !node.isUp || !node.joins) continue;
@@ -399,6 +472,10 @@ export class World {
       leader.step({ kind: 'change-members', change: { add, ...(remove === undefined ? {} : { remove }) } });
     }
   }
+}
+
+function hex(id: number): string {
+  return id.toString(16).padStart(32, '0');
 }
 
 export class SimNode {
@@ -417,6 +494,9 @@ export class SimNode {
   clockRate = 1;
   wallOffsetMs = 1_000_000;
   syncHeld = false;
+  /** By tenant, of this reign: the last quorum write, and the last `local` one that was answered. */
+  readonly lastQuorum: Lsn[] = Array.from({ length: TENANTS }, () => NO_LSN);
+  readonly lastLocal: Lsn[] = Array.from({ length: TENANTS }, () => NO_LSN);
   /** It has begun a reign, so that a higher W is a commit and not hearsay. */
   reigns = false;
   lastStop: StopReason | undefined;
@@ -426,6 +506,10 @@ export class SimNode {
   #syncing = false;
   #tickAtMs = Infinity;
   #performing = false;
+  #rollback!: SimRollback;
+  /** A rollback of the last process is brought to its end first. */
+  #isHeld = false;
+  #hasBegun = false;
 
   constructor(world: World, index: number) {
     this.world = world;
@@ -451,15 +535,25 @@ export class SimNode {
     this.boots += 1;
     this.#openedMs = this.world.nowMs;
     [this.#inbox, this.#syncing, this.#tickAtMs, this.reigns] = [[], false, Infinity, false];
+    this.#hasBegun = false;
     const boot = (this.index.toString(16) + this.boots.toString(16).padStart(15, '0')).padEnd(32, '0') as BootId;
     const { store } = this.store;
-    this.machine = new GroupMachine(
-      { generation: GENERATION, store, boot },
-      this.store,
-      this.world.options,
-      this.store.newest,
-    );
+    const { generation } = this.store;
+    this.machine = new GroupMachine({ generation, store, boot }, this.store, this.world.options, this.store.newest);
     this.world.trace(() => `${this.name} opens its store: W ${this.store.watermark}, ${this.#logText()}`);
+    this.lastQuorum.fill(NO_LSN);
+    this.lastLocal.fill(NO_LSN);
+    this.world.oracle.tenantsOpen(this.name, this.store);
+    this.#bringUpSoon(this.world.random.below(20));
+    this.#rollback = new SimRollback(this);
+    this.#isHeld = this.#rollback.isUnderWay;
+    this.#rollback.settle(() => this.#begin());
+    if (!this.#isHeld) this.#begin();
+  }
+
+  #begin(): void {
+    if (this.#hasBegun) return;
+    [this.#isHeld, this.#hasBegun] = [false, true];
     if (this.full) this.step({ kind: 'eligible', eligible: false });
     this.step({ kind: 'tick' });
   }
@@ -508,28 +602,31 @@ export class SimNode {
     assert(!this.isUp, 'only a stopped node gets a new store');
     const { newest, store } = this.store;
     const keepsId = this.world.options.broken === 'noStoreId';
-    this.store = new SimStore(keepsId ? store : this.world.nextStore());
+    this.store = new SimStore(keepsId ? store : this.world.nextStore(), this.world.current.record.generation);
     if (!keepsId) this.formerStores.push(store);
     this.store.newest = newest;
   }
 
-  /** Network restore: the committed log of another node, as a new store. */
-  restore(): void {
+  /** Network restore: the committed log of another node, as a new store. False where nobody has one. */
+  restore(): boolean {
+    const { generation } = this.world.current.record;
+    const providers = this.world.nodes.filter(
+      (node) => node !== this && node.isUp && node.store.generation === generation,
+    );
+    const provider = providers.toSorted((a, b) => b.store.watermark - a.store.watermark)[0];
+    if (provider === undefined && this.store.generation !== generation) return false;
     this.world.oracle.setAside(this.store);
     this.renew();
-    const providers = this.world.nodes.filter((node) => node !== this && node.isUp);
-    const provider = providers.toSorted((a, b) => b.store.watermark - a.store.watermark)[0];
-    if (provider === undefined) return;
-    const { store } = this.store;
-    const { newest } = this.store;
-    this.store = provider.store.image();
-    this.store.cut(this.store.watermark);
-    Object.assign(this.store, { store, newest });
+    if (provider === undefined) return true;
+    const { store, newest } = this.store;
+    this.store = provider.store.committedCopy(store);
+    this.store.newest = newest;
     this.world.count('restores');
+    return true;
   }
 
   step(event: GroupEvent<Payload>): void {
-    if (!this.isUp) return;
+    if (!this.isUp || this.#isHeld) return;
     if (this.isPaused) return void this.#inbox.push(event);
     assert(!this.#performing, 'a step ends before the next one begins');
     const boot = this.boots;
@@ -603,7 +700,7 @@ export class SimNode {
       case 'watermark':
         return this.#watermark(effect.lsn);
       case 'rollback':
-        return this.#rollBack(effect.to.lsn);
+        return this.#rollBack(effect);
       case 'lead':
         return world.count('leads');
       case 'drain':
@@ -613,6 +710,8 @@ export class SimNode {
       case 'step-down':
         world.count(effect.reason);
         world.trace(() => `${this.name} steps down from term ${effect.term}: ${effect.reason}`);
+        this.lastQuorum.fill(NO_LSN);
+        this.lastLocal.fill(NO_LSN);
         // The broken rule keeps its writers waiting for their LSN, whoever's record that will be.
         if (world.options.broken !== 'resolveByLsn') this.waiters.end();
         return this.#later(3, { kind: 'stepped-down' });
@@ -637,7 +736,7 @@ export class SimNode {
     const previous = store.pointAt((first.lsn - 1) as Lsn);
     const message = {
       kind: 'records',
-      generation: GENERATION,
+      generation: store.generation,
       term,
       watermark,
       previous,
@@ -683,6 +782,7 @@ export class SimNode {
     if (this.isPaused) return this.world.after(10, () => this.#synced(store, boots, target));
     this.#syncing = false;
     store.durable = Math.max(store.durable, Math.min(target, store.end.lsn)) as Lsn;
+    if (this.world.broken === 'commitAtSync' && this.machine.acceptsWrites) this.#give(store.durable);
     this.#settle();
     this.step({ kind: 'progress' });
     if (this.isUp && store.end.lsn > store.durable) this.#sync();
@@ -703,53 +803,100 @@ export class SimNode {
     store.watermark = lsn;
     world.trace(() => `${this.name} raises W to ${lsn}${this.reigns ? ' by a commit' : ''}`);
     if (world.random.chance(0.3)) store.keptWatermark = lsn;
-    // On a primary that serves, a commit is applied before anybody is answered.
-    if (this.machine.role === 'leading' || this.machine.role === 'draining') store.applied = lsn;
     this.#settle();
-    const { boots } = this;
-    world.after(1, () => {
-      if (this.boots !== boots || store.applied >= store.watermark) return;
+    // On a primary that serves, who has written puts it into the tenant; elsewhere it is given to them.
+    if (this.#serves) store.applied = lsn;
+    else this.#bringUpSoon(1);
+  }
+
+  get #serves(): boolean {
+    return this.machine.role === 'leading' || this.machine.role === 'draining';
+  }
+
+  #bringUpSoon(ms: number): void {
+    const { boots, store, world } = this;
+    world.after(ms, () => {
+      if (this.boots !== boots || this.store !== store || this.#serves || store.applied >= store.watermark) return;
+      this.#give(world.broken === 'replayToEnd' ? store.end.lsn : store.watermark);
       store.applied = store.watermark;
       this.step({ kind: 'progress' });
     });
   }
 
+  /** Gives each tenant what it lacks up to there. */
+  #give(to: Lsn): void {
+    for (const [index, tenant] of this.store.tenants.all.entries()) this.#giveOne(tenant, index, to);
+  }
+
+  #giveOne(tenant: SimTenant, index: number, to: Lsn): void {
+    const { store, world } = this;
+    const from = Math.max(tenant.position.lsn, store.tenants.durable) + 1;
+    for (const record of store.slice(from, to)) {
+      if (tenantOf(record) !== index) continue;
+      world.oracle.applies(this.name, store, record, this.reigns && record.lsn <= this.lastLocal[index]!);
+      tenant.apply(record);
+    }
+    tenant.stale = false;
+  }
+
   #settle(): void {
     const { watermark, durable } = this.store;
     for (const record of this.waiters.settle(watermark, durable, this.machine.holdsLease(this.now))) {
-      if (record.lsn > watermark && this.world.leasesHold && this.world.current.record.term !== record.term)
+      const { generation, term } = this.world.current.record;
+      const isOver = generation === record.generation && term !== record.term; // an operator waits for no lease
+      if (record.lsn > watermark && this.world.leasesHold && isOver)
         throw new Violation(`G7: ${this.name} acknowledges the local LSN ${record.lsn} after its term has ended`);
+      if (!this.#commit(record)) continue;
       this.world.oracle.answered(this.name, this.store.store, record);
       this.world.count(record.kind === 'local' ? 'answersLocal' : 'answersQuorum');
     }
   }
 
-  #rollBack(to: Lsn): void {
-    const { world, store, boots } = this;
-    const cut = (): boolean => {
-      if (this.reigns && world.options.broken === undefined)
-        throw new Violation(`G1: ${this.name} drops records while it leads`);
-      const inSync = world.current.record.inSync.includes(store.store);
-      world.oracle.drops(this.name, store, to, inSync);
-      world.trace(() => `${this.name} drops ${store.end.lsn - to} records above ${to}: ${this.#logText()}`);
-      store.cut(to);
-      world.count('rollbacks');
+  /** SQLite's COMMIT of what the log has. Where it fails, the write has succeeded all the same, and the file catches up. */
+  #commit(record: SimRecord): boolean {
+    const { store, world } = this;
+    const index = tenantOf(record);
+    const tenant = store.tenants.of(record);
+    if (tenant === undefined || index === undefined) return true;
+    const isLocal = record.kind === 'local';
+    if (isLocal) this.lastLocal[index] = record.lsn;
+    if (tenant.stale || tenant.position.lsn >= record.lsn) return true;
+    world.oracle.applies(this.name, store, record, isLocal);
+    if (!world.commitFails(this.index)) {
+      tenant.apply(record);
       return true;
-    };
-    // A new primary that drops its own tail does so before it goes on: the rule that is broken there.
-    if (world.options.broken === 'takerTruncates' && this.machine.role === 'starting') return void cut();
-    world.after(1 + world.random.below(20), () => {
-      if (this.boots !== boots) return;
-      const halfway = to + world.random.below(store.end.lsn - to + 1);
-      // It goes from the highest down: a crash in between leaves a longer prefix.
-      if (world.random.chance(0.1)) {
-        world.oracle.drops(this.name, store, halfway, world.current.record.inSync.includes(store.store));
-        store.cut(halfway);
-        world.count('crashesInRollback');
-        return this.crashAndRestart();
-      }
-      this.step({ kind: 'rolled-back', ok: cut() });
+    }
+    world.count('commitsFailed');
+    tenant.stale = true;
+    const { boots } = this;
+    world.after(1 + world.random.below(10), () => {
+      if (this.boots !== boots || this.store !== store || !tenant.stale) return;
+      this.#giveOne(tenant, index, Math.max(store.watermark, this.lastLocal[index]!) as Lsn);
     });
+    if (world.broken !== 'commitFailureTold') return true;
+    world.oracle.refused(record);
+    return false;
+  }
+
+  #rollBack(effect: Extract<Effect<Payload>, { kind: 'rollback' }>): void {
+    // A new primary that drops its own tail does so before it goes on: the rule that is broken there.
+    if (this.world.options.broken === 'takerTruncates' && this.machine.role === 'starting')
+      return this.drop(effect.to.lsn);
+    this.#rollback.run(effect, (ok) => {
+      if (ok) this.world.count('rollbacks');
+      this.step({ kind: 'rolled-back', ok });
+    });
+  }
+
+  /** Records above `to` go from the log; `plan`: the rollback that has them in its file. */
+  drop(to: number, plan?: string): void {
+    const { world, store } = this;
+    if (this.reigns && world.options.broken === undefined)
+      throw new Violation(`G1: ${this.name} drops records while it leads`);
+    const inSync = world.current.record.inSync.includes(store.store);
+    world.oracle.drops(this.name, store, to, inSync, plan);
+    world.trace(() => `${this.name} drops ${store.end.lsn - to} records above ${to}: ${this.#logText()}`);
+    store.cut(to);
   }
 
   #stopped(reason: StopReason, details: object): void {
@@ -758,13 +905,12 @@ export class SimNode {
     world.count(reason);
     world.trace(() => `${this.name} stops: ${reason} ${JSON.stringify(details)}`);
     if (reason === 'log-failed' || reason === 'superseded') return world.after(5, () => this.crashAndRestart(5));
-    if (reason === 'network-restore' || reason === 'lost-records') {
+    if (reason === 'network-restore' || reason === 'lost-records' || reason === 'generation') {
       const { boots } = this;
       return world.after(5, () => {
         if (this.boots !== boots) return;
         this.crash(this.store.end.lsn);
-        this.restore();
-        this.restart(20);
+        this.restart(this.restore() ? 20 : 200);
       });
     }
     if (reason === 'coordinator-regressed') return;
@@ -773,14 +919,19 @@ export class SimNode {
 
   // ─── What clients do ───
 
-  write(durability: 'quorum' | 'local' = 'quorum'): SimRecord | undefined {
+  write(wanted: 'quorum' | 'local' = 'quorum'): SimRecord | undefined {
     if (!this.isUp || this.isPaused || !this.machine.acceptsWrites) return undefined;
     if (this.full) {
       this.step({ kind: 'log-failed' });
       return undefined;
     }
     const { store, world } = this;
-    const record = store.make(store.end.term, world.nextId(), durability, store.watermark);
+    const id = world.nextId();
+    const tenant = id % TENANTS;
+    // The open transaction of a tenant takes the strictest durability in it.
+    const durability = this.lastQuorum[tenant]! > store.watermark ? 'quorum' : wanted;
+    const record = store.make(store.end.term, id, durability, store.watermark);
+    if (durability === 'quorum') this.lastQuorum[tenant] = record.lsn;
     this.waiters.add(record.lsn, durability, record);
     world.trace(
       () => `${this.name} writes record ${record.id} at ${record.lsn} in term ${record.term} (${durability})`,
@@ -793,17 +944,33 @@ export class SimNode {
   /** A read under the lease; the process may be stopped for a while between its snapshot and its answer. */
   read(pauseMs: number): void {
     if (!this.isUp || this.isPaused) return;
-    const { applied } = this.store;
-    const before = this.world.oracle.answeredLsn;
+    const { world, store } = this;
+    const index = world.random.below(TENANTS);
+    const tenant = store.tenants.all[index]!;
+    if (tenant.stale) return;
+    const seen = tenant.last;
+    const before = Math.max(world.oracle.answeredIn(store, index), this.lastLocal[index]!);
     const answer = (): void => {
       if (!this.machine.holdsLease(this.now)) return;
-      this.world.oracle.read(this.name, applied, before);
-      this.world.count('leasedReads');
+      world.oracle.read(this.name, seen, before);
+      world.count('leasedReads');
     };
     if (pauseMs === 0) return answer();
     const { boots } = this;
     this.pause(pauseMs);
-    this.world.after(pauseMs, () => this.boots === boots && answer());
+    world.after(pauseMs, () => this.boots === boots && answer());
+  }
+
+  /** Tenants are checkpointed, and the log forgets what none of them needs. */
+  prune(lsn: number): void {
+    const { store } = this;
+    store.tenants.checkpoint(store.applied);
+    store.prune(Math.min(lsn, store.tenants.durable));
+  }
+
+  /** Whether each tenant has been given all that is committed up to there. */
+  tenantsHave(lsn: number): boolean {
+    return this.store.applied >= lsn && this.store.tenants.all.every(({ stale }) => !stale);
   }
 
   /** Whether the store has what the record says is committed. */
