@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Lsn, StoreId, Term } from '../base/brands.ts';
+import type { Generation, Lsn, StoreId, Term } from '../base/brands.ts';
 import type { SeededRandom } from '../base/random.ts';
 import { seededRandom } from '../base/random.ts';
 import { GENERATION, SimStore } from '../testing/group-store.ts';
@@ -91,4 +91,13 @@ test('one (term, LSN) with two hashes is told apart from a record that is not he
   assert.deepEqual(answerPoint(a, b.end), { held: 'diverged' });
   const other = { generation: GENERATION, term: 2 as Term, lsn: 9 as Lsn, hash: a.end.hash };
   assert.deepEqual(answerPoint(a, other), { held: 'below', term: 1, lsn: 3 });
+});
+
+test('an empty store of a later generation takes a copy of a log that begins in an earlier one; it has not diverged', () => {
+  let id = 0;
+  const log = new SimStore(STORE);
+  grow(log, 1, 3, () => ++id);
+  log.beginGeneration('2'.repeat(32) as Generation, 2 as Term, ++id);
+  assert.deepEqual(answerPoint(log, new SimStore(STORE, '2'.repeat(32) as Generation).end), { held: 'pruned' });
+  assert.deepEqual(answerPoint(log, new SimStore(STORE).end), { held: 'held' });
 });
