@@ -152,6 +152,8 @@ export class WorkDirectory {
   undo(): void {
     const disk = this.#disk;
     const old = join(this.#work, 'old');
+    // A rename and its way back must not reach the disk the other way round.
+    disk.syncDirectory(old);
     for (const name of disk.list(old)) disk.rename(join(old, name), join(this.#dir, name));
     disk.syncDirectory(this.#dir);
     disk.syncDirectory(old);
