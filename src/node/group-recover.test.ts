@@ -8,7 +8,10 @@ import { isDeepStrictEqual } from 'node:util';
 import { mkdtemp, rm } from 'node:fs/promises';
 import type { Position } from '../base/brands.ts';
 import { isNostosError } from '../base/errors.ts';
+import { systemDisk } from '../base/disk.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
+import { listRollbackFiles } from '../rollback/file/list.ts';
+import { showFile } from '../rollback/show.ts';
 import { FAST, until } from './group.fixture.ts';
 import { initGroup } from './group-init.ts';
 import { adoptRecovered, recoverGroup } from './group-recover.ts';
@@ -117,8 +120,6 @@ test('two of three are lost: the third goes on in a new generation, and what com
     above = await insert(first, 4);
     await until('the second', async () => (await rows(second)) === 4);
   }
-  rmSync(a, { recursive: true });
-
   const parent = loadNode(c, undefined);
   assert.equal((await recoverGroup(group, { dirs: [c] })).decision?.kind, 'too-few');
   const { begins, done } = await recoverGroup(group, { dirs: [c], acceptLoss: true });
@@ -189,5 +190,28 @@ test('two of three are lost: the third goes on in a new generation, and what com
     await until('the copy leads', () => second.role === 'primary');
     assert.equal((await insert(second, 7)).generation, begins.generation);
     await until('and is followed', async () => (await rows(third)) === 5);
+
+    // Who is only started comes home in the same way, and keeps what was committed above the fork where people find it.
+    const { store } = loadNode(a, undefined);
+    await using first = await open(a);
+    await until('the first has the place of its old store', async () => {
+      const { members, inSync } = (await group.read())!.record;
+      return !members.includes(store) && inSync.length === 3;
+    });
+    await until('it has all', async () => (await rows(first)) === 5);
+    const files = await listRollbackFiles(systemDisk, join(a, 'rollback'));
+    assert.equal(files.length, 1);
+    const [kept] = files;
+    assert.ok(kept?.state === 'whole');
+    assert.deepEqual([kept.header.generation, kept.header.common.lsn], [parent.generation, begins.fork.lsn]);
+    const shown = await Array.fromAsync(showFile(systemDisk, kept.path));
+    const dropped = shown.filter((one) => one.kind === 'row');
+    assert.deepEqual(
+      dropped.map(({ key, acknowledged }) => [key, acknowledged]),
+      [
+        [{ id: 3 }, true],
+        [{ id: 4 }, true],
+      ],
+    );
   }
 });

@@ -53,6 +53,8 @@ export interface PreserveTailOptions extends LongCallOptions {
   readonly identity?: Pick<NodeIdentity, 'node' | 'store' | 'cluster' | 'generation'>;
   /** A record that is known to have been there: what is missing up to it is named as missing. */
   readonly reaches?: Lsn;
+  /** Records up to here were committed, in a history that has ended since: whoever wrote them had been answered. */
+  readonly committed?: Lsn;
   readonly limits?: RollbackLimits;
   /** Goes on although a limit is exceeded. */
   readonly override?: boolean;
@@ -189,7 +191,12 @@ async function* tailOf(
   for (const part of readableLog(disk, generation, options).parts()) {
     if (part.kind === 'gap') yield [part.gap];
     else {
-      yield part.records.map(({ record, hash }) => ({ record, hash, acknowledged: isAcknowledged(record) }));
+      const { committed = NO_LSN } = options;
+      yield part.records.map(({ record, hash }) => ({
+        record,
+        hash,
+        acknowledged: record.lsn <= committed || isAcknowledged(record),
+      }));
       done += part.records.length;
       options.onProgress?.({ phase: 'preserving what is readable of the log', done, total, unit: 'records' });
     }

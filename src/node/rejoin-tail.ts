@@ -1,7 +1,8 @@
 /**
  * Preserves what nobody else may have of a store whose files were set aside: the records above its W that the copy, which
  * came in its place, does not hold either. An equal hash at one LSN proves an equal prefix, so the highest LSN at which
- * both logs agree is where that begins. It may be done again; where it fails the files are there still.
+ * both logs agree is where that begins. Of a generation that has ended, what was committed above the fork is preserved
+ * too: the group has gone on without it. It may be done again; where it fails the files are there still.
  */
 import { join } from 'node:path';
 import type { Generation, Lsn, StoreId } from '../base/brands.ts';
@@ -13,6 +14,7 @@ import { isSetAsideName } from '../restore/local/swap.ts';
 import { loadNode } from './node-file.ts';
 import { preserveTail } from './preserve-tail.ts';
 import type { Tail } from './rejoin-file.ts';
+import { commonEnd, readStopped } from './stopped-directory.ts';
 
 /** What was done, in words; undefined where there was nothing to preserve. */
 export async function keepTail(
@@ -26,8 +28,11 @@ export async function keepTail(
   if (name === undefined) return undefined;
   const aside = join(dir, name);
   try {
-    const above = await agreedUpTo(aside, dir, watermark);
-    const { file, missing } = await preserveTail({ dir: aside, into: join(dir, 'rollback'), above, term, signal });
+    const from = Math.min(watermark, forkOf(aside, dir)) as Lsn;
+    const above = await agreedUpTo(aside, dir, from);
+    const committed = from < watermark ? { committed: watermark } : {};
+    const into = join(dir, 'rollback');
+    const { file, missing } = await preserveTail({ dir: aside, into, above, term, signal, ...committed });
     if (file === undefined) return undefined;
     const lost = missing === 0 ? '' : `; ${missing} could not be read`;
     return `${file.records} records above LSN ${above}, which the copy does not hold, are kept in ${file.path}${lost}`;
@@ -44,6 +49,13 @@ export function markedWatermark(dir: string): number {
 
 export function storeIn(dir: string): StoreId | undefined {
   return systemDisk.exists(join(dir, 'node.json')) ? loadNode(dir, undefined).store : undefined;
+}
+
+/** Where a generation has begun without this store, what it knows to be committed above the fork is lost to the group. */
+function forkOf(aside: string, copy: string): number {
+  if (loadNode(aside, undefined).generation === loadNode(copy, undefined).generation) return Infinity;
+  const [old, copied] = [readStopped(aside).report, readStopped(copy).report];
+  return old.damage === undefined && copied.damage === undefined ? commonEnd(old, copied) : Infinity;
 }
 
 async function agreedUpTo(aside: string, copy: string, above: Lsn): Promise<Lsn> {

@@ -4,6 +4,7 @@
  * but the lock is changed.
  */
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import * as v from 'valibot';
 import {
   NO_LSN,
@@ -150,6 +151,15 @@ function readLog(dir: string, { generation, store, copy }: NodeIdentity, newest:
     anchor: (sealed[0]?.anchor ?? last.header.anchor).lsn,
     terms: terms.entries.map((entry) => ({ generation: entry.generation, term: entry.term, firstLsn: entry.firstLsn })),
   };
+}
+
+/** The last record that two logs share, as their term tables say: a term that both have is the same in both. */
+export function commonEnd(a: StoreReport, b: StoreReport): Lsn {
+  const shared = a.terms.findLast((one) => b.terms.some((other) => isDeepStrictEqual(one, other)));
+  if (shared === undefined) return NO_LSN;
+  const lastOf = ({ terms, end }: StoreReport): number =>
+    (terms.find(({ firstLsn }) => firstLsn > shared.firstLsn)?.firstLsn ?? end.lsn + 1) - 1;
+  return Math.min(lastOf(a), lastOf(b)) as Lsn;
 }
 
 /** Whether the log that is reported has this record. */
