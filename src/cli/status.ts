@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
+import { describeRejoin, type RejoinProgress } from '../node/rejoin-progress.ts';
 import type { NodeStatus } from '../node/types.ts';
 import { print, type Io } from './io.ts';
 import { bytes, count, duration, fields, style } from './render.ts';
@@ -57,7 +58,7 @@ function describeCopy({ source, reaches }: NonNullable<NodeStatus['copy']>): str
 
 /** Members as this node sees them; the last events, the newest last. */
 function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (readonly [string, unknown])[] {
-  const { record, replicas, stopped, events, rejoin } = group;
+  const { record, replicas, stopped, events, rejoin, progress } = group;
   const lead = record?.primary?.store;
   const members = (record?.members ?? []).map((store) => {
     const replica = replicas.find((one) => one.store === store);
@@ -69,14 +70,34 @@ function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (reado
   return [
     ['group', `${group.name}, ${group.role}${following}, term ${group.term}, members at ${group.address}`],
     [
-      'comes home by',
-      `${rejoin.action} (${rejoin.row}): ${rejoin.reason}${rejoin.advice === undefined ? '' : `. ${rejoin.advice}`}`,
+      'rejoin',
+      `${progress === null ? `${rejoin.action}: ${rejoin.reason}` : describeRejoin(progress)}${rejoin.advice === undefined ? '' : `. ${rejoin.advice}`}`,
     ],
+    ...(progress === null ? [] : describeTried(progress)),
     ...(stopped === null ? [] : ([['stopped', `${stopped.reason} ${JSON.stringify(stopped.details)}`]] as const)),
     ...members.map((member, at) => [at === 0 ? 'members' : '', member] as const),
     ...events
       .slice(-EVENTS_SHOWN)
       .map(({ atMs, text }, at) => [at === 0 ? 'last events' : '', `${new Date(atMs).toISOString()} ${text}`] as const),
+  ];
+}
+
+/** The last steps, the newest last; nothing where nothing was ever tried. */
+export function describeTried({
+  attemptsTotal,
+  attemptsEver,
+  history,
+}: RejoinProgress): readonly (readonly [string, unknown])[] {
+  if (history.length === 0) return [];
+  const since = attemptsTotal === 0 ? 'none since it came back' : `${count(attemptsTotal)} since it was last in place`;
+  return [
+    ['attempts', `${count(attemptsEver)} in all, ${since}`],
+    ...history
+      .slice(-EVENTS_SHOWN)
+      .map(
+        ({ atMs, action, row, outcome, why }, at) =>
+          [at === 0 ? 'tried' : '', `${new Date(atMs).toISOString()} ${action} (${row}) ${outcome}: ${why}`] as const,
+      ),
   ];
 }
 

@@ -1,4 +1,5 @@
 /** The metrics of a node, from one status: names that end in their unit, and none per tenant, which would not be bounded. */
+import { REJOIN_ACTIONS } from './rejoin-decision.ts';
 import type { NodeStatus } from './types.ts';
 
 interface Metric {
@@ -18,6 +19,43 @@ const METRICS: readonly Metric[] = [
     name: 'nostos_group_in_sync',
     help: '1 where the node is in its group’s in-sync set; 0 elsewhere, and without a group.',
     value: (s) => (s.group?.inSync === true ? 1 : 0),
+  },
+  {
+    name: 'nostos_group_term',
+    help: 'Term of the newest group record that the node has read.',
+    value: (s) => s.group?.term ?? 0,
+  },
+  {
+    name: 'nostos_group_members',
+    help: 'Members of the group.',
+    value: (s) => s.group?.record?.members.length ?? 0,
+  },
+  {
+    name: 'nostos_group_members_in_sync',
+    help: 'Members in sync; alert where it is no more than the minimum, since then none may go.',
+    value: (s) => s.group?.record?.inSync.length ?? 0,
+  },
+  {
+    name: 'nostos_group_min_in_sync',
+    help: 'Members that must have a write before it is committed.',
+    value: (s) => s.group?.record?.minInSync ?? 0,
+  },
+  {
+    name: 'nostos_group_peer_errors_total',
+    help: 'Conversations of the group that were refused or ended by an error; the status has the last one.',
+    kind: 'counter',
+    value: (s) => s.group?.peerErrors.count ?? 0,
+  },
+  {
+    name: 'nostos_rejoin_attempts_total',
+    help: 'What was tried to come back to the group, in vain or not, since there is this directory.',
+    kind: 'counter',
+    value: (s) => s.group?.progress?.attemptsEver ?? 0,
+  },
+  {
+    name: 'nostos_rejoin_attempts_pending',
+    help: 'The same since the node was last where it belongs; alert where it stays above 0.',
+    value: (s) => s.group?.progress?.attemptsTotal ?? 0,
   },
   {
     name: 'nostos_group_stopped',
@@ -96,5 +134,14 @@ export async function renderMetrics(status: NodeStatus): Promise<string> {
     labelNames: ['version'],
     registers: [registry],
   }).set({ version: status.version }, 1);
+  const step = new Gauge({
+    name: 'nostos_rejoin_step',
+    help: '1 for what the node does now to be in its group; operator: it waits for a person.',
+    labelNames: ['action'],
+    registers: [registry],
+  });
+  const { progress } = status.group ?? {};
+  if (progress !== undefined)
+    for (const action of REJOIN_ACTIONS) step.set({ action }, action === progress?.current ? 1 : 0);
   return registry.metrics();
 }

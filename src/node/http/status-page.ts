@@ -42,6 +42,7 @@ table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nu
 th, td { padding: .45rem .9rem .45rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 th { color: var(--soft); font-size: .85rem; font-weight: 500; }
 .number { text-align: right; }
+.events td:last-child { white-space: normal; overflow-wrap: anywhere; }
 code { font: .85em ui-monospace, monospace; }
 form { display: grid; gap: .6rem; max-width: 34rem; }
 form h2, form p { margin: 0; }
@@ -128,21 +129,53 @@ function show(status) {
       (log.recovery.tornBytes ? ', ' + bytes(log.recovery.tornBytes) + ' of an unfinished write cut' : '')],
     ['Background check', scrub.damaged.length ? 'DAMAGED: ' + scrub.damaged.join(', ') : scrub.tenants ? count(scrub.rows) + ' rows in ' + count(scrub.tenants) + ' tenants, no damage' : 'has not run yet'],
   ]);
+  byId('group').hidden = !status.group;
+  const wrong = status.group ? showGroup(status.group) : '';
   if (scrub.damaged.length) setState('bad', 'damage found');
+  else if (wrong) setState('bad', wrong);
   else setState('good', 'healthy, ' + status.role);
 }
-function showTenants({ total, tenants }) {
-  byId('tenants').replaceChildren(...tenants.map((tenant) => {
-    const row = document.createElement('tr');
-    for (const [value, kind] of [[tenant.name, ''], [tenant.schemaVersion, 'number'], [count(tenant.createdAt), 'number'], [tenant.uuid, 'uuid']]) {
-      const cell = document.createElement('td');
-      if (kind === 'uuid') cell.append(Object.assign(document.createElement('code'), { textContent: value }));
-      else cell.textContent = value;
-      if (kind === 'number') cell.className = 'number';
-      row.append(cell);
-    }
-    return row;
+const rowOf = (cells) => {
+  const row = document.createElement('tr');
+  for (const [value, kind] of cells) {
+    const cell = document.createElement('td');
+    if (kind === 'code') cell.append(Object.assign(document.createElement('code'), { textContent: value }));
+    else cell.textContent = value;
+    if (kind === 'number') cell.className = 'number';
+    row.append(cell);
+  }
+  return row;
+};
+const time = (ms) => new Date(ms).toISOString().replace('T', ' ').slice(0, 19);
+/** What is wrong, in a few words; nothing where the node is where it belongs. */
+function showGroup({ name, role, term, inSync, following, record, replicas, lastLsn, watermark, stopped, rejoin, progress, events }) {
+  const current = progress ? progress.current : rejoin.action;
+  const home = current === 'lead' || current === 'stream';
+  fill('groupfacts', [
+    ['Group', name],
+    ['Role', role + ', term ' + term + (following ? ', ' + following.phase + ' from ' + following.store : '')],
+    ['In sync', inSync ? 'yes' : 'no'],
+    ['Not committed yet', count(Math.max(0, lastLsn - watermark)) + ' records'],
+    ['Rejoin', current + (progress && progress.attempt > 1 ? ' (attempt ' + progress.attempt + ')' : '') + ': ' + rejoin.reason],
+    ...(progress && progress.attemptsEver ? [['Attempts', count(progress.attemptsTotal) + ' since it was last in place, ' + count(progress.attemptsEver) + ' in all']] : []),
+    ...(stopped ? [['Stopped', stopped.reason]] : []),
+    ...(rejoin.advice ? [['You may', rejoin.advice]] : []),
+  ]);
+  const lead = record && record.primary ? record.primary.store : '';
+  byId('members').replaceChildren(...(record ? record.members : []).map((store) => {
+    const replica = replicas.find((one) => one.store === store);
+    const place = store === lead ? 'primary' : record.inSync.includes(store) ? 'in sync' : 'behind';
+    const lag = store === lead ? '0' : replica ? count(Math.max(0, lastLsn - replica.acked)) : '';
+    return rowOf([[store, 'code'], [place, ''], [lag, 'number']]);
   }));
+  const steps = progress ? progress.history.map(({ atMs, action, outcome, why }) => ({ atMs, text: action + ' ' + outcome + ': ' + why })) : [];
+  const last = [...events, ...steps].sort((a, b) => b.atMs - a.atMs).slice(0, 8);
+  byId('events').replaceChildren(...last.map(({ atMs, text }) => rowOf([[time(atMs), 'code'], [text, '']])));
+  return current === 'operator' ? 'waits for a person' : stopped ? 'stopped: ' + stopped.reason : home || current === 'go-on' ? '' : current;
+}
+function showTenants({ total, tenants }) {
+  byId('tenants').replaceChildren(...tenants.map(({ name, schemaVersion, createdAt, uuid }) =>
+    rowOf([[name, ''], [schemaVersion, 'number'], [count(createdAt), 'number'], [uuid, 'code']])));
   byId('more').textContent = total > tenants.length ? 'The first ' + count(tenants.length) + ' of ' + count(total) + '.' : total ? '' : 'None yet.';
 }
 async function poll() {
@@ -208,6 +241,24 @@ const BODY = `
       <div class="card"><h3>Tenants</h3><p class="figure" id="tenantcount">–</p><p class="note" id="opencount"></p></div>
     </section>
     <section aria-labelledby="about"><h2 id="about">Node</h2><dl id="node" class="card"></dl></section>
+    <section id="group" aria-labelledby="ofgroup" hidden>
+      <h2 id="ofgroup">Group</h2>
+      <dl id="groupfacts" class="card"></dl>
+      <h2 id="ofmembers">Members</h2>
+      <div class="scroll" tabindex="0" role="region" aria-labelledby="ofmembers">
+        <table>
+          <thead><tr><th scope="col">Store</th><th scope="col">Place</th><th scope="col" class="number">Records behind</th></tr></thead>
+          <tbody id="members"></tbody>
+        </table>
+      </div>
+      <h2 id="ofevents">Last events</h2>
+      <div class="scroll" tabindex="0" role="region" aria-labelledby="ofevents">
+        <table class="events">
+          <thead><tr><th scope="col">When (UTC)</th><th scope="col">What</th></tr></thead>
+          <tbody id="events"></tbody>
+        </table>
+      </div>
+    </section>
     <section aria-labelledby="list">
       <h2 id="list">Tenants</h2>
       <div class="scroll" tabindex="0" role="region" aria-labelledby="list">
