@@ -108,7 +108,7 @@ export class LocalBackend implements ObjectBackend {
       try {
         await unlink(path);
       } catch (error) {
-        if (!isErrno(error, 'ENOENT')) throw error;
+        if (!isErrno(error, 'ENOENT') && !isErrno(error, 'EISDIR')) throw error;
       }
       await this.#syncDirectory(dirname(path));
     });
@@ -223,18 +223,16 @@ export class LocalBackend implements ObjectBackend {
     if (dir !== this.#root) await this.#syncDirectory(parent);
   }
 
-  /** False when there is nothing; a symbolic link, or a file, is refused. */
+  /** False when there is nothing, or a file; a symbolic link is refused. */
   async #isDirectory(dir: string): Promise<boolean> {
     if (this.#directories.has(dir)) return true;
     if (dir !== this.#root && !(await this.#isDirectory(dirname(dir)))) return false;
     const stats = await attempt('stat', dir, () => lstat(dir).catch(ignoreAbsent));
-    if (stats === undefined) return false;
-    if (!stats.isDirectory())
-      throw new NostosError(
-        'BACKEND_UNSUITABLE',
-        `${dir} is ${stats.isSymbolicLink() ? 'a symbolic link' : 'no directory'}; below ${this.#root} there are only plain directories`,
-        { details: { path: dir } },
-      );
+    if (stats?.isSymbolicLink() === true)
+      throw new NostosError('BACKEND_UNSUITABLE', `${dir} is a symbolic link; below ${this.#root} none is followed`, {
+        details: { path: dir },
+      });
+    if (stats?.isDirectory() !== true) return false;
     this.#directories.add(dir);
     return true;
   }

@@ -223,7 +223,11 @@ export async function decodeArchive(
   const blocks = buffer.readUInt32LE(AT.blocks);
   const directoryAt = ARCHIVE_PRELUDE_BYTES + headerStored;
   const bodiesAt = directoryAt + blocks * DIRECTORY_ROW_BYTES;
-  const isPossible = headerFlags <= FLAG_ZSTD && buffer.readUInt32LE(AT.zero) === 0 && bodiesAt <= buffer.length;
+  const isPossible =
+    headerFlags <= FLAG_ZSTD &&
+    buffer.readUInt16LE(6) === 0 &&
+    buffer.readUInt32LE(AT.zero) === 0 &&
+    bodiesAt <= buffer.length;
   if (!isPossible || count * RECORD_HEADER_BYTES > ARCHIVE_BLOCK_BYTES_MAX)
     throw damaged(name, 'its prelude claims what cannot be');
   const storedHeaders = buffer.subarray(ARCHIVE_PRELUDE_BYTES, directoryAt);
@@ -326,6 +330,8 @@ async function openBlock(
   const plainBytes = row.readUInt32LE(40);
   if (flags > (FLAG_ZSTD | FLAG_ENCRYPTED) || plainBytes > ARCHIVE_BLOCK_BYTES_MAX)
     throw damaged(name, 'a block claims what cannot be');
+  if ((flags & FLAG_ENCRYPTED) === 0 && row.subarray(8, 36).some((byte) => byte !== 0))
+    throw damaged(name, 'a block names a key and is not encrypted');
   let content: Uint8Array | undefined = body;
   if ((flags & FLAG_ENCRYPTED) !== 0) {
     const key = await keyById(row.toString('hex', 8, 24) as KeyId);
