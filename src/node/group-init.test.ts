@@ -247,6 +247,19 @@ test('group recover: with too few nothing is changed, and it is said what may be
   assert.deepEqual(contents(b), before);
 });
 
+test('group recover: a coordinator that lost everything, and one store of three: its generation begins, the others are told', async (t) => {
+  const { coordinator, a, b, record } = await setBack(t);
+  const { store, end } = await reportOf(b);
+  const { begins, done } = await recoverGroup(coordinator, { dirs: [b], acceptLoss: true });
+  const term = Math.max(record.term, end.term) + 1;
+  assert.deepEqual([done, begins?.store, begins?.term, (await coordinator.read())?.version], [true, store, term, 1]);
+  assert.equal((await planRejoin(coordinator, b)).decision.action, 'stand');
+  const { decision } = await planRejoin(coordinator, a);
+  assert.deepEqual([decision.row, decision.action], ['coordinator-regressed', 'stop'], 'it has seen a later version');
+  assert.match(decision.advice ?? '', /nostos restore --replace/);
+  await assert.rejects(adoptRecovered(coordinator, a), code('DIRECTORY_FOREIGN'));
+});
+
 test('group recover: a member elsewhere counts by its report, and adopts what was recovered, and nothing else', async (t) => {
   const { coordinator, a, b, record } = await setBack(t);
   const other = JSON.parse(JSON.stringify(await reportOf(b))) as StoreReport;

@@ -151,7 +151,10 @@ function broken(found: RejoinFound): RejoinDecision | undefined {
     return person('coordinator-regressed', 'stop', {
       reason: `the coordinator holds ${describe(away ? undefined : coordinator.current)}, but ${describe(seen)} was seen before`,
       advice:
-        'Bring the newest state of the coordinator back, or give this node the coordinator of its group. Where that state is lost for good, nostos group recover.',
+        'Bring the newest state of the coordinator back, or give this node the coordinator of its group. Where that state is lost for good, nostos group recover.' +
+        (away || (coordinator.current?.record.generation ?? found.generation) === found.generation
+          ? ''
+          : ' Where it was recovered with a loss, which begins another generation, nostos restore --replace makes this a copy of a member.'),
     });
   if (stopped === 'superseded')
     return person('superseded', 'stop', {
