@@ -39,6 +39,7 @@ import type {
 } from './engine-protocol.ts';
 import type { EngineServing } from './engine-server.ts';
 import { notPrimary } from './not-primary.ts';
+import type { PageThrough } from './tail-by-tenant.ts';
 import { THREAD_LIMITS } from './threads.ts';
 import type { LogStatus } from './types.ts';
 
@@ -96,6 +97,8 @@ export class EngineClient implements CommitLog {
   #nextId = 1;
   #watermark: Lsn;
   #gone: NostosError | undefined;
+  /** Whoever has read a part of the log already answers for that. */
+  pagesThrough: PageThrough | undefined;
   readonly opened: EngineOpened;
 
   private constructor({ port, ring, tail, ended, unheard }: EnginePort, options: EngineOptions, opened: EngineOpened) {
@@ -241,8 +244,9 @@ export class EngineClient implements CommitLog {
     releaseBuffer(frame);
   }
 
-  async readPage(request: PageRequest): Promise<LogPage> {
-    return unpack(await this.#call('readPage', request));
+  readPage(request: PageRequest): Promise<LogPage> {
+    const read = async (asked: PageRequest): Promise<LogPage> => unpack(await this.#call('readPage', asked));
+    return this.pagesThrough === undefined ? read(request) : this.pagesThrough(request, read);
   }
 
   locate(tenant: TenantId, lsn: Lsn): Promise<TenantLocation> {

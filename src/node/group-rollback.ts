@@ -84,6 +84,7 @@ function engineLog(engine: EngineClient): RollbackLog {
     durableWatermark: async () => (await engine.inGroup('logEnd', undefined)).watermark,
     cutTo: (lsn) => engine.inGroup('cutTo', { lsn }),
     readTail: (from) => readTail(engine, from),
+    readThrough: (through) => (engine.pagesThrough = through),
   };
 }
 

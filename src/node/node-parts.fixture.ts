@@ -44,6 +44,7 @@ import { TenantStore, type TenantRole } from '../store/tenant-store.ts';
 import { migrateStore } from '../store/tenant.ts';
 import type { WriterTransaction } from '../store/writer-transaction.ts';
 import { tenantPath } from './paths.ts';
+import type { PageThrough } from './tail-by-tenant.ts';
 import { NodeRollbackHost, type NodeRollbackOptions, type RollbackLog } from './rollback-host.ts';
 
 const GENERATION = toGeneration('0f'.repeat(16));
@@ -91,7 +92,15 @@ class DirectLog implements CommitLog {
     this.#reign.abort(new NostosError('OUTCOME_UNKNOWN', 'the node has stepped down'));
   }
 
-  async readPage({ from, to, tenant, uncommitted, bytesMax }: PageRequest): Promise<LogPage> {
+  through: PageThrough | undefined;
+
+  readPage(request: PageRequest): Promise<LogPage> {
+    return this.through === undefined
+      ? this.#readPage(request)
+      : this.through(request, (asked) => this.#readPage(asked));
+  }
+
+  async #readPage({ from, to, tenant, uncommitted, bytesMax }: PageRequest): Promise<LogPage> {
     const known = uncommitted === true ? this.log.durable.lsn : this.watermark;
     const end = Math.min(to ?? Infinity, known) as Lsn;
     if (from > end) return { records: [], next: from, end };
@@ -215,6 +224,7 @@ export class NodeParts {
       readTail: async function* (from) {
         for (const batch of log.read({ from, bytesMax: 16 * 1024, passing: true })) yield batch.records;
       },
+      readThrough: (through) => (this.direct.through = through),
       cutTo: async (lsn) => {
         if (log.state === 'open') log.endTerm();
         log.cutTo(lsn);

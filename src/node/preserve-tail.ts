@@ -23,21 +23,17 @@ import { yieldToEventLoop } from '../base/event-loop.ts';
 import { ReadableLog } from '../log/readable.ts';
 import { RecordKind, type LogRecord } from '../log/record.ts';
 import { idOfName } from '../rollback/file/file-name.ts';
-import type { FileHeader, TailGap, TenantSchema } from '../rollback/file/format.ts';
+import type { FileHeader, TailGap } from '../rollback/file/format.ts';
 import { listRollbackFiles } from '../rollback/file/list.ts';
-import { writeRollbackFile, type TailBatch } from '../rollback/file/writer.ts';
+import { writeRollbackFile, type FileWriterDeps, type TailBatch } from '../rollback/file/writer.ts';
 import { openRollbackDirectory } from '../rollback/run/directory.ts';
 import { ROLLBACK_LIMITS, type PreservedFile, type RollbackLimits } from '../rollback/types.ts';
-import { Connection } from '../store/connection.ts';
 import { isLocalChangeset } from '../store/payload.ts';
-import { shapesFrom } from '../store/replay.ts';
-import type { SchemaShape } from '../store/schema-shape.ts';
-import { readShapes, readTenantMeta } from '../store/tenant-file.ts';
 import { loadNode, type NodeIdentity } from './node-file.ts';
 import { tenantPath } from './paths.ts';
+import { SchemaMemory, tenantInFile } from './tail-schemas.ts';
 import type { LongCallOptions } from './types.ts';
 
-const SCHEMAS_KEPT_MAX = 1_024;
 const GAPS_LISTED_MAX = 1_000;
 
 export interface PreserveTailOptions extends LongCallOptions {
@@ -81,11 +77,10 @@ export async function preserveTail(options: PreserveTailOptions): Promise<Preser
   openRollbackDirectory(disk, into);
   const header = headerOf(identity, survey, options);
   const found = await fileOf(disk, into, header.id, signal);
-  const schemas = new StoppedSchemas(dir);
   const file =
     found ??
     (await writeRollbackFile(
-      { disk, dir: into, limits, schemaOf: (tenant, version) => schemas.find(tenant as TenantId, version) },
+      { disk, dir: into, limits, schemaOf: schemasIn(dir) },
       header,
       () => tailOf(disk, identity.generation, options, survey),
       { override: override === true, ...(signal === undefined ? {} : { signal }) },
@@ -214,39 +209,12 @@ function readableLog(
   });
 }
 
-/** The schemas of the tenants of a directory, as their files say; one that cannot be read says nothing. */
-class StoppedSchemas {
-  readonly #dir: string;
-  readonly #known = new Map<
-    TenantId,
-    { readonly uuid: string; readonly name: string; readonly shapes: Shapes } | null
-  >();
-
-  constructor(dir: string) {
-    this.#dir = dir;
-  }
-
-  find(tenant: TenantId, schemaVersion: number): TenantSchema | undefined {
-    const known = this.#known.get(tenant) ?? this.#read(tenant);
-    this.#known.delete(tenant);
-    this.#known.set(tenant, known);
-    const [oldest] = this.#known.keys();
-    if (this.#known.size > SCHEMAS_KEPT_MAX && oldest !== undefined) this.#known.delete(oldest);
-    const shape = known?.shapes.get(schemaVersion);
-    if (known === null || shape === undefined) return undefined;
-    const { uuid, name } = known;
-    return { tenant, schemaVersion, uuid, name, tables: [...shape.tables.values()] };
-  }
-
-  #read(tenant: TenantId): { readonly uuid: string; readonly name: string; readonly shapes: Shapes } | null {
-    try {
-      using connection = new Connection(tenantPath(this.#dir, tenant), { role: 'reader', statementCacheMax: 1 });
-      const meta = readTenantMeta(connection);
-      return meta === undefined ? null : { ...meta.identity, shapes: shapesFrom(readShapes(connection)) };
-    } catch {
-      return null; // its rows are kept without the names of their columns
-    }
-  }
+/** What the files of a directory that nobody has open say. */
+function schemasIn(dir: string): FileWriterDeps['schemaOf'] {
+  const memory = new SchemaMemory();
+  return (id, version) => {
+    const tenant = id as TenantId;
+    memory.put(tenant, memory.has(tenant) ? memory.get(tenant) : tenantInFile(tenantPath(dir, tenant)));
+    return memory.find(tenant, version);
+  };
 }
-
-type Shapes = ReadonlyMap<number, SchemaShape>;

@@ -14,13 +14,14 @@
  *   common point, that is refused before anything is changed.
  * - The cost is that of the records of the tail; memory holds `TAIL_BYTES_MAX` of them and an id for each tenant.
  */
+import { dirname } from 'node:path';
 import { toHash, toLsn, toTerm, type Lsn, type TenantId } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import { samePoint, type ChainPoint } from '../log/chain.ts';
 import type { ReadRecord } from '../log/reader.ts';
-import { RecordKind, type LogRecord } from '../log/record.ts';
-import type { TenantSchema } from '../rollback/file/format.ts';
+import type { LogRecord } from '../log/record.ts';
+import { schemaVersionOf, type TenantSchema } from '../rollback/file/format.ts';
 import { headerOfPlan, writeRollbackFile, type FileOwner, type TailBatch } from '../rollback/file/writer.ts';
 import type { Frozen, RollbackHost } from '../rollback/run/runner.ts';
 import {
@@ -33,15 +34,14 @@ import {
 } from '../rollback/types.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
-import { isLocalChangeset } from '../store/payload.ts';
-import type { SchemaShape } from '../store/schema-shape.ts';
 import type { UndoTarget } from '../store/tenant-store.ts';
-import { pagesOf, tailByTenant, type TenantTail } from './tail-by-tenant.ts';
+import { tenantPath } from './paths.ts';
+import { isAcknowledged } from './preserve-tail.ts';
+import { pagesOf, tailByTenant, throughTail, type PageThrough, type TenantTail } from './tail-by-tenant.ts';
+import { SchemaMemory, tenantInFile, type KnownTenant } from './tail-schemas.ts';
 import type { Progress } from './types.ts';
 
-const TAIL_BYTES_MAX = 16 * 1024 * 1024;
-/** Tenants whose schemas are kept beyond those of the present batch: to ask one again is to open its file again. */
-const SCHEMAS_KEPT_MAX = 1_024;
+const TAIL_BYTES_MAX = 8 * 1024 * 1024;
 
 /** The log, in whichever thread it is. */
 export interface RollbackLog {
@@ -51,6 +51,8 @@ export interface RollbackLog {
   durableWatermark(): Lsn | Promise<Lsn>;
   /** Whole records up to the end, committed or not. A batch is used until the next one is asked for. */
   readTail(from: Lsn): AsyncIterable<readonly ReadRecord[]>;
+  /** Until it is taken back, tenants that are opened get the pages of the log through this. */
+  readThrough(through: PageThrough | undefined): void;
   /** Durable when it resolves; after a failure or a crash it is called again. */
   cutTo(lsn: Lsn): Promise<void>;
 }
@@ -109,7 +111,7 @@ export class NodeRollbackHost implements RollbackHost {
     const { disk, log } = this.#deps;
     const { dir, limits, owner } = this.#options;
     const { generation } = await log.end();
-    const schemas = new TailSchemas(this.#deps);
+    const schemas = new TailSchemas(this.#deps, dirname(dir));
     return writeRollbackFile(
       { disk, dir, limits, schemaOf: (tenant, version) => schemas.find(tenant, version) },
       headerOfPlan(plan, { ...owner, generation }),
@@ -165,15 +167,38 @@ export class NodeRollbackHost implements RollbackHost {
     const { tailBytesMax = TAIL_BYTES_MAX } = this.#options;
     const from = toLsn(target.lsn + 1);
     const done = new Set<TenantId>();
-    for await (const tail of tailByTenant(() => log.readTail(from), { bytesMax: tailBytesMax })) {
-      done.add(tail.tenant);
-      await this.#undo(catalog.byId(tail.tenant), target, tail, done.size);
+    for await (const tails of tailByTenant(() => log.readTail(from), { bytesMax: tailBytesMax })) {
+      log.readThrough(throughTail(tails, from));
+      try {
+        await this.#eachAtOnce(tails, async (tail) => {
+          done.add(tail.tenant);
+          await this.#undo(catalog.byId(tail.tenant), target, tail, done.size);
+        });
+      } finally {
+        log.readThrough(undefined);
+      }
     }
-    for (const entry of catalog.heldAbove(target.lsn)) {
-      if (done.has(entry.id)) continue;
+    const held = catalog.heldAbove(target.lsn);
+    await this.#eachAtOnce(held, async (entry) => {
+      if (done.has(entry.id)) return;
       done.add(entry.id);
       await this.#undo(entry, target, { tenant: entry.id, records: [] }, done.size);
-    }
+    });
+  }
+
+  /**
+   * Several at once, so that some wait for the disk while others are undone here. After a failure nothing more is begun, and
+   * what runs has ended before it is thrown.
+   */
+  async #eachAtOnce<T>(items: Iterable<T>, run: (item: T) => Promise<void>): Promise<void> {
+    const left = items[Symbol.iterator]();
+    const errors: unknown[] = [];
+    const work = async (): Promise<void> => {
+      for (let next = left.next(); next.done !== true && errors.length === 0; next = left.next())
+        await run(next.value).catch((error: unknown) => errors.push(error));
+    };
+    await Promise.all(Array.from({ length: this.#options.limits.tenantsAtOnceMax }, work));
+    if (errors.length > 0) throw errors[0];
   }
 
   /** A tenant that the catalog does not have was created in what is not committed, or is dropped: it has no file. */
@@ -206,21 +231,12 @@ export class NodeRollbackHost implements RollbackHost {
   }
 }
 
-function isAcknowledged({ kind, payload }: LogRecord): boolean {
-  return kind === RecordKind.changeset && isLocalChangeset(payload);
-}
-
 function unreachable({ term, lsn }: CommonPoint, why: string): NostosError {
   return new NostosError(
     'RECOVER_FAILED',
     `the common point (term ${term}, LSN ${lsn}) is not on this log: ${why}; restore this node from a peer`,
     { details: { term, lsn } },
   );
-}
-
-interface KnownTenant {
-  readonly entry: CatalogEntry;
-  readonly shapes: ReadonlyMap<number, SchemaShape>;
 }
 
 /** Why a tenant cannot say what its tables are called; anything else may pass, and the caller tries again. */
@@ -235,45 +251,49 @@ const UNREADABLE: ReadonlySet<string> = new Set([
 /** The schemas that the changesets of a tail name, read while their tenants still know them. */
 class TailSchemas {
   readonly #deps: Pick<NodeRollbackDeps, 'catalog' | 'tenants'>;
-  /** The one used last is the last; undefined where the node cannot tell: then the file has rows without names. */
-  readonly #known = new Map<number, KnownTenant | undefined>();
+  readonly #dir: string;
+  readonly #memory = new SchemaMemory();
 
-  constructor(deps: Pick<NodeRollbackDeps, 'catalog' | 'tenants'>) {
+  constructor(deps: Pick<NodeRollbackDeps, 'catalog' | 'tenants'>, dir: string) {
     this.#deps = deps;
+    this.#dir = dir;
   }
 
   async learn(records: readonly LogRecord[]): Promise<void> {
-    const wanted = new Set(records.filter(({ kind }) => kind === RecordKind.changeset).map(({ tenant }) => tenant));
-    for (const tenant of wanted) {
-      const known = this.#known.has(tenant) ? this.#known.get(tenant) : await this.#read(tenant);
-      this.#known.delete(tenant);
-      this.#known.set(tenant, known);
+    const wanted = new Map<TenantId, Set<number>>();
+    for (const record of records) {
+      const version = schemaVersionOf(record);
+      if (version === undefined) continue;
+      const versions = wanted.get(record.tenant);
+      if (versions === undefined) wanted.set(record.tenant, new Set([version]));
+      else versions.add(version);
     }
-    const mostKept = Math.max(SCHEMAS_KEPT_MAX, wanted.size);
-    for (const tenant of this.#known.keys()) {
-      if (this.#known.size <= mostKept) break;
-      this.#known.delete(tenant);
+    for (const [tenant, versions] of wanted) {
+      const known = this.#memory.has(tenant) ? this.#memory.get(tenant) : await this.#read(tenant, versions);
+      this.#memory.put(tenant, known, wanted.size);
     }
   }
 
   find(tenant: number, schemaVersion: number): TenantSchema | undefined {
-    const known = this.#known.get(tenant);
-    const shape = known?.shapes.get(schemaVersion);
-    if (known === undefined || shape === undefined) return undefined;
-    const { uuid, name } = known.entry;
-    return { tenant, schemaVersion, uuid, name, tables: [...shape.tables.values()] };
+    return this.#memory.find(tenant as TenantId, schemaVersion);
   }
 
-  /** A damaged tenant does not keep its records from being preserved. */
-  async #read(tenant: TenantId): Promise<KnownTenant | undefined> {
+  /**
+   * A file is only looked into, which costs no sync. One that lacks a version is opened, which applies to it what is
+   * committed. A damaged tenant does not keep its records from being preserved.
+   */
+  async #read(tenant: TenantId, versions: ReadonlySet<number>): Promise<KnownTenant | undefined> {
     const { catalog, tenants } = this.#deps;
     const entry = catalog.byId(tenant);
     if (entry === undefined) return undefined;
+    const inFile = tenantInFile(tenantPath(this.#dir, tenant));
+    if (inFile !== undefined && [...versions].every((version) => inFile.shapes.has(version))) return inFile;
     try {
-      return { entry, shapes: await tenants.with(entry, (store) => store.shapes(), { keep: false }) };
+      const shapes = await tenants.with(entry, (store) => store.shapes(), { keep: false });
+      return { uuid: entry.uuid, name: entry.name, shapes };
     } catch (error) {
       if (!isNostosError(error) || !UNREADABLE.has(error.code)) throw error;
-      return undefined;
+      return inFile;
     }
   }
 }

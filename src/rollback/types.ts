@@ -74,6 +74,8 @@ export const ROLLBACK_LIMITS = {
   tailBytesMax: 4 * 1024 * 1024 * 1024,
   /** From the time of the first record of a tail to that of the last. */
   tailSpanMsMax: 24 * 60 * 60 * 1000,
+  /** Tenants that are undone at the same time. */
+  tenantsAtOnceMax: 8,
   /** Refusals and failures that wait to be told. */
   outboxEventsMax: 100,
   /** Rows that a dry run of a re-apply may touch. */

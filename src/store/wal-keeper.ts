@@ -4,6 +4,7 @@
  */
 import { dirname } from 'node:path';
 import type { Limits } from '../base/limits.ts';
+import type { CheckpointMode } from './checkpoint.ts';
 import type { Connection } from './connection.ts';
 import type { Maintenance } from './maintenance.ts';
 import type { OpenFile } from './open-file.ts';
@@ -74,6 +75,12 @@ export class WalKeeper {
     return (await this.checkpoint()) || (await this.#checkpoint('restart'));
   }
 
+  /** The same, and the WAL is empty then, so that nothing is left to do when the file is closed. */
+  async checkpointEmptied(): Promise<boolean> {
+    await this.#running;
+    return (await this.#checkpoint('truncate')) || (await this.checkpointWhole());
+  }
+
   /** For callers between two transactions; beside it writers go on. */
   checkpointAside(): void {
     this.#running ??= this.#checkpoint('passive')
@@ -119,7 +126,7 @@ export class WalKeeper {
     if (complete) file.heldDurably(lsn);
   }
 
-  async #checkpoint(mode: 'passive' | 'restart'): Promise<boolean> {
+  async #checkpoint(mode: CheckpointMode): Promise<boolean> {
     const file = this.#file;
     if (file.stale || !file.isOpen || this.#frozen !== undefined) return false;
     const { lsn } = file.applied;
