@@ -17,6 +17,7 @@ import { initGroup } from './group-init.ts';
 import { loadNode } from './node-file.ts';
 import { openNode } from './open-node.ts';
 import { planRejoin } from './rejoin-plan.ts';
+import { restoreNode } from './restore-node.ts';
 import { withStopped, type StoreReport } from './stopped-directory.ts';
 
 const code = (wanted: ErrorCode) => (error: unknown) => isNostosError(error, wanted);
@@ -180,7 +181,9 @@ test('group recover --accept-loss: ended at any step on disk, it opens for nobod
     const journal = loadRecovery(systemDisk, dir);
     if (journal !== undefined) {
       begun += 1;
-      for (const open of [openNode, () => planRejoin(coordinator, dir), () => initGroup(coordinator, dir)])
+      const restore = (): Promise<unknown> => restoreNode({ dir, from: ['127.0.0.1:1'], replace: true });
+      const plan = (): Promise<unknown> => planRejoin(coordinator, dir);
+      for (const open of [openNode, plan, restore, () => initGroup(coordinator, dir)])
         await assert.rejects(open({ dir }), code('RECOVERY_UNFINISHED'));
       const looked = await recoverGroup(coordinator, { dirs: [dir], dryRun: true });
       assert.deepEqual([looked.done, looked.begins?.generation], [false, journal.record.generation]);

@@ -9,6 +9,7 @@ import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
+import { assertNoRecovery } from './group-recovery-journal.ts';
 import { nodeFileCodec } from './node-file.ts';
 import { VERSION } from './runtime.ts';
 import type { RestoreFeed } from '../restore/feed.ts';
@@ -65,11 +66,19 @@ export const restoreDeps: RestoreDeps = {
   clock: systemClock,
   random: systemRandom,
   identity: nodeFileCodec,
-  lock: (dir, signal) =>
-    acquireDirectoryLock(
+  lock: async (dir, signal) => {
+    const lock = await acquireDirectoryLock(
       { dir, timeoutMs: 0, holder: { command: process.argv.slice(1).join(' '), version: VERSION } },
       signal === undefined ? {} : { signal },
-    ),
+    );
+    try {
+      assertNoRecovery(systemDisk, dir); // its group may have nobody else to go on with
+      return lock;
+    } catch (error) {
+      lock.release();
+      throw error;
+    }
+  },
   verify: async (dir, options) => (await import('./staged-copy.ts')).verifyStaged(dir, options),
 };
 
