@@ -102,13 +102,14 @@ export class ForgetSinks {
     const { offset } = this.#deps.ledger.end;
     const lacking = (): Feed[] => [...this.#feeds.values()].filter(({ at }) => at.offset < offset);
     if (lacking().length === 0) return;
-    let late = false;
+    const late = new AbortController();
     const timer = setTimeout(() => {
-      late = true;
+      late.abort();
       this.#tell();
     }, this.#limits.forgetTimeoutMs);
     try {
-      while (lacking().length > 0 && !late) await new Promise<void>((resolve) => this.#waiting.add(resolve));
+      while (lacking().length > 0 && !late.signal.aborted)
+        await new Promise<void>((resolve) => this.#waiting.add(resolve));
     } finally {
       clearTimeout(timer);
     }
