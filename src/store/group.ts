@@ -98,13 +98,13 @@ function runShared<J extends Job>(
   const session = connection.database.createSession();
   try {
     let changes = 0;
-    let forgotten = NOTHING;
+    const forgotten: ForgottenKey[] = [];
     for (const job of jobs) {
       const tx = new WriterTransaction(connection, job.int64, options.forgetting);
       const outcome = runJob(connection, job, tx, { ...options, alone: jobs.length === 1 });
       if (!connection.inTransaction) return jobs.length === 1 ? spoilt([outcome], [], []) : 'again';
       outcomes.push(outcome);
-      if (outcome.kind === 'done' && outcome.forgets) forgotten = [...forgotten, ...tx.forgotten];
+      if (outcome.kind === 'done' && outcome.forgets) for (const key of tx.forgotten) forgotten.push(key);
       changes += tx.changes;
       if (changes > options.changesMax) break;
     }
