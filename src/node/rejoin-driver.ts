@@ -70,8 +70,9 @@ export class RejoinDriver {
 
   /** Tells the engine what an earlier process has found out about this store. */
   start(): void {
-    const finding = this.#deps.file.findingOf(this.#options.identity.store);
-    if (finding !== undefined) this.#tellEngine(finding);
+    // Why a machine stopped, the next one finds out by itself, if it is so still.
+    const { stopped: _, ...wrong } = this.#finding ?? {};
+    this.#tellEngine(wrong);
   }
 
   async stop(): Promise<void> {
@@ -96,7 +97,11 @@ export class RejoinDriver {
     this.#progress = takeUp(decision, { before, limits, nowMs });
     const lasting = LASTING_STOPS.find((reason) => reason === stopped);
     if (lasting !== undefined && RESTORING.has(decision.action)) this.#keep({ stopped: lasting });
-    if (home && this.#progress.attemptsTotal > 0) this.#set(arrived(this.#progress, nowMs));
+    const finding = this.#finding;
+    // The engine may not have heard of it yet.
+    const isWhole = finding?.damage === undefined && finding?.differs === undefined;
+    if (home && isWhole && finding !== undefined) this.#deps.file.clear();
+    if (home && isWhole && this.#progress.attemptsTotal > 0) this.#set(arrived(this.#progress, nowMs));
     else if (this.#isTrying) this.#set(this.#progress);
     if (this.#isTrying || decision.action === 'rollback') this.#tell();
     this.#act();
@@ -104,7 +109,7 @@ export class RejoinDriver {
 
   /** Something of the store cannot be trusted. */
   found(finding: Finding): void {
-    const known = this.#deps.file.findingOf(this.#options.identity.store);
+    const known = this.#finding;
     if (known?.damage !== undefined || (known?.differs !== undefined && finding.differs !== undefined)) return;
     this.#keep(finding);
     this.#tellEngine(finding);
@@ -127,6 +132,10 @@ export class RejoinDriver {
     return (
       this.#progress !== undefined && (RESTORING.has(this.#progress.current) || this.#progress.current === 'operator')
     );
+  }
+
+  get #finding(): Finding | undefined {
+    return this.#deps.file.findingOf(this.#options.identity.store);
   }
 
   #set(progress: RejoinProgress): void {

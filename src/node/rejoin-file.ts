@@ -135,6 +135,11 @@ export class RejoinFile {
     this.#save({ ...this.#state, finding: { store: of, ...finding, ...this.findingOf(of) } });
   }
 
+  /** It is not so any more. */
+  clear(): void {
+    this.#save({ ...this.#state, finding: null });
+  }
+
   get tail(): Tail | undefined {
     return this.#state.tail ?? undefined;
   }

@@ -1,10 +1,12 @@
 /** What a directory that no process has open would do to come back to its group: `nostos rejoin --plan`. */
+import { acquireDirectoryLock } from '../base/directory-lock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { isNostosError } from '../base/errors.ts';
 import type { Coordinator, Versioned } from '../coordination/coordinator.ts';
 import { decideRejoin, type RejoinDecision, type RejoinFound } from './rejoin-decision.ts';
 import { RejoinFile } from './rejoin-file.ts';
 import { begunAnew, type RejoinProgress } from './rejoin-progress.ts';
+import { VERSION } from './runtime.ts';
 import { holdsPosition, withStopped, type StoreReport } from './stopped-directory.ts';
 
 export interface RejoinPlan {
@@ -28,11 +30,12 @@ export async function planRejoin(coordinator: Coordinator, dir: string): Promise
 
 /** Attempts count from the start again: somebody has seen to what made them fail. */
 export async function rejoinAnew(dir: string, nowMs: number): Promise<RejoinProgress | null> {
-  return withStopped([dir], async () => {
-    const file = new RejoinFile(systemDisk, dir);
-    if (file.progress !== undefined) file.setProgress(begunAnew(file.progress, nowMs));
-    return file.progress ?? null;
-  });
+  const holder = { command: process.argv.slice(1).join(' '), version: VERSION };
+  // There need not be a node in it: perhaps that is what could not be fetched.
+  using _lock = await acquireDirectoryLock({ dir, timeoutMs: 0, holder });
+  const file = new RejoinFile(systemDisk, dir);
+  if (file.progress !== undefined) file.setProgress(begunAnew(file.progress, nowMs));
+  return file.progress ?? null;
 }
 
 /** What a stopped directory shows, with what was found out about it before. Of the primary it only knows who is named. */

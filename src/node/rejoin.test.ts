@@ -19,6 +19,7 @@ import type { Limits } from '../base/limits.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { initGroup } from './group-init.ts';
 import { openNode } from './open-node.ts';
+import { planRejoin, rejoinAnew } from './rejoin-plan.ts';
 import { MIGRATIONS, TENANT, type Calls, type FromChild, type Method } from './rejoin-child.fixture.ts';
 import type { NodeOptions, NodeStatus } from './types.ts';
 
@@ -172,6 +173,10 @@ async function primary(): Promise<number> {
   return found!;
 }
 
+async function inSync(): Promise<readonly string[]> {
+  return (await statusOf(await primary())).group?.record?.inSync ?? [];
+}
+
 async function write(count: number, bytes = 200): Promise<void> {
   const from = rows;
   rows += count;
@@ -319,9 +324,18 @@ const CASES: readonly Case[] = [
     title: 'a flipped byte in the open segment of a replica, found when it opens',
     damage: async () => {
       const index = await replica();
-      return stopped(index, 'kill', () => flipOpen(index));
+      const { store } = await statusOf(index);
+      await children.get(index)!.kill();
+      flipOpen(index);
+      await write(1); // until then it is not behind
+      await until('it is dropped', async () => !(await inSync()).includes(store));
+      await using coordination = await openCoordinator(coordinator);
+      const { decision } = await planRejoin(coordination.group(), dirOf(index));
+      assert.deepEqual([decision.row, decision.action], ['damage', 'network-restore'], 'the plan says the same');
+      start(index);
+      return index;
     },
-    steps: COPIED,
+    steps: /^network-restore done$/,
     row: 'damage',
   },
   {
@@ -445,3 +459,88 @@ for (const { title, damage, steps, row } of CASES)
     const { ok, problems } = await children.get(index)!.ask('verify', undefined);
     assert.ok(ok, JSON.stringify(problems));
   });
+
+/** Everybody is opened anew, and lets himself be copied, or nobody does. */
+async function reopenAll(listen: NodeOptions['listen'], but?: number): Promise<void> {
+  const others = ALL.filter((index) => index !== but);
+  await Promise.all(others.map((index) => children.get(index)!.close()));
+  for (const index of others) start(index, listen === undefined ? {} : { listen });
+  await until('all are open', () => others.every((index) => children.get(index)!.stores.length > 0));
+  await primary();
+}
+
+test('a provider that is away first, and comes later', { timeout: 240_000 }, async () => {
+  const index = await replica();
+  await children.get(index)!.kill();
+  children.delete(index);
+  rmSync(dirOf(index), { recursive: true });
+  await reopenAll(false, index);
+  const child = start(index, { limits: { rejoinTotalAttemptsMax: 1_000 } });
+  await until('it has tried in vain', () => child.steps.filter((step) => step.includes('failed')).length >= 3);
+  assert.match(child.steps.at(-1)!, /no member can serve a copy now .*does not say where it can be copied/);
+  assert.deepEqual(child.stores, [], 'it is not open');
+  const other = ALL.find((one) => one !== index)!;
+  await children.get(other)!.close();
+  start(other);
+  await until('it is open', () => child.stores.length > 0);
+  await write(1);
+  await whole();
+  const { progress } = (await statusOf(index)).group!;
+  const outcomes = progress!.history.map(({ action, outcome }) => `${action} ${outcome}`);
+  assert.deepEqual([outcomes[0], outcomes.at(-1)], ['wait failed', 'network-restore done']);
+  assert.equal(progress!.attemptsTotal, 0);
+});
+
+test(
+  'all providers away: what can be served is served, attempts end, and a person lets it try again',
+  { timeout: 240_000 },
+  async () => {
+    await reopenAll(false);
+    const index = await replica();
+    await children.get(index)!.close();
+    changeRow(index);
+    const few = { limits: { rejoinTotalAttemptsMax: 3 } } as const;
+    const child = start(index, { ...few, listen: false });
+    await until('it has given up', async () => (await statusOf(index)).group?.progress?.current === 'operator');
+    await write(2);
+    await until('it serves on', async () => (await child.ask('count', undefined)) === rows);
+    const { group, role } = await statusOf(index);
+    assert.equal(role, 'replica');
+    assert.equal(group!.progress!.attemptsTotal, 3);
+    const taken = group!.progress!.history.slice(-4).map(({ action, outcome }) => `${action} ${outcome}`);
+    assert.deepEqual(taken, ['anti-entropy not-built', ...Array<string>(3).fill('leave-and-restore failed')]);
+    assert.match(group!.progress!.history.at(-1)!.why, /no member can serve a copy now/);
+    assert.ok(group!.events.some(({ kind, text }) => kind === 'rejoin' && text.includes('operator')));
+    const { store } = await statusOf(index);
+
+    await reopenAll(undefined, index);
+    await child.close();
+    start(index, few);
+    await until('it goes on counting', async () => (await statusOf(index)).group?.progress?.current === 'operator');
+    assert.equal((await statusOf(index)).store, store);
+    await children.get(index)!.close();
+    assert.equal((await rejoinAnew(dirOf(index), Date.now()))?.attemptsTotal, 0);
+    start(index, few);
+    await until('it has a new store', async () => (await statusOf(index)).store !== store);
+    await whole();
+  },
+);
+
+test('all providers away, and nothing to open: it says what was tried, and ends', { timeout: 240_000 }, async () => {
+  const index = await replica();
+  await children.get(index)!.kill();
+  children.delete(index);
+  rmSync(dirOf(index), { recursive: true });
+  await reopenAll(false, index);
+  for (const attempts of [3, 0]) {
+    const child = start(index, { limits: { rejoinTotalAttemptsMax: 3 } });
+    await child.exited;
+    assert.equal(child.failure?.code, 'REJOIN_FAILED');
+    assert.match(child.failure.message, /in 3 attempts: .*no member can serve a copy now/);
+    assert.equal(child.steps.filter((step) => step.includes('failed')).length, attempts, 'restarts go on counting');
+  }
+  await reopenAll(undefined, index);
+  await rejoinAnew(dirOf(index), Date.now());
+  start(index, { limits: { rejoinTotalAttemptsMax: 3 } });
+  await whole();
+});
