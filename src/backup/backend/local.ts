@@ -188,9 +188,9 @@ export class LocalBackend implements ObjectBackend {
     signal?.throwIfAborted();
     const path = join(this.#root, dir);
     if (!(await this.#isDirectory(path.endsWith(sep) ? path.slice(0, -1) : path))) return;
-    const found = await attempt('list', path, () => readdir(path, { withFileTypes: true }));
+    const found = await attempt('list', path, () => readdir(path, { withFileTypes: true }).catch(ignoreAbsent));
     // As part of a key the name of a directory ends with "/", which sorts behind "-" and ".".
-    const names = found.map((entry) => (entry.isDirectory() ? `${entry.name}/` : entry.name));
+    const names = (found ?? []).map((entry) => (entry.isDirectory() ? `${entry.name}/` : entry.name));
     for (const name of names.sort()) {
       const key = dir + name;
       if (name.startsWith(TEMPORARY)) await removeIfOld(join(path, name));

@@ -1,6 +1,7 @@
 /**
  * Files as content-addressed objects. A file is cut at fixed offsets, so a changed page changes one chunk. One of at most
- * one chunk is that chunk; a larger one is a list, itself an object, of the ids of its chunks, 32 bytes each.
+ * one chunk is that chunk; a larger one is a list, itself an object, of the ids of its chunks, 32 bytes each. A list is
+ * never encrypted: ids of encrypted chunks say nothing, and so a repository is pruned without any key.
  *
  * Several chunks are under way at a time and no more: memory does not depend on the size of a file. The hash of the whole
  * file is taken in passing, as the chunks go by in order.
@@ -17,6 +18,7 @@ import type { BackupKey, KeyId, KeyProvider } from './keys.ts';
 import type { ObjectId } from './object-format.ts';
 import { decodeObject, encodeObject, OBJECT_BYTES_MAX, objectId, objectKey } from './object-format.ts';
 import { releaseOutput } from './sealing.ts';
+import { Window } from './window.ts';
 
 export const CHUNK_BYTES = 1024 * 1024;
 const ID_BYTES = 32;
@@ -116,8 +118,8 @@ export class ContentStore {
       await window.ended();
       for (const buffer of free) releaseBuffer(buffer);
     }
-    const root = count === 1 ? (ids.toString('hex') as ObjectId) : objectId(hashBlake3(ids), key);
-    if (count > 1) bytesStored += await this.#put(root, ids, key, signal);
+    const root = count === 1 ? (ids.toString('hex') as ObjectId) : objectId(hashBlake3(ids), undefined);
+    if (count > 1) bytesStored += await this.#put(root, ids, undefined, signal);
     const hash = new Uint8Array(file.digestBuffer()) as Hash;
     return { bytes: source.bytes, hash, root, key: key?.id, bytesStored };
   }
@@ -199,44 +201,6 @@ export class ContentStore {
 
   #remember(id: ObjectId): void {
     if (this.#known.size < KNOWN_IDS_MAX) this.#known.add(id);
-  }
-}
-
-/** At most so many tasks at a time. The first failure is thrown by whoever comes next; the others are waited for. */
-class Window {
-  readonly #max: number;
-  readonly #running = new Set<Promise<void>>();
-  #failure: { readonly error: unknown } | undefined;
-
-  constructor(max: number) {
-    this.#max = max;
-  }
-
-  /** Resolves when the task has begun. */
-  async run(task: () => Promise<void>): Promise<void> {
-    while (this.#running.size >= this.#max) await Promise.race(this.#running);
-    this.#check();
-    const running = task().then(
-      () => void this.#running.delete(running),
-      (error: unknown) => {
-        this.#running.delete(running);
-        this.#failure ??= { error };
-      },
-    );
-    this.#running.add(running);
-  }
-
-  async settled(): Promise<void> {
-    await this.ended();
-    this.#check();
-  }
-
-  async ended(): Promise<void> {
-    await Promise.all(this.#running);
-  }
-
-  #check(): void {
-    if (this.#failure !== undefined) throw this.#failure.error;
   }
 }
 

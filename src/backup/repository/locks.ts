@@ -1,5 +1,5 @@
 /**
- * Who works on a repository: creators of snapshots share it, prune has it alone. A run writes `locks/<run>.json` and then
+ * Who works on a repository: creators of snapshots and readers share it, prune has it alone. A run writes `locks/<run>.json` and then
  * lists the locks; of two that exclude each other at least one sees the other, and gives way. A run shows that it is alive
  * by writing its lock again; one that did not for `backupStaleMs` is given up. Both ages are by the clock of the storage.
  *
@@ -17,7 +17,7 @@ import type { Timers } from './heartbeat.ts';
 import type { SnapshotId } from './manifest.ts';
 import { manifestKey } from './manifest.ts';
 
-export type RunKind = 'create' | 'prune';
+export type RunKind = 'create' | 'read' | 'prune';
 
 /** A run of a creator has the id of its snapshot. */
 export type RunId = SnapshotId;
@@ -35,6 +35,8 @@ export interface LockDeps {
 
 export interface RepositoryLock {
   readonly run: RunId;
+  /** When it was taken, by the clock of the storage. */
+  readonly takenMs: number;
   /** Aborted, with `BACKUP_LOCK_LOST`, once others may have given this run up. */
   readonly signal: AbortSignal;
   /** Throws when others may have given this run up; synchronous, for the moment right before a removal. */
@@ -58,14 +60,15 @@ export async function acquireLock(
   for (let waitMs = WAIT_MS; ; waitMs = Math.min(waitMs * 2, WAIT_MAX_MS)) {
     const lock = new HeldLock(deps, run, lockBytes(run, kind, deps));
     await lock.write(signal);
-    let blocker: Blocker | undefined;
+    let found: Found;
     try {
-      blocker = await findBlocker(deps, { key, kind, signal });
+      found = await findBlocker(deps, { key, kind, signal });
     } catch (error) {
       await backend.delete(key).catch(() => undefined);
       throw error;
     }
-    if (blocker === undefined) return lock.hold();
+    const { blocker, ownMs } = found;
+    if (blocker === undefined) return lock.hold(ownMs);
     await backend.delete(key);
     if (clock.monotonicMs() + waitMs > deadlineMs)
       throw new NostosError(
@@ -79,6 +82,7 @@ export async function acquireLock(
 
 class HeldLock implements RepositoryLock {
   readonly run: RunId;
+  takenMs = 0;
   readonly #deps: LockDeps;
   readonly #bytes: Uint8Array;
   readonly #lost = new AbortController();
@@ -103,7 +107,8 @@ class HeldLock implements RepositoryLock {
     this.#shownMs = nowMs;
   }
 
-  hold(): this {
+  hold(takenMs: number): this {
+    this.takenMs = takenMs;
     const { timers, limits } = this.#deps;
     this.#beats = timers.repeat(limits.backupHeartbeatMs, () => this.#beat());
     return this;
@@ -151,17 +156,28 @@ interface Blocker {
   readonly text: string;
 }
 
+interface Found {
+  readonly blocker: Blocker | undefined;
+  /** Of our lock, by the clock of the storage. */
+  readonly ownMs: number;
+}
+
 interface LockFile {
   readonly run: RunId;
   readonly kind: RunKind;
   readonly holder: string;
 }
 
+const RUNS = { create: 'The creation of a snapshot', read: 'A restore', prune: 'A prune' } as const satisfies Record<
+  RunKind,
+  string
+>;
+
 /** Another run that excludes this one and is alive; those that are not are given up on the way. */
 async function findBlocker(
   deps: LockDeps,
   own: { readonly key: string; readonly kind: RunKind; readonly signal: AbortSignal | undefined },
-): Promise<Blocker | undefined> {
+): Promise<Found> {
   const { backend, limits, onWarning } = deps;
   const entries: ObjectEntry[] = [];
   for await (const entry of backend.list(PREFIX, { signal: own.signal })) entries.push(entry);
@@ -174,14 +190,14 @@ async function findBlocker(
     if (bytes === undefined) continue;
     const other = readLock(key, bytes);
     if (other === undefined) onWarning(`${key} of ${backend.url} is no lock that this Nostos reads; it is left alone`);
-    if (other === undefined || (other.kind === 'create' && own.kind === 'create')) continue;
-    const text = `${other.kind === 'create' ? 'The creation of a snapshot' : 'A prune'} by ${other.holder}`;
-    if (ownMs - modifiedMs <= limits.backupStaleMs) return { key, text };
+    if (other === undefined || (other.kind !== 'prune' && own.kind !== 'prune')) continue;
+    const text = `${RUNS[other.kind]} by ${other.holder}`;
+    if (ownMs - modifiedMs <= limits.backupStaleMs) return { blocker: { key, text }, ownMs };
     onWarning(`${text} showed no life for ${Math.round((ownMs - modifiedMs) / 60_000)} minutes; it is given up`);
     if (other.kind === 'create') await bury(backend, other.run);
     await backend.delete(key, { signal: own.signal });
   }
-  return undefined;
+  return { blocker: undefined, ownMs };
 }
 
 /** From here on the snapshot of this run is there, or never will be. */
@@ -205,7 +221,7 @@ function readLock(key: string, bytes: Uint8Array): LockFile | undefined {
   try {
     const { run, kind, holder } = JSON.parse(Buffer.from(bytes).toString()) as Record<string, unknown>;
     if (typeof run !== 'string' || key !== lockKey(run as RunId) || typeof holder !== 'string') return undefined;
-    return kind === 'create' || kind === 'prune' ? { run: run as RunId, kind, holder } : undefined;
+    return kind === 'create' || kind === 'read' || kind === 'prune' ? { run: run as RunId, kind, holder } : undefined;
   } catch {
     return undefined;
   }

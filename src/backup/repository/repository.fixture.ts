@@ -1,10 +1,10 @@
 /** Repositories in temporary directories, and files to put in. */
+import { createCipheriv } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import type { ClusterId, Hlc, NodeId, StoreId, TenantId, TenantUuid } from '../../base/brands.ts';
-import { seededRandom } from '../../base/random.ts';
 import { pointOf } from '../../log/chain.ts';
 import type { ChainPoint } from '../../log/chain.ts';
 import { makeChain } from './chain.fixture.ts';
@@ -46,9 +46,10 @@ export function tenantFile(id: number, applied: ChainPoint = POINT) {
 
 /** Half of it compresses. */
 export function fileBytes(length: number, seed = 1): Uint8Array {
-  const bytes = new Uint8Array(length);
-  const random = seededRandom(seed);
-  for (let at = 0; at < length; at += 4096) bytes.set(random.bytes(Math.min(2048, length - at)), at);
+  const key = Buffer.alloc(16);
+  key.writeUInt32LE(seed);
+  const bytes = createCipheriv('aes-128-ctr', key, Buffer.alloc(16)).update(new Uint8Array(length));
+  for (let at = 0; at < length; at += 4096) bytes.fill(7, at, at + 2048);
   return bytes;
 }
 

@@ -55,6 +55,10 @@ export interface OpenRepositoryOptions {
   readonly signal?: AbortSignal;
 }
 
+export function pinKey(id: SnapshotId): string {
+  return `pins/${id}`;
+}
+
 export const REPOSITORY_KEY = 'nostos-backup.json';
 export const REPOSITORY_FORMAT = 2;
 
@@ -106,7 +110,7 @@ export class Repository {
   readonly url: string;
   readonly archive: Archive;
   readonly deps: RepositoryDeps;
-  readonly #content: ContentStore;
+  readonly content: ContentStore;
 
   constructor(deps: RepositoryDeps) {
     const { backend, id, keys, random, limits } = deps;
@@ -114,7 +118,7 @@ export class Repository {
     this.id = id;
     this.url = backend.url;
     this.archive = new Archive({ backend, repository: id, keys, random, objectBytesMax: limits.archiveObjectBytesMax });
-    this.#content = newContent(deps);
+    this.content = newContent(deps);
   }
 
   /** Ids of the snapshots, oldest first, by name alone: of a run that was given up there may be one that is none. */
@@ -158,7 +162,7 @@ export class Repository {
 
   /** Writes a file, range by range in order, each range checked. Memory is bounded by `backupConcurrency`. */
   async readFile(item: Content, sink: ContentSink, options: TransferOptions = {}): Promise<void> {
-    await this.#content.read(item, sink, options);
+    await this.content.read(item, sink, options);
   }
 
   async createSnapshot(origin: SnapshotOrigin, { signal }: { signal?: AbortSignal } = {}): Promise<SnapshotWriter> {
@@ -188,6 +192,21 @@ export class Repository {
       }
     }
     return undefined;
+  }
+
+  /** While it is held nothing is pruned: for a restore, which reads what an expired snapshot needs. */
+  async hold({ signal }: { signal?: AbortSignal } = {}): Promise<RepositoryLock> {
+    const { clock, random } = this.deps;
+    return acquireLock(lockDeps(this.deps), { run: newSnapshotId(clock, random), kind: 'read', signal });
+  }
+
+  async pin(id: SnapshotId): Promise<void> {
+    await this.readManifest(id);
+    await this.deps.backend.put(pinKey(id), new Uint8Array());
+  }
+
+  async unpin(id: SnapshotId): Promise<void> {
+    await this.deps.backend.delete(pinKey(id));
   }
 
   async close(): Promise<void> {
