@@ -83,6 +83,8 @@ interface AskedChange {
 const RESTART_MS = 1_000;
 /** How often a primary looks whether a stream is of a member that came back with a new store. */
 const ADMIT_MS = 500;
+/** How often a node that has stopped looks who leads. */
+const STOPPED_LOOK_MS = 500;
 const FEED_BYTES = 1024 * 1024;
 const ADDRESS_RETRY_MS = 1_000;
 const ROOM_POLL_MS = 1_000;
@@ -139,6 +141,7 @@ export class GroupEngine extends LogService {
   /** Where this node lets itself be copied. */
   #copyAddress: string | undefined;
   #admitAtMs = 0;
+  #lookAtMs = 0;
   readonly #admitting = new Set<StoreId>();
 
   private constructor(
@@ -379,6 +382,7 @@ export class GroupEngine extends LogService {
     this.#schedule();
     this.#report();
     void this.#admit().catch(() => {}); // the coordinator is away: looked at again
+    void this.#lookStopped().catch(() => {}); // likewise
   }
 
   #step(event: Event): void {
@@ -646,6 +650,15 @@ export class GroupEngine extends LogService {
         return;
       }
     }
+  }
+
+  /** A machine that has stopped reads no record any more, and who leads by now decides how this node comes home. */
+  async #lookStopped(): Promise<void> {
+    const nowMs = systemClock.monotonicMs();
+    if (this.#stopped === undefined || nowMs < this.#lookAtMs) return;
+    this.#lookAtMs = nowMs + STOPPED_LOOK_MS;
+    this.#accept(await this.#coordinator.read());
+    if (!this.#closing.signal.aborted) this.#report();
   }
 
   /** Tells what has changed of the role, so that the node's thread need not ask. */
