@@ -100,7 +100,7 @@ for (const [mode, old, after] of CASES)
       const error = await run(disk);
       if (error === undefined) seen.ended += 1;
       // A restore that is over is found by the next one as somebody's files.
-      else assert.ok(isNostosError(error, 'FILE_EXISTS') && isNew(left), `${where}: ${String(error)}`);
+      else assert.ok(isNostosError(error, 'FILE_EXISTS') && isNew(left), where);
       assert.deepEqual(treeOf(disk), after, where);
     };
 

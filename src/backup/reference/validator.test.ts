@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { RestoreChecks } from './checks.ts';
-import { ManifestValidationError, RestoreValidatorError } from './errors.ts';
+import { type ManifestValidationError, RestoreValidatorError } from './errors.ts';
 import { LocalFsBackend } from './local-fs-backend.ts';
 import type { HnswSnapshotEntry, SnapshotManifestFields } from './manifest.ts';
 import {

@@ -8,6 +8,7 @@ import { dirname, join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { filesBelow, removeTree } from '../../base/directory-tree.ts';
 import type { Disk, DiskFile } from '../../base/disk.ts';
+import { NostosError } from '../../base/errors.ts';
 import { yieldToEventLoop } from '../../base/event-loop.ts';
 import { RestoreExecutorError } from './errors.ts';
 import { RESTORE_MARKER, WORK, loadJournal, saveJournal, type Journal, type Run } from './journal.ts';
@@ -137,9 +138,9 @@ export class WorkDirectory {
     const disk = this.#disk;
     const { run, setAside } = this.#journal;
     if (this.isWaiting) {
-      const old = new Set(disk.list(this.#dir));
-      for (const name of setAside) if (old.has(name)) disk.rename(join(this.#dir, name), join(this.#work, 'old', name));
-      disk.syncDirectory(join(this.#work, 'old'));
+      const [there, old] = [new Set(disk.list(this.#dir)), join(this.#work, 'old')];
+      for (const name of setAside) if (there.has(name)) this.#move(name, this.#dir, old);
+      disk.syncDirectory(old);
       disk.syncDirectory(this.#dir);
       disk.rename(this.#newTenant, join(this.#dir, run.tenant));
     }
@@ -154,7 +155,7 @@ export class WorkDirectory {
     const old = join(this.#work, 'old');
     // A rename and its way back must not reach the disk the other way round.
     disk.syncDirectory(old);
-    for (const name of disk.list(old)) disk.rename(join(old, name), join(this.#dir, name));
+    for (const name of disk.list(old)) this.#move(name, old, this.#dir);
     disk.syncDirectory(this.#dir);
     disk.syncDirectory(old);
     this.#save({ state: 'staging', setAside: [] });
@@ -200,6 +201,16 @@ export class WorkDirectory {
   #pathOf(item: number): string {
     const { path } = this.#journal.run.items[item] as Run['items'][number];
     return join(this.#newTenant, path);
+  }
+
+  /** The lock keeps other restores and nodes away, and nobody else. */
+  #move(name: string, from: string, to: string): void {
+    const path = join(to, name);
+    if (this.#disk.exists(path))
+      throw new NostosError('FILE_EXISTS', `${path} was made by somebody while a restore was under way; move it away`, {
+        details: { path },
+      });
+    this.#disk.rename(join(from, name), path);
   }
 
   #save(change: Partial<Journal>): void {
