@@ -77,11 +77,13 @@ if (directories > 0) {
   process.stdout.write(`${JSON.stringify(report)}\n`);
 }
 
-if (groups > 0) {
-  process.stdout.write(`${groups} faults in a group of three processes with seed ${seed}\n`);
+// One group whose frames are disturbed, and one with TLS in networks of its own: some faults can be done to one of them only.
+for (const network of groups > 0 ? (['links', 'sockets'] as const) : []) {
+  process.stdout.write(`${groups} faults in a group of three processes over ${network} with seed ${seed}\n`);
   const report = await runGroupSoak({
     rounds: groups,
     seed,
+    network,
     onProgress: ({ round, fault }) => process.stdout.write(`${round}: ${fault}\n`),
   });
   process.stdout.write(`${JSON.stringify(report)}\n`);

@@ -3,28 +3,48 @@
  * off. What it answers was done; what it does not answer may have been.
  */
 import { NostosError, serializeError, type SerializedError } from '../base/errors.ts';
-import type { StoreId, BootId } from '../base/brands.ts';
-import type { Durability } from '../log/commit-log.ts';
+import type { BootId, Position, StoreId } from '../base/brands.ts';
 import type { MemberChange } from '../replication/effects.ts';
 import { openNode } from './open-node.ts';
-import type { Node, NodeOptions, NodeStatus, Transaction } from './types.ts';
+import { tenantPath } from './paths.ts';
+import type { Node, NodeOptions, NodeStatus, Tenant, Transaction } from './types.ts';
 
 export const TENANT = 'acme';
+/** Of `local` writes: they leave no position behind in the other one that may be lost. */
+export const LOCAL_TENANT = 'notes';
 export const MIGRATIONS = [
   'create table register (key integer primary key not null, value text not null)',
   'create table item (id integer primary key not null, body text not null)',
 ];
 
+interface Behind {
+  readonly min: Position;
+  readonly timeoutMs: number;
+}
+
 export interface Calls {
-  put: [{ readonly key: number; readonly value: string }, undefined];
+  put: [{ readonly key: number; readonly value: string; readonly id?: string }, { readonly position: Position }];
   /** Puts `value` where `expected` is, and answers with what was found. */
-  replace: [{ readonly key: number; readonly expected: string | null; readonly value: string }, string | null];
+  replace: [
+    { readonly key: number; readonly expected: string | null; readonly value: string; readonly id?: string },
+    { readonly found: string | null },
+  ];
   /** On the primary, under its lease. */
   read: [{ readonly key: number }, string | null];
-  insert: [{ readonly ids: readonly number[]; readonly bytes?: number; readonly durability?: Durability }, undefined];
+  /** On any member. */
+  readBehind: [{ readonly key: number } & Behind, string | null];
+  insert: [
+    { readonly ids: readonly number[]; readonly bytes?: number; readonly id?: string },
+    { readonly position: Position },
+  ];
+  insertLocal: [{ readonly ids: readonly number[] }, undefined];
+  /** Whether a row is there, on any member. */
+  has: [{ readonly id: number } & Behind, boolean];
   ids: [undefined, readonly number[]];
+  localIds: [undefined, readonly number[]];
   status: [undefined, NodeStatus];
   fingerprint: [undefined, { readonly fingerprint: string; readonly lsn: number }];
+  tenantFile: [undefined, string];
   handover: [{ readonly to?: StoreId }, undefined];
   changeMembers: [MemberChange, undefined];
   /** The wall clock of its process. */
@@ -39,8 +59,18 @@ export interface Call<M extends Method = Method> {
   readonly input: Calls[M][0];
 }
 
+export interface Opened {
+  readonly store: StoreId;
+  readonly boot: BootId;
+  /** Where the other members reach it. */
+  readonly address: string | undefined;
+}
+
 export type FromChild =
-  | { readonly opened: { readonly store: StoreId; readonly boot: BootId } }
+  /** Also when it has come home by itself. */
+  | { readonly opened: Opened }
+  /** What is done to come home. */
+  | { readonly step: string }
   | { readonly failed: SerializedError }
   | { readonly id: number; readonly output: unknown }
   | { readonly id: number; readonly error: SerializedError };
@@ -49,12 +79,34 @@ function currentValue(tx: Pick<Transaction, 'value'>, key: number): string | nul
   return tx.value<string>('select value from register where key = ?', [key]) ?? null;
 }
 
+function insertAll(tx: Transaction, ids: readonly number[], bytes: number): number {
+  for (const id of ids) tx.run('insert into item values (?, ?)', [id, `${id}`.padEnd(bytes, '.')]);
+  return ids.length;
+}
+
+function idsOf(tenant: Tenant): Promise<readonly number[]> {
+  return tenant.read((reader) => reader.all<{ id: number }>('select id from item').map(({ id }) => id));
+}
+
+/** That it cannot be told says nothing about the write before. */
+async function positionBehind(tenant: Tenant): Promise<Position> {
+  try {
+    return await tenant.position();
+  } catch (cause) {
+    throw new NostosError('OUTCOME_UNKNOWN', 'it was written, and its position cannot be told', { cause });
+  }
+}
+
+function idOf(id: string | undefined): { readonly id?: string } {
+  return id === undefined ? {} : { id };
+}
+
 const SET = 'insert into register values (?1, ?2) on conflict do update set value = ?2';
 
 type Answers = { readonly [M in Method]: (input: Calls[M][0]) => Calls[M][1] | Promise<Calls[M][1]> };
 
 function answersOf(node: Node): Answers {
-  const tenant = node.tenant(TENANT);
+  const [tenant, local] = [node.tenant(TENANT), node.tenant(LOCAL_TENANT)];
   const inGroup = (): NonNullable<Node['group']> => {
     if (node.group === undefined) throw new NostosError('INVALID_ARGUMENT', 'this node is in no group');
     return node.group;
@@ -63,34 +115,43 @@ function answersOf(node: Node): Answers {
     if (node.role !== 'primary') throw new NostosError('NOT_PRIMARY', 'only the primary reads what is newest');
   };
   return {
-    put: async ({ key, value }) => tenant.write((tx) => void tx.run(SET, [key, value])),
-    replace: async ({ key, expected, value }) =>
-      tenant.write((tx) => {
+    put: async ({ key, value, id }) => {
+      // What an id answers with has to be something.
+      await tenant.write((tx) => tx.run(SET, [key, value]).changes, idOf(id));
+      return { position: await positionBehind(tenant) };
+    },
+    replace: async ({ key, expected, value, id }) => ({
+      found: await tenant.write((tx) => {
         const found = currentValue(tx, key);
         if (found === expected) tx.run(SET, [key, value]);
         return found;
-      }),
+      }, idOf(id)),
+    }),
     read: async ({ key }) => {
       assertPrimary();
       const value = await tenant.read((reader) => currentValue(reader, key));
       assertPrimary();
       return value;
     },
-    insert: async ({ ids, bytes = 8, durability = 'quorum' }) => {
-      await tenant.write(
-        (tx) => {
-          for (const id of ids) tx.run('insert into item values (?, ?)', [id, `${id}`.padEnd(bytes, '.')]);
-        },
-        { durability },
-      );
+    readBehind: ({ key, ...behind }) => tenant.read((reader) => currentValue(reader, key), behind),
+    insert: async ({ ids, bytes = 8, id }) => {
+      await tenant.write((tx) => insertAll(tx, ids, bytes), idOf(id));
+      return { position: await positionBehind(tenant) };
+    },
+    insertLocal: async ({ ids }) => {
+      await local.write((tx) => insertAll(tx, ids, 8), { durability: 'local' });
       return undefined;
     },
-    ids: () => tenant.read((reader) => reader.all<{ id: number }>('select id from item').map(({ id }) => id)),
+    has: ({ id, ...behind }) =>
+      tenant.read((reader) => reader.value('select 1 from item where id = ?', [id]) !== undefined, behind),
+    ids: () => idsOf(tenant),
+    localIds: () => idsOf(local),
     status: () => node.status(),
     fingerprint: async () => {
-      const { fingerprint, applied } = await tenant.status();
-      return { fingerprint, lsn: applied.lsn };
+      const [main, notes] = [await tenant.status(), await local.status()];
+      return { fingerprint: `${main.fingerprint} ${notes.fingerprint}`, lsn: main.applied.lsn };
     },
+    tenantFile: async () => tenantPath(node.dir, (await tenant.status()).id),
     handover: async ({ to }) => {
       await inGroup().handover(to);
       return undefined;
@@ -116,25 +177,33 @@ async function perform(answers: Answers, { id, method, input }: Call): Promise<F
   }
 }
 
+/** A node that has left its group comes home when it is opened again. */
 async function main(options: NodeOptions): Promise<void> {
   const say = (message: FromChild): void => void process.send?.(message);
   process.on('disconnect', () => process.exit(1));
-  let node: Node;
-  try {
-    node = await openNode(options);
-  } catch (error) {
+  const onRejoin = (step: string): void => say({ step });
+  const told = options.group === undefined ? {} : { group: { ...options.group, onRejoin } };
+  const serve = async (): Promise<void> => {
+    const node = await openNode({ ...options, ...told });
+    const answers = answersOf(node);
+    const hear = (call: Call): void =>
+      void perform(answers, call)
+        .then(say)
+        .then(() => call.method === 'close' && process.exit(0));
+    process.on('message', hear);
+    const { store, boot, group } = await node.status();
+    say({ opened: { store, boot, address: group?.address } });
+    node.group?.left.addEventListener('abort', () => {
+      process.off('message', hear);
+      // What is asked meanwhile is not answered; whoever asks knows nothing then, and asks again.
+      void node.close().then(serve).catch(failed);
+    });
+  };
+  const failed = (error: unknown): void => {
     say({ failed: serializeError(error) });
     process.disconnect?.();
-    return;
-  }
-  const answers = answersOf(node);
-  process.on('message', (call: Call) => {
-    void perform(answers, call)
-      .then(say)
-      .then(() => call.method === 'close' && process.exit(0));
-  });
-  const { store, boot } = await node.status();
-  say({ opened: { store, boot } });
+  };
+  await serve().catch(failed);
 }
 
 const [, , options = '{}'] = process.argv;

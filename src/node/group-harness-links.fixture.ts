@@ -7,6 +7,7 @@ import { once } from 'node:events';
 import { createServer, connect, type AddressInfo, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseFrame } from '../replication/codec.ts';
+import type { HarnessNetwork, Ways } from './group-harness-network.fixture.ts';
 
 export type FrameFault =
   /** A byte of its last record is another one. */
@@ -42,7 +43,7 @@ export interface LinkOptions {
   readonly identify: (boot: string) => Promise<number | undefined>;
 }
 
-export class Links {
+export class Links implements HarnessNetwork {
   readonly #members: number;
   readonly #options: LinkOptions;
   readonly #servers: Server[] = [];
@@ -53,6 +54,14 @@ export class Links {
   constructor(members: number, options: LinkOptions) {
     this.#members = members;
     this.#options = options;
+  }
+
+  hostOf(): string {
+    return '127.0.0.1';
+  }
+
+  launcherOf(): readonly string[] {
+    return [];
   }
 
   /** Addresses of the proxies, in the order of the members. */
@@ -90,7 +99,7 @@ export class Links {
   }
 
   /** Nothing passes between the two, or only one way. */
-  part(member: number, others: readonly number[], ways: 'both' | 'out' | 'in'): void {
+  part(member: number, others: readonly number[], ways: Ways): void {
     for (const other of others) {
       if (ways !== 'in') this.lose(member, other);
       if (ways !== 'out') this.lose(other, member);
