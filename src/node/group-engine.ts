@@ -754,10 +754,15 @@ export class GroupEngine extends LogService {
   }
 
   readRun({ from, bytesMax }: EngineRequests['readRun'][0]): EngineRequests['readRun'][1] {
-    const previous = this.log.pointAt((from - 1) as Lsn);
-    for (const { records } of this.log.read({ from, bytesMax, passing: true }))
-      return { previous, run: joined(records) };
-    return { previous, run: new Uint8Array() };
+    try {
+      const previous = this.log.pointAt((from - 1) as Lsn);
+      for (const { records } of this.log.read({ from, bytesMax, passing: true }))
+        return { previous, run: joined(records) };
+      return { previous, run: new Uint8Array() };
+    } catch (error) {
+      this.#noteDamage(error);
+      throw error;
+    }
   }
 
   handover(to: StoreId | undefined): void {
