@@ -27,6 +27,9 @@ interface S3Place {
 type Sdk = typeof S3;
 type Send<T> = (client: S3.S3Client, sdk: Sdk, options: { abortSignal: AbortSignal }, tries: number) => Promise<T>;
 
+/** What a store does with a conditional write. */
+type Conditions = 'honoured' | 'ignored' | 'refused';
+
 const LIST_KEYS = 1_000;
 const WRITE_ID = 'nostos-write';
 
@@ -36,8 +39,8 @@ export class S3Backend implements ObjectBackend {
   readonly #limits: Limits;
   readonly #onWarning: (message: string) => void;
   #loaded: Promise<{ sdk: Sdk; client: S3.S3Client }> | undefined;
-  #probe: Promise<boolean> | undefined;
-  #honoursConditions: boolean | undefined;
+  #probe: Promise<Conditions> | undefined;
+  #conditions: Conditions | undefined;
   #closed = false;
 
   constructor(place: S3Place, { limits, onWarning = () => undefined }: OpenBackendOptions = {}) {
@@ -54,7 +57,7 @@ export class S3Backend implements ObjectBackend {
   }
 
   get honoursConditions(): boolean | undefined {
-    return this.#honoursConditions;
+    return this.#conditions === undefined ? undefined : this.#conditions === 'honoured';
   }
 
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<'created' | 'exists'> {
@@ -223,41 +226,47 @@ export class S3Backend implements ObjectBackend {
     if (!ifAbsent) return {};
     this.#probe ??= this.#probeConditions(signal);
     try {
-      this.#honoursConditions = await this.#probe;
+      this.#conditions = await this.#probe;
     } catch (error) {
       this.#probe = undefined;
       throw error;
     }
-    if (this.#honoursConditions) return { IfNoneMatch: '*' };
-    return (await this.#head(key, signal)) === undefined ? {} : 'exists';
+    const condition = this.#conditions === 'refused' ? {} : { IfNoneMatch: '*' };
+    if (this.#conditions === 'honoured') return condition;
+    return (await this.#head(key, signal)) === undefined ? condition : 'exists';
   }
 
-  async #probeConditions(signal: AbortSignal | undefined): Promise<boolean> {
+  async #probeConditions(signal: AbortSignal | undefined): Promise<Conditions> {
     const key = `probes/${randomUUID()}`;
-    const write = async (): Promise<boolean> =>
-      this.#send(signal, async (client, sdk, sendOptions) => {
-        const command = new sdk.PutObjectCommand({ ...this.#at(key), Body: new Uint8Array([1]), IfNoneMatch: '*' });
-        try {
-          await client.send(command, sendOptions);
-          return true;
-        } catch (error) {
-          if (statusOf(error) === 412) return false;
-          throw error;
-        }
-      });
-    let honours = false;
+    let conditions: Conditions;
     try {
-      await write();
-      honours = !(await write());
+      // The second one finds the first one, or itself after a lost answer: either way it has to be refused.
+      await this.#putProbe(key, signal);
+      conditions = (await this.#putProbe(key, signal)) ? 'ignored' : 'honoured';
     } catch (error) {
       if (!(error instanceof NostosError) || error.details.status !== 501) throw error;
+      conditions = 'refused';
     }
     await this.delete(key, { signal });
-    if (!honours)
+    if (conditions !== 'honoured')
       this.#onWarning(
-        `${this.url} ignores conditional writes: two backups that run at once are not kept apart. Let only one process make backups there, and prune`,
+        `${this.url} knows no conditional writes: two processes that make backups there at once are not kept apart. Let only one do so, and prune`,
       );
-    return honours;
+    return conditions;
+  }
+
+  /** False when it was refused. */
+  async #putProbe(key: string, signal: AbortSignal | undefined): Promise<boolean> {
+    return this.#send(signal, async (client, sdk, sendOptions) => {
+      const command = new sdk.PutObjectCommand({ ...this.#at(key), Body: new Uint8Array([1]), IfNoneMatch: '*' });
+      try {
+        await client.send(command, sendOptions);
+        return true;
+      } catch (error) {
+        if (statusOf(error) === 412) return false;
+        throw error;
+      }
+    });
   }
 
   /** A write that may have a condition, whose own success counts as such however often it was sent. */

@@ -33,8 +33,8 @@ export function choose(
   pinned: ReadonlySet<SnapshotId>,
   policy: KeepPolicy,
 ): ReadonlyMap<SnapshotId, readonly KeepReason[]> {
-  for (const [name, count] of Object.entries(policy) as [string, unknown][])
-    if (count !== undefined && !(Number.isSafeInteger(count) && (count as number) >= 0))
+  for (const [name, count] of Object.entries(policy) as [string, number | undefined][])
+    if (count !== undefined && !(Number.isSafeInteger(count) && count >= 0))
       throw new NostosError('INVALID_ARGUMENT', `keep ${name} must be a whole number from 0, got ${String(count)}`);
   if (!Object.values(policy).some((count) => count > 0))
     throw new NostosError('INVALID_ARGUMENT', 'A policy that keeps nothing is refused: say what to keep');

@@ -49,7 +49,7 @@ export function fileBytes(length: number, seed = 1): Uint8Array {
   const key = Buffer.alloc(16);
   key.writeUInt32LE(seed);
   const bytes = createCipheriv('aes-128-ctr', key, Buffer.alloc(16)).update(new Uint8Array(length));
-  for (let at = 0; at < length; at += 4096) bytes.fill(7, at, at + 2048);
+  for (let at = 0; at < length; at += 4096) bytes.fill(7, at, Math.min(at + 2048, length));
   return bytes;
 }
 

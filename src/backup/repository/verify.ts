@@ -4,7 +4,7 @@
  * are also hashed whole. A problem is reported and does not end the run; failing storage does.
  */
 import { isNostosError } from '../../base/errors.ts';
-import type { ErrorCode, NostosError } from '../../base/errors.ts';
+import type { ErrorCode } from '../../base/errors.ts';
 import { seededRandom } from '../../base/random.ts';
 import { releaseBuffer } from '../../base/release.ts';
 import { sameBytes } from '../../log/chain.ts';
@@ -158,7 +158,7 @@ class Verification {
       return await run();
     } catch (error) {
       if (!isNostosError(error) || !REPORTED.has(error.code)) throw error;
-      this.#add(where, error.code, (error as NostosError).message);
+      this.#add(where, error.code, error.message);
       return undefined;
     }
   }
