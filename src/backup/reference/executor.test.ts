@@ -4,7 +4,6 @@ import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { acquireDirectoryLock } from '../../base/directory-lock.ts';
-import type { BackupBackend } from './backend.ts';
 import { RestoreExecutorError } from './errors.ts';
 import { RestoreExecutor, type RestoreExecutorOptions } from './executor.ts';
 import { RESTORE_MARKER } from './journal.ts';
@@ -17,6 +16,7 @@ import {
   blake3,
   fillBackend,
   manifestOf,
+  plainBackend,
   planOf,
   readTree,
   temporaryDirectory,
@@ -377,16 +377,7 @@ test('two restores at once: the second is refused, and the first ends', async (t
 
 test('a backend of the reference, without streams or sizes, restores the same', async (t) => {
   const { backend, dir } = await placeWith(t, OLD);
-  const plain = {
-    name: () => 'plain',
-    putManifest: (manifest) => backend.putManifest(manifest),
-    getManifest: (id) => backend.getManifest(id),
-    listManifests: () => backend.listManifests(),
-    deleteManifest: (id) => backend.deleteManifest(id),
-    putContent: (key, bytes) => backend.putContent(key, bytes),
-    getContent: (key) => backend.getContent(key),
-    deleteContent: (key) => backend.deleteContent(key),
-  } satisfies BackupBackend;
+  const plain = plainBackend(backend);
   await new RestoreExecutor(plain, dir).execute(await planOf(plain), RestoreMode.WipeAndRestore);
   assert.deepEqual(readTree(dir), RESTORED);
 });

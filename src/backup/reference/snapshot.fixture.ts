@@ -70,6 +70,20 @@ export async function fillBackend<B extends BackupBackend>(backend: B, manifest 
   return backend;
 }
 
+/** What the reference's interface has, and nothing more. */
+export function plainBackend(backend: BackupBackend): BackupBackend {
+  return {
+    name: () => 'plain',
+    putManifest: (manifest) => backend.putManifest(manifest),
+    getManifest: (id) => backend.getManifest(id),
+    listManifests: () => backend.listManifests(),
+    deleteManifest: (id) => backend.deleteManifest(id),
+    putContent: (key, bytes) => backend.putContent(key, bytes),
+    getContent: (key) => backend.getContent(key),
+    deleteContent: (key) => backend.deleteContent(key),
+  };
+}
+
 export function planOf(backend: BackupBackend, destination = DESTINATION): Promise<RestorePlan> {
   return new RestoreValidator(backend).validate(SNAPSHOT, destination);
 }
