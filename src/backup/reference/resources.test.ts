@@ -12,6 +12,7 @@ import {
   blake3,
   fillBackend,
   manifestOf,
+  plainBackend,
   planOf,
   readTree,
   temporaryDirectory,
