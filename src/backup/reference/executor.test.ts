@@ -382,6 +382,19 @@ test('a backend of the reference, without streams or sizes, restores the same', 
   assert.deepEqual(readTree(dir), RESTORED);
 });
 
+test('a plan that nobody could have made is refused', async (t) => {
+  const { backend, dir, executor } = await placeWith(t, undefined);
+  const plan = await planOf(backend);
+  for (const [change, mode] of [
+    [{ items: [] }, RestoreMode.NewCluster],
+    [{ items: [plan.items[0]!, plan.items[0]!] }, RestoreMode.NewCluster],
+    [{}, 'merge' as RestoreMode],
+  ] as const)
+    await assert.rejects(executor.execute({ ...plan, ...change }, mode), refusedAs('InvalidPlan'));
+  await assert.rejects(executor.execute({ ...plan, tenantId: 1n << 63n }, RestoreMode.NewCluster), /a tenant id is/);
+  assert.ok(!existsSync(dir));
+});
+
 test('a directory that was never restored has nothing to abandon', async (t) => {
   const { dir, executor } = await placeWith(t, undefined);
   assert.equal(await executor.abandon(), false);

@@ -245,6 +245,7 @@ export class RestoreExecutor {
 function runOf({ tenantId, snapshotId, items }: RestorePlan, mode: RestoreMode): Run {
   if (!Object.values(RestoreMode).includes(mode))
     throw new RestoreExecutorError('InvalidPlan', `there is no mode ${JSON.stringify(mode)}`);
+  if (items.length === 0) throw new RestoreExecutorError('InvalidPlan', 'the plan has no items');
   const paths = destinationsOf(items);
   return {
     tenant: `tenant_${TenantId(tenantId)}`,
