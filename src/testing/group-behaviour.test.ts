@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { DEFAULT_GROUP_LIMITS } from '../replication/options.ts';
-import type { SimNode } from './group-world.ts';
+import type { SimNode } from './group-node.ts';
 import { World } from './group-world.ts';
 
 const LIMITS = DEFAULT_GROUP_LIMITS;

@@ -15,7 +15,7 @@ import type { BrokenStep } from './group-broken.ts';
 import type { SimDirectory, SimFile } from './group-directory.ts';
 import { Violation } from './group-violation.ts';
 import type { SimRecord, SimStore } from './group-store.ts';
-import type { SimNode } from './group-world.ts';
+import type { SimNode } from './group-node.ts';
 
 /** Steps at which a rollback may die. */
 export type RollbackStep =

@@ -7,7 +7,8 @@
 import { assert } from '../base/assert.ts';
 import type { Broken } from './group-broken.ts';
 import type { Death, RollbackStep } from './group-rollback.ts';
-import type { CasRequest, Envelope, SimNode } from './group-world.ts';
+import type { SimNode } from './group-node.ts';
+import type { CasRequest, Envelope } from './group-world.ts';
 import { QUIET_BOUND_MS, SIM_LIMITS, World } from './group-world.ts';
 
 const LONG_MS = 10 * SIM_LIMITS.leaseMs;

@@ -1,7 +1,8 @@
 /**
  * Groups of two to five nodes under random faults, for as many seeds as one likes: a lossy network, partitions, crashes at
- * any effect, lost and old disks, full disks, stopped processes, clocks that jump, a coordinator that loses requests and
- * answers, performs them late, is away or set back. Then it is quiet, and the group must commit again and agree.
+ * any effect and at any step of a rollback, lost and old disks, full disks, COMMITs that fail, stopped processes, clocks that
+ * jump, a coordinator that loses requests and answers, performs them late, is away or set back, an operator who goes on with
+ * too few. Then it is quiet, and the group must commit again, agree, and have told and kept what was dropped.
  */
 import { seededRandom } from '../base/random.ts';
 import { holdsDurably } from '../replication/store-view.ts';
@@ -10,7 +11,7 @@ import type { Broken } from './group-broken.ts';
 import { DEATHS } from './group-rollback.ts';
 import { Violation } from './group-violation.ts';
 import type { SimStore } from './group-store.ts';
-import type { SimNode } from './group-world.ts';
+import type { SimNode } from './group-node.ts';
 import { COORDINATOR_TIMEOUT_MS, QUIET_BOUND_MS, SIM_LIMITS, World } from './group-world.ts';
 
 export interface GroupSimulateOptions {

@@ -17,5 +17,7 @@ export { diskCompliance } from './disk-compliance.ts';
 export type { DiskUnderTest } from './disk-compliance.ts';
 export { simulateLog } from './log-simulation.ts';
 export type { LogSimulation, SimulateOptions } from './log-simulation.ts';
+export { simulateGroups } from './group-simulation.ts';
+export type { GroupSimulateOptions } from './group-simulation.ts';
 export { seededRandom } from '../base/random.ts';
 export type { SeededRandom } from '../base/random.ts';
