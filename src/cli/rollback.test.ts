@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cp, readFile, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { cp, readFile, readdir, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test, type TestContext } from 'node:test';
@@ -196,4 +197,46 @@ test('a file is re-applied to a stopped directory and to a served node, each tra
   assert.deepEqual(ours.transactions, { applied: 1, present: 0, repeated: 2, leftOut: 0 });
   assert.equal(await totals(), 't\n1:10 2:25 4:9.5 5:1\n');
   assert.equal((await reapply([])).transactions.repeated, 3);
+});
+
+test('a file is deleted once its rows are elsewhere, or by force, and never under a rollback that has not ended', async (t) => {
+  const { cwd, name, id } = await directories(t);
+  const old = ['--dir', 'old'];
+  const path = join(cwd, 'old', 'rollback', name);
+  const refused = await run(cwd, ['delete', id.slice(0, 8), ...old], 'failed');
+  assert.match(refused.stderr, /neither exported nor re-applied[\s\S]*rollback export [0-9a-f]{8} --out/);
+  await run(cwd, ['export', id, ...old, '--out', 'lost.jsonl']);
+  await run(cwd, ['delete', id, ...old, '--dry-run']);
+  assert.ok(existsSync(path));
+
+  const journal = join(cwd, 'old', 'rollback', 'journal.json');
+  const ended = await readFile(journal, 'utf8');
+  await writeFile(journal, ended.replace('"state": "rejoined"', '"state": "recovering"'));
+  const running = await run(cwd, ['delete', id, ...old, '--force'], 'failed');
+  assert.match(running.stderr, /is recovering, and goes on with it/);
+  assert.ok(existsSync(path));
+
+  await writeFile(journal, ended);
+  const removed = await json<{ file: string; exportedAtMs: number; dryRun: boolean }>(cwd, ['delete', id, ...old]);
+  assert.deepEqual([removed.file, removed.dryRun, removed.exportedAtMs > 0], [path, false, true]);
+  assert.deepEqual(
+    (await readdir(join(cwd, 'old', 'rollback'))).filter((file) => file.includes(id)),
+    [],
+  );
+  await run(cwd, ['delete', id, ...old], 'notFound');
+});
+
+test('what was re-applied whole may be deleted, a damaged file only by force', async (t) => {
+  const { cwd, name, id } = await directories(t);
+  const path = join(cwd, 'old', 'rollback', name);
+  await cp(path, join(cwd, name));
+  await run(cwd, ['reapply', path, '--dir', 'present', '--dry-run']);
+  await run(cwd, ['delete', path], 'failed');
+  await run(cwd, ['reapply', path, '--dir', 'present']);
+  await run(cwd, ['delete', id, '--dir', 'old']);
+  await damage(join(cwd, name));
+  await run(cwd, ['delete', join(cwd, name)], 'failed');
+  await run(cwd, ['delete', join(cwd, name), '--force']);
+  assert.ok(!existsSync(path) && !existsSync(join(cwd, name)));
+  await run(cwd, ['delete', join('present', 'catalog.sqlite')], 'usage');
 });

@@ -1,10 +1,12 @@
 import { open, rm, stat } from 'node:fs/promises';
-import { join, resolve, sep } from 'node:path';
+import { basename, dirname, join, resolve, sep } from 'node:path';
 import { Command, Option } from 'commander';
+import { systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError, serializeError } from '../base/errors.ts';
 import { stringifyJson } from '../node/json-values.ts';
-import { idOfName as idOf } from '../rollback/file/file-name.ts';
+import { idOfName as idOf, isFileName } from '../rollback/file/file-name.ts';
+import { deleteFile, keepsFile, noteHandled, readHandled } from '../rollback/file/handled.ts';
 import { listRollbackFiles, type ListedFile } from '../rollback/file/list.ts';
 import { describeFile } from '../rollback/file/reader.ts';
 import { POLICIES, type Policy } from '../rollback/reapply/types.ts';
@@ -139,7 +141,11 @@ function column(
 }
 
 /** The files are shown whatever has become of it. */
-function readJournal(dir: string): { readonly journal?: Journal; readonly problem?: NostosError } {
+function readJournal(
+  dir: string,
+):
+  | { readonly journal: Journal; readonly problem?: undefined }
+  | { readonly journal?: undefined; readonly problem: NostosError } {
   try {
     return { journal: new FileJournal(systemDisk, dir).load() };
   } catch (error) {
@@ -319,6 +325,7 @@ function exportVerb(io: Io): Command {
         await writeOut(target, options.overwrite ?? false, text);
         return done;
       });
+      noteHandled(systemDisk, path, { exportedAtMs: systemClock.nowMs() });
       const result = { file: path, out: target, format, lines: written };
       await answer(io, options, result, () => `wrote ${count(written)} lines to ${target}`);
     });
@@ -372,14 +379,52 @@ function reapplyVerb(io: Io): Command {
         const report = await callWithProgress(io, node, { name: 'rollback.reapply', input });
         await answer(io, options, report, () => reportText(io, report));
         const left = leftToDo(report);
+        if (left === 0 && !report.dryRun) noteHandled(systemDisk, path, { reappliedAtMs: systemClock.nowMs() });
         if (left > 0) throw new ExitError('failed', `left out: ${count(left)} of ${count(report.records)} records`);
       });
     });
 }
 
+interface DeleteVerbOptions extends VerbOptions {
+  readonly force?: true;
+  readonly dryRun?: true;
+}
+
+function deleteVerb(io: Io): Command {
+  return verb('delete', {
+    summary: 'Remove a rollback file.',
+    description:
+      'Nostos removes none by itself. One that was neither exported with --out nor re-applied with nothing left out is kept, ' +
+      `since nothing else has these records; so is one whose rollback has not ended. ${NO_NODE}`,
+    examples: [
+      ['nostos rollback delete 7e54 --dry-run', 'what would be removed, and whether anything speaks against it'],
+      ['nostos rollback export 7e54 --out lost.jsonl && nostos rollback delete 7e54', 'once its rows are elsewhere'],
+      ['nostos rollback delete 7e54 --force', 'for good, though nobody has looked at it'],
+    ],
+  })
+    .argument('<file>', 'path, name, or beginning of the id')
+    .option('--force', 'also one that was neither exported nor re-applied')
+    .option('--dry-run', 'say what would be removed, remove nothing')
+    .action(async (wanted: string, options: DeleteVerbOptions) => {
+      const path = await findFile(io, options, wanted);
+      const name = basename(path);
+      if (!isFileName(name)) throw new ExitError('usage', `${path} does not have the name of a rollback file`);
+      const { journal, problem } = readJournal(dirname(path));
+      if (journal === undefined) throw problem;
+      const handled = readHandled(systemDisk, path);
+      const fileBytes = systemDisk.size(path);
+      const kept = keepsFile(name, handled, { journal, force: options.force === true });
+      if (kept !== undefined) throw new ExitError('failed', `${path} is kept: ${kept.why}`, kept.advice);
+      if (options.dryRun !== true) deleteFile(systemDisk, path);
+      const result = { file: path, bytes: fileBytes, ...handled, dryRun: options.dryRun === true };
+      const done = options.dryRun === true ? 'would remove' : 'removed';
+      await answer(io, options, result, () => `${done} ${path}, ${bytes(fileBytes)}`);
+    });
+}
+
 export function rollbackVerb(io: Io): Command {
   return new Command('rollback')
-    .summary('List, show, export and re-apply what rollbacks have dropped.')
+    .summary('List, show, export, re-apply and delete what rollbacks have dropped.')
     .description(
       'A node that led its group, and comes back when another one leads, drops the writes that only it had. It keeps them in ' +
         'a file first: docs/rollback-files.md.',
@@ -387,5 +432,6 @@ export function rollbackVerb(io: Io): Command {
     .addCommand(listVerb(io))
     .addCommand(showVerb(io))
     .addCommand(exportVerb(io))
-    .addCommand(reapplyVerb(io));
+    .addCommand(reapplyVerb(io))
+    .addCommand(deleteVerb(io));
 }
