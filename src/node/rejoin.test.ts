@@ -18,6 +18,7 @@ import { deserializeError, NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
 import { initGroup } from './group-init.ts';
+import { renderMetrics } from './metrics.ts';
 import { openNode } from './open-node.ts';
 import { planRejoin, rejoinAnew } from './rejoin-plan.ts';
 import { MIGRATIONS, TENANT, type Calls, type FromChild, type Method } from './rejoin-child.fixture.ts';
@@ -511,6 +512,10 @@ test(
     assert.deepEqual(taken, ['anti-entropy not-built', ...Array<string>(3).fill('leave-and-restore failed')]);
     assert.match(group!.progress!.history.at(-1)!.why, /no member can serve a copy now/);
     assert.ok(group!.events.some(({ kind, text }) => kind === 'rejoin' && text.includes('operator')));
+    const metrics = await renderMetrics(await statusOf(index));
+    assert.match(metrics, /nostos_rejoin_step\{action="operator"\} 1/);
+    assert.match(metrics, /nostos_rejoin_step\{action="stream"\} 0/);
+    assert.match(metrics, /nostos_rejoin_attempts_pending 3/);
     const { store } = await statusOf(index);
 
     await reopenAll(undefined, index);
