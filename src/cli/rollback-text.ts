@@ -128,9 +128,9 @@ function conflictText(conflict: Conflict): string {
   return `  LSN ${lsn}  ${plain(tenant)}  ${op} ${what}  ${values}\n      ${CONFLICT_TEXT[kind]}${seen}; ${resolution}`;
 }
 
-/** Whether something is to be looked at: what was left out, but not because a client had done it itself. */
+/** Whether something is to be looked at: what was left out, but not because it is done, or is to stay away. */
 export function leftToDo({ leftOut, unlisted }: ReapplyReport): number {
-  return leftOut.filter(({ kind }) => kind !== 'retried').length + unlisted;
+  return leftOut.filter(({ kind }) => kind !== 'retried' && kind !== 'forgotten').length + unlisted;
 }
 
 export function reportText(io: Io, report: ReapplyReport): string {
@@ -147,7 +147,8 @@ export function reportText(io: Io, report: ReapplyReport): string {
       [
         'rows',
         `${count(rows.applied)} ${written}, ${count(rows.present)} there already, ${count(rows.conflicts)} in conflict, ` +
-          `${count(rows.indirect)} left to triggers and foreign keys${rows.derived > 0 ? `, ${count(rows.derived)} of search indexes left out` : ''}`,
+          `${count(rows.indirect)} left to triggers and foreign keys${rows.derived > 0 ? `, ${count(rows.derived)} of search indexes left out` : ''}` +
+          (rows.forgotten > 0 ? `, ${count(rows.forgotten)} left out since they were forgotten` : ''),
       ],
     ]),
   ];

@@ -150,6 +150,7 @@ export class NostosNode implements Node {
       tenants: this.#open,
       queries: deps.queries,
       maintenance: deps.maintenance,
+      ledger: deps.ledger,
       clock: deps.clock,
       limits: settings.limits,
       int64: settings.int64,

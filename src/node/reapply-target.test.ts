@@ -83,6 +83,24 @@ const CASES: readonly Case[] = [
     transactions: { applied: 3, present: 0, repeated: 0, leftOut: 1 },
     leftOut: ['refused'],
   },
+  {
+    what: 'a row was forgotten since',
+    since: (tx) => void tx.forget('rows', { id: 9 }),
+    bodies: ['one', 'two changed', 'order-7'],
+    transactions: { applied: 3, present: 0, repeated: 0, leftOut: 1 },
+    leftOut: ['forgotten'],
+  },
+  {
+    what: 'a row was forgotten since, and there is a new one with its key',
+    input: { policy: 'ours' },
+    since: (tx) => {
+      tx.forget('rows', { id: 2 });
+      tx.run("insert into rows (id, body) values (2, 'another')");
+    },
+    bodies: ['one', 'another', 'three', 'order-7'],
+    transactions: { applied: 3, present: 0, repeated: 0, leftOut: 1 },
+    leftOut: ['forgotten'],
+  },
 ];
 
 const insertOrder = (tx: Transaction): unknown =>
@@ -93,6 +111,7 @@ function lostTail(root: string): Promise<LostTail> {
     migrations: MIGRATIONS,
     before: (tx) => {
       tx.run("insert into rows (id, body) values (1, 'one'), (2, 'two'), (3, 'gone')");
+      tx.forget('rows', { id: 9 }); // what the tail inserts there is new
     },
     lost: [
       (tx) => void tx.run("update rows set body = 'two changed' where id = 2"),

@@ -2,11 +2,19 @@
  * The tenants of an open node as `rollback/reapply/` writes to them: each transaction of the tail is one idempotent write,
  * and the answers that it had given are kept with the bytes that they had. On a replica only a dry run works.
  */
+import { toLsn } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { TableNames } from '../rollback/file/format.ts';
 import { reapplyFile, type ReapplyOptions } from '../rollback/reapply/reapply.ts';
-import type { ReapplyReport, ReapplyTarget, ReapplyTenant, RowReader, RowWriter } from '../rollback/reapply/types.ts';
+import type {
+  IsForgotten,
+  ReapplyReport,
+  ReapplyTarget,
+  ReapplyTenant,
+  RowReader,
+  RowWriter,
+} from '../rollback/reapply/types.ts';
 import type { Connection } from '../store/connection.ts';
 import { Statements } from '../store/statements.ts';
 import { rememberEncoded, rememberResult } from '../store/tenant.ts';
@@ -66,6 +74,11 @@ class NodeReapplyTenant implements ReapplyTenant {
   /** As they were at the last call: a migration may come between two. */
   get tables(): readonly TableNames[] {
     return this.#tables;
+  }
+
+  async forgottenSince(common: { readonly lsn: number }): Promise<IsForgotten> {
+    const filter = await this.#handle.forgottenSince(toLsn(common.lsn));
+    return (table, key) => filter.isForgotten(table, key);
   }
 
   read<T>(fn: (reader: RowReader) => T): Promise<T> {

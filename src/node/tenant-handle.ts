@@ -1,11 +1,13 @@
 /** The public `Tenant`: checks its arguments, finds or opens the tenant, and hands over to `store/`. */
-import type { Generation, Lsn, Position } from '../base/brands.ts';
+import { formatPosition, type Generation, type Lsn, type Position } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Clock } from '../base/clock.ts';
 import { untilCommitted, type CommitLog, type Durability } from '../log/commit-log.ts';
+import type { ForgetLedger } from '../log/ledger.ts';
 import type { PositionOutlook } from '../replication/store-view.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
+import { ForgetFilter } from '../store/forget-filter.ts';
 import { importInto, isUnfinished } from '../store/import-file.ts';
 import type { Maintenance } from '../store/maintenance.ts';
 import type { Migration as StoreMigration } from '../store/migration.ts';
@@ -43,6 +45,7 @@ export interface TenantHandleDeps {
   readonly tenants: OpenTenants;
   readonly queries: QueryProcesses;
   readonly maintenance: Maintenance;
+  readonly ledger: ForgetLedger;
   readonly clock: Clock;
   readonly limits: Limits;
   readonly int64: Int64Mode;
@@ -309,6 +312,18 @@ export class TenantHandle implements Tenant {
   ): Promise<T> {
     if (writes) this.#deps.assertWritable();
     return this.#use((store) => fn(store, this.#deps));
+  }
+
+  /** What was forgotten of this tenant, but for what its history up to `lsn` forgot. */
+  async forgottenSince(lsn: Lsn): Promise<ForgetFilter> {
+    const { ledger, outlook } = this.#deps;
+    const { uuid } = this.#entry();
+    const passed = new Set<string>();
+    for (const { uuid: owner, position } of ledger.entries())
+      if (owner === uuid && position.lsn <= lsn && (await outlook(position)).kind === 'reached')
+        passed.add(formatPosition(position));
+    const includes = (position: Position): boolean => passed.has(formatPosition(position));
+    return ForgetFilter.of({ entries: () => ledger.entries(), uuid, includes });
   }
 
   #entry(): CatalogEntry {

@@ -67,7 +67,7 @@ test('a tail without conflicts gives the rows of the old primary; a second run w
   const report = await run();
   assert.deepEqual(target.rows(NOTES), old.rows(NOTES));
   assert.deepEqual(report.transactions, { applied: 4, present: 0, repeated: 0, leftOut: 0 });
-  assert.deepEqual(report.rows, { applied: 7, present: 0, conflicts: 0, indirect: 0, derived: 0 });
+  assert.deepEqual(report.rows, { applied: 7, present: 0, conflicts: 0, indirect: 0, derived: 0, forgotten: 0 });
   assert.equal(target.writes, 4);
   target.exec("update notes set body = 'later' where id = 2");
   for (const policy of POLICIES) {

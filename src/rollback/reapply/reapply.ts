@@ -6,16 +6,18 @@
 import type { Disk } from '../../base/disk.ts';
 import { NostosError, isNostosError } from '../../base/errors.ts';
 import { RecordKind } from '../../log/record.ts';
+import type { KeyValue } from '../../store/forget.ts';
 import { decodeChangesetPayload } from '../../store/payload.ts';
 import { describeFile, readFileItems, verifyFile, type FileRecord } from '../file/reader.ts';
 import { rowsOf, type TailRow, type Values } from '../rows.ts';
 import { showRecord } from '../show.ts';
-import { ROLLBACK_LIMITS, type RollbackLimits } from '../types.ts';
+import { ROLLBACK_LIMITS, type CommonPoint, type RollbackLimits } from '../types.ts';
 import { answersOf, planTransaction, type Answer, type Present, type RowWrite, type TransactionPlan } from './plan.ts';
 import { rowOf, selectRow, writeRow } from './sql.ts';
 import {
   POLICIES,
   type Conflict,
+  type IsForgotten,
   type LeftOut,
   type Policy,
   type ReapplyReport,
@@ -52,7 +54,7 @@ export async function reapplyFile(
   const { header, footer } = dryRun ? describeFile(disk, path) : await verifyFile(disk, path, signal);
   const report = new ReportBuilder(limits);
   const overlay = dryRun ? new Overlay(limits.dryRunRowsMax) : undefined;
-  const tenants = new TenantCache(target);
+  const tenants = new TenantCache(target, header.common);
   for await (const found of readFileItems(disk, path, signal)) {
     signal?.throwIfAborted();
     if (!('record' in found)) {
@@ -109,10 +111,21 @@ async function jobOf(found: FileRecord, tenants: TenantCache, report: ReportBuil
     if (!(error instanceof NostosError)) throw error;
     return leaveOut('unreadable', error.message);
   }
-  const tenant = await tenants.get(name);
+  const { tenant, isForgotten } = await tenants.get(name);
   if (tenant === undefined) return leaveOut('tenant', `there is no tenant ${JSON.stringify(name)}`);
   if (tenant.uuid !== schema.uuid) return leaveOut('tenant', `tenant ${JSON.stringify(name)} is another one now`);
-  return { name, tenant, rows, answers: answersOf(rows) };
+  const kept = rows.filter((row) => !isForgotten(row.table, keyOf(row)));
+  report.forgotten(rows.length - kept.length);
+  // What triggers made of a row goes with it.
+  if (kept.length < rows.length && kept.every(({ indirect }) => indirect))
+    return leaveOut('forgotten', 'its rows were forgotten for good');
+  return { name, tenant, rows: kept, answers: answersOf(kept) };
+}
+
+/** Of a table that the file does not know, whose key columns it cannot tell apart, none. */
+function keyOf({ names, key }: TailRow): KeyValue[] {
+  const values = names?.keyColumns.map((column) => key[column] ?? null) ?? [];
+  return values.filter((value) => value !== null);
 }
 
 async function apply(context: Context, report: ReportBuilder): Promise<void> {
@@ -256,22 +269,30 @@ function placeIn(tenant: string, table: string, key: Values): string {
   return JSON.stringify([tenant, table, types, parts]);
 }
 
+interface FoundTenant {
+  readonly tenant: ReapplyTenant | undefined;
+  readonly isForgotten: IsForgotten;
+}
+
 /** Tails change few tenants at a time. */
 class TenantCache {
   readonly #target: ReapplyTarget;
+  readonly #common: CommonPoint;
   #name: string | undefined;
-  #tenant: ReapplyTenant | undefined;
+  #found: FoundTenant = { tenant: undefined, isForgotten: () => false };
 
-  constructor(target: ReapplyTarget) {
+  constructor(target: ReapplyTarget, common: CommonPoint) {
     this.#target = target;
+    this.#common = common;
   }
 
-  async get(name: string): Promise<ReapplyTenant | undefined> {
+  async get(name: string): Promise<FoundTenant> {
     if (name !== this.#name) {
-      this.#tenant = await this.#target.tenant(name);
+      const tenant = await this.#target.tenant(name);
+      this.#found = { tenant, isForgotten: (await tenant?.forgottenSince(this.#common)) ?? (() => false) };
       this.#name = name;
     }
-    return this.#tenant;
+    return this.#found;
   }
 }
 
@@ -280,7 +301,7 @@ const placeOf = ({ lsn, name }: Context): { lsn: number; tenant: string } => ({ 
 class ReportBuilder {
   readonly #listedMax: number;
   readonly #transactions = { applied: 0, present: 0, repeated: 0, leftOut: 0 };
-  readonly #rows = { applied: 0, present: 0, conflicts: 0, indirect: 0, derived: 0 };
+  readonly #rows = { applied: 0, present: 0, conflicts: 0, indirect: 0, derived: 0, forgotten: 0 };
   readonly #conflicts: Conflict[] = [];
   readonly #leftOut: LeftOut[] = [];
   #unlisted = 0;
@@ -293,6 +314,10 @@ class ReportBuilder {
   leaveOut(item: LeftOut): void {
     if (item.kind !== 'record') this.#transactions.leftOut += 1;
     this.#list(this.#leftOut, item);
+  }
+
+  forgotten(rows: number): void {
+    this.#rows.forgotten += rows;
   }
 
   add(context: Context, outcome: Outcome): void {

@@ -6,7 +6,7 @@ import { fromSqlite } from '../../store/sqlite-errors.ts';
 import type { SqlInput } from '../../store/values.ts';
 import type { TableNames, TenantSchema } from '../file/format.ts';
 import { changesetRecord } from '../file/tail.fixture.ts';
-import type { ReapplyTarget, ReapplyTenant, RowReader, RowWriter } from './types.ts';
+import type { IsForgotten, ReapplyTarget, ReapplyTenant, RowReader, RowWriter } from './types.ts';
 
 export const UUID = '04'.repeat(16);
 const RESULTS =
@@ -16,6 +16,7 @@ export class FixtureTenant implements ReapplyTenant {
   readonly database = new DatabaseSync(':memory:', { enableForeignKeyConstraints: true });
   readonly uuid: string = UUID;
   writes = 0;
+  isForgotten: IsForgotten = () => false;
 
   constructor(schema: string) {
     this.database.exec(`${RESULTS}; ${schema}`);
@@ -51,6 +52,10 @@ export class FixtureTenant implements ReapplyTenant {
     const changeset = session.changeset();
     session.close();
     return changesetRecord(changeset);
+  }
+
+  async forgottenSince(): Promise<IsForgotten> {
+    return this.isForgotten;
   }
 
   async read<T>(fn: (reader: RowReader) => T): Promise<T> {

@@ -1,8 +1,10 @@
 /** What re-applying a rollback file needs of the node that takes it, and what it reports. */
 import type { ChangeOp } from '../../store/changeset.ts';
+import type { KeyValue } from '../../store/forget.ts';
 import type { SqlInput, SqlValue } from '../../store/values.ts';
 import type { TableNames } from '../file/format.ts';
 import type { Values } from '../rows.ts';
+import type { CommonPoint } from '../types.ts';
 
 /**
  * What becomes of a transaction with rows that have changed since. `skip`: it is left out. `theirs`: these rows stay as
@@ -26,10 +28,15 @@ export interface RowWriter extends RowReader {
   remember(id: string, result: Uint8Array): void;
 }
 
+/** The values of a key, in the order of the key. */
+export type IsForgotten = (table: string, key: readonly KeyValue[]) => boolean;
+
 export interface ReapplyTenant {
   /** 32 hex digits. */
   readonly uuid: string;
   readonly tables: readonly TableNames[];
+  /** Tells which rows were forgotten, but for what the history up to this record forgot before they could be written. */
+  forgottenSince(common: Pick<CommonPoint, 'lsn'>): Promise<IsForgotten>;
   read<T>(fn: (reader: RowReader) => T): Promise<T>;
   /**
    * One committed transaction; where `fn` throws, nothing is kept and the error goes on. Where a write with this id was
@@ -71,6 +78,8 @@ export interface LeftOut {
     | 'refused'
     /** It had a conflict. */
     | 'conflict'
+    /** Its rows were forgotten for good. */
+    | 'forgotten'
     /** There is no tenant of this name, or another one that has it now. */
     | 'tenant'
     /** No changeset: a schema change, a tenant that was created or dropped, … */
@@ -108,6 +117,8 @@ export interface ReapplyReport {
     readonly indirect: number;
     /** Of shadow tables. */
     readonly derived: number;
+    /** Left out, since they were forgotten for good. */
+    readonly forgotten: number;
   };
   readonly conflicts: readonly Conflict[];
   readonly leftOut: readonly LeftOut[];
