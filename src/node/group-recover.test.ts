@@ -122,7 +122,7 @@ test('two of three are lost: the third goes on in a new generation, and what com
   }
   const parent = loadNode(c, undefined);
   assert.equal((await recoverGroup(group, { dirs: [c] })).decision?.kind, 'too-few');
-  const { begins, done } = await recoverGroup(group, { dirs: [c], acceptLoss: true });
+  const { begins, done } = await recoverGroup(group, { dirs: [c], acceptLoss: true, stillMs: FAST.leaseMs! });
   assert.ok(done && begins !== null && begins.fork.lsn >= shared.lsn && begins.fork.lsn < above.lsn);
   assert.equal(begins.loss.onlyOn.length, 2);
 

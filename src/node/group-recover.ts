@@ -19,10 +19,12 @@
  * that each node which comes back, by a copy and so with a new store, takes that of its old one without an operator.
  */
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { NO_TERM, ZERO_HASH, toGeneration, toHash, type Generation, type StoreId, type Term } from '../base/brands.ts';
 import { HybridClock, systemClock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
+import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordinator, GroupRecord, Versioned } from '../coordination/coordinator.ts';
 import { writeNewest } from '../coordination/newest-seen.ts';
@@ -47,6 +49,8 @@ import {
   type StoreReport,
 } from './stopped-directory.ts';
 
+const LEASE_MS = DEFAULT_LIMITS.leaseMs * (1 + DEFAULT_LIMITS.clockDriftMax);
+
 export interface RecoverOptions {
   /** They stay locked until the record is replaced. */
   readonly dirs: readonly string[];
@@ -54,6 +58,8 @@ export interface RecoverOptions {
   readonly reports?: readonly StoreReport[];
   readonly acceptLoss?: boolean;
   readonly dryRun?: boolean;
+  /** So long the record has to stand still before anything is lost: a primary that lives renews it. Default: a lease. */
+  readonly stillMs?: number;
   /** Asked before anything is lost; where it answers false nothing is changed. */
   readonly confirm?: (report: RecoveryReport) => Promise<boolean>;
 }
@@ -110,7 +116,7 @@ interface Deps {
 async function recover(
   deps: Deps,
   found: readonly StoppedDirectory[],
-  { reports = [], acceptLoss = false, dryRun = false, confirm }: RecoverOptions,
+  { reports = [], acceptLoss = false, dryRun = false, stillMs = LEASE_MS, confirm }: RecoverOptions,
 ): Promise<RecoveryReport> {
   const { coordinator, disk } = deps;
   const current = await coordinator.read();
@@ -129,6 +135,7 @@ async function recover(
     if (chosen === undefined) throw elsewhere(decision.store);
     const journal = journalOf(decision, chosen.report, { above, nonce, replaces });
     const planned = { ...report, begins: newGeneration(journal) };
+    if (!dryRun) await assertStill(coordinator, current, stillMs);
     if (dryRun || (confirm !== undefined && !(await confirm(planned)))) return planned;
     saveRecovery(disk, chosen.dir, journal);
     await carryOut(deps, chosen.dir, journal);
@@ -141,6 +148,12 @@ async function recover(
   for (const { dir, report: own } of found)
     if (decision.usable.includes(own.store)) remember(disk, dir, { version: result.version, record });
   return { ...report, done: true };
+}
+
+async function assertStill(coordinator: Coordinator, before: Versioned | undefined, stillMs: number): Promise<void> {
+  if (before === undefined || before.record.primary === null) return;
+  await sleep(stillMs);
+  if ((await coordinator.read())?.version !== before.version) throw memberAlive();
 }
 
 function journalOf(

@@ -45,20 +45,22 @@ export interface PossibleLoss {
   readonly committed: Position | null;
 }
 
-export type RecoveryDecision = Answers & { readonly reason: string } & (
-    | { readonly kind: 'not-needed'; readonly start: readonly StoreId[] }
-    | {
-        readonly kind: 'lead-from';
-        readonly store: StoreId;
-        /** All whose logs end with the same record. */
-        readonly inSync: readonly StoreId[];
-        /** As many as are in sync where these are fewer than before: it is to be raised again when more have caught up. */
-        readonly minInSync: number;
-      }
-    | { readonly kind: 'too-few'; readonly best: StoreId | null; readonly loss: PossibleLoss | null }
-    | { readonly kind: 'accept-loss'; readonly store: StoreId; readonly loss: PossibleLoss }
-    | { readonly kind: 'contradiction' }
-  );
+export type RecoveryDecision = Answers & Verdict;
+
+type Verdict = { readonly reason: string } & (
+  | { readonly kind: 'not-needed'; readonly start: readonly StoreId[] }
+  | {
+      readonly kind: 'lead-from';
+      readonly store: StoreId;
+      /** All whose logs end with the same record. */
+      readonly inSync: readonly StoreId[];
+      /** As many as are in sync where these are fewer than before: it is to be raised again when more have caught up. */
+      readonly minInSync: number;
+    }
+  | { readonly kind: 'too-few'; readonly best: StoreId | null; readonly loss: PossibleLoss | null }
+  | { readonly kind: 'accept-loss'; readonly store: StoreId; readonly loss: PossibleLoss }
+  | { readonly kind: 'contradiction' }
+);
 
 export interface RecoveryQuestion {
   /** What the coordinator holds. */
@@ -97,8 +99,7 @@ export function decideRecovery(question: RecoveryQuestion): RecoveryDecision | u
       reason: 'a store that is in sync is whole: when it is started it leads, and takes the others in again',
     };
   const best = usable.toSorted(byEnd).at(-1);
-  if (best === undefined)
-    return { ...answers, kind: 'too-few', best: null, loss: null, reason: 'no member has a usable store' };
+  if (best === undefined) return { ...answers, ...earlier(reports, newest.record, acceptLoss) };
   const holds = committed === null || holdsPosition(best, committed);
   if (usable.length >= answers.needed && holds) {
     const next = usable.filter((report) => byEnd(report, best) === 0).map(({ store }) => store);
@@ -118,6 +119,28 @@ export function decideRecovery(question: RecoveryQuestion): RecoveryDecision | u
       : `${usable.length} of ${members.length} stores are usable, and ${answers.needed} are needed to be sure of every committed record`;
   if (!acceptLoss) return { ...answers, kind: 'too-few', best: best.store, loss, reason };
   return { ...answers, kind: 'accept-loss', store: best.store, loss, reason };
+}
+
+/**
+ * No store of the present generation is usable, as where it was begun by a recovery, and its only store was lost before
+ * anybody had joined. What is left of its parents can still be gone on with, which gives up all of it.
+ */
+function earlier(reports: readonly StoreReport[], record: GroupRecord, acceptLoss: boolean): Verdict {
+  const candidates = reports.filter(
+    (report) =>
+      report.generation !== record.generation &&
+      whyUnusable(report, { ...record, generation: report.generation }) === undefined,
+  );
+  const best = candidates.toSorted(byEnd).at(-1);
+  if (best === undefined) return { kind: 'too-few', best: null, loss: null, reason: 'no member has a usable store' };
+  const { store, generation } = best;
+  const loss = possibleLoss(
+    best,
+    record,
+    record.members.filter((member) => member !== store),
+  );
+  const reason = `no store of generation ${record.generation} is usable, and all of it is lost where the group goes on with one of ${generation}`;
+  return acceptLoss ? { kind: 'accept-loss', store, loss, reason } : { kind: 'too-few', best: store, loss, reason };
 }
 
 function contradictionIn(usable: readonly StoreReport[]): string | undefined {
