@@ -298,7 +298,7 @@ export class NostosNode implements Node {
   async verify(options: LongCallOptions & { readonly tenant?: string } = {}): Promise<VerifyReport> {
     this.#assertOpen();
     const report = await verifyNode(this.#verifyDeps, options);
-    const [log] = report.problems.filter(({ where }) => where.startsWith('log'));
+    const log = report.problems.find(({ where }) => where.startsWith('log'));
     if (log !== undefined) this.#member?.foundLogDamaged(`the log (${log.where}: ${log.what})`);
     for (const { name, integrity, fingerprint } of report.tenants)
       if (integrity === 'damaged') this.#member?.foundDamaged(name, 'damage');

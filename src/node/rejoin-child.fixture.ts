@@ -64,17 +64,16 @@ async function main(options: NodeOptions & { readonly group: NonNullable<NodeOpt
   process.on('disconnect', () => process.exit(1));
   let node: Node | undefined;
   process.on('message', ({ id, method, input }: { id: number; method: Method; input: never }) => {
-    const answer = async (): Promise<unknown> => {
-      if (node === undefined) throw new NostosError('CLOSED', 'the node is on its way home');
-      return ANSWERS[method](node, input);
-    };
-    answer().then(
-      (output) => {
-        say({ id, output });
+    const answer = async (): Promise<void> => {
+      try {
+        if (node === undefined) throw new NostosError('CLOSED', 'the node is on its way home');
+        say({ id, output: await ANSWERS[method](node, input) });
         if (method === 'close') process.exit(0);
-      },
-      (error: unknown) => say({ id, error: serializeError(error) }),
-    );
+      } catch (error) {
+        say({ id, error: serializeError(error) });
+      }
+    };
+    void answer();
   });
   const group = { ...options.group, onRejoin: (step: string) => say({ step }) };
   for (;;) {

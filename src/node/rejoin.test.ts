@@ -43,8 +43,9 @@ const LIMITS: Partial<Limits> = {
   rejoinBackoffMs: 100,
   rejoinBackoffMaxMs: 1_000,
 };
-const SETTLE_MS = 60_000;
-const ASK_MS = 15_000;
+/** Bounds, not expectations: other work may slow the machine down. */
+const SETTLE_MS = 180_000;
+const ASK_MS = 30_000;
 
 class Child {
   readonly #process: ChildProcess;
@@ -439,7 +440,7 @@ const CASES: readonly Case[] = [
 ];
 
 for (const { title, damage, steps, row } of CASES)
-  test(`comes home: ${title}`, { timeout: 240_000 }, async () => {
+  test(`comes home: ${title}`, { timeout: 600_000 }, async () => {
     await write(8, 60_000); // more than a segment
     await whole();
     const stores = await Promise.all(ALL.map(async (index) => (await statusOf(index)).store));
@@ -470,7 +471,7 @@ async function reopenAll(listen: NodeOptions['listen'], but?: number): Promise<v
   await primary();
 }
 
-test('a provider that is away first, and comes later', { timeout: 240_000 }, async () => {
+test('a provider that is away first, and comes later', { timeout: 600_000 }, async () => {
   const index = await replica();
   await children.get(index)!.kill();
   children.delete(index);
@@ -494,7 +495,7 @@ test('a provider that is away first, and comes later', { timeout: 240_000 }, asy
 
 test(
   'all providers away: what can be served is served, attempts end, and a person lets it try again',
-  { timeout: 240_000 },
+  { timeout: 600_000 },
   async () => {
     await reopenAll(false);
     const index = await replica();
@@ -531,7 +532,7 @@ test(
   },
 );
 
-test('all providers away, and nothing to open: it says what was tried, and ends', { timeout: 240_000 }, async () => {
+test('all providers away, and nothing to open: it says what was tried, and ends', { timeout: 600_000 }, async () => {
   const index = await replica();
   await children.get(index)!.kill();
   children.delete(index);
