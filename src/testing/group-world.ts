@@ -448,7 +448,8 @@ export class World {
     this.history.push({
       version: version + 1,
       record: {
-        ...{ generation, term, primary: null, members: [store.store], inSync: [store.store], minInSync: 1 },
+        ...record,
+        ...{ generation, term, primary: null, inSync: [store.store], minInSync: 1 },
         ...{ renewal: record.renewal + 1, committed: positionAt(store, store.end.lsn), nonce: hex(id) },
       },
     });
