@@ -161,6 +161,18 @@ for (const [what, make] of Object.entries(FOREIGN))
     log.close();
   });
 
+test('a generation of the past that comes again, with its fork, is damage', () => {
+  const { disk } = parent();
+  const { start } = begin(disk);
+  const path = `${DIR}/${disk.list(DIR).findLast((name) => name.endsWith('.ndb'))!}`;
+  const probe = openLog(disk.clone(), SECOND);
+  const { offset } = probe.locate(write(probe, 10, 0).lsn);
+  const again = record(start, FIRST, encodeFork(start), RecordKind.termStart);
+  disk.overwrite(path, (bytes) => Buffer.concat([bytes.subarray(0, offset), again]));
+  for (const generation of [FIRST, SECOND])
+    assert.throws(() => openLog(disk, generation), code('LOG_DAMAGED'), generation);
+});
+
 /** In the last segment: that of a clone that goes on there. */
 function endOfRecords(disk: FaultyDisk): number {
   const log = openLog(disk.clone(), FIRST);
