@@ -2,6 +2,7 @@
  * One node of a group in a process of its own, which the group harness tells over IPC what to do, and kills, stops and cuts
  * off. What it answers was done; what it does not answer may have been.
  */
+import { flushCompileCache } from 'node:module';
 import { NostosError, serializeError, type SerializedError } from '../base/errors.ts';
 import type { BootId, Position, StoreId } from '../base/brands.ts';
 import type { MemberChange } from '../replication/effects.ts';
@@ -193,6 +194,7 @@ async function main(options: NodeOptions): Promise<void> {
     process.on('message', hear);
     const { store, boot, group } = await node.status();
     say({ opened: { store, boot, address: group?.address } });
+    flushCompileCache(); // it will be killed
     node.group?.left.addEventListener('abort', () => {
       process.off('message', hear);
       // What is asked meanwhile is not answered; whoever asks knows nothing then, and asks again.

@@ -5,6 +5,7 @@ import { EtcdCluster } from '../testing/etcd-cluster.ts';
 
 /** Of a group of the harness. */
 export const MEMBERS = 3;
+const COPY_TRIES = 20;
 
 /** A coordinator that can go away, for all members or for one, come back, and be set back to what it was. */
 export interface HarnessCoordinator extends AsyncDisposable {
@@ -66,10 +67,20 @@ export class EmbeddedHarness implements HarnessCoordinator {
     },
     image: (): (() => void) => {
       const copy = `image${++this.#images}`;
-      cpSync(join(this.#dir, 'main'), join(this.#dir, copy), { recursive: true });
+      this.#copy(join(this.#dir, 'main'), join(this.#dir, copy));
       return () => this.#pointAllTo(copy);
     },
   };
+
+  /** Its files come and go meanwhile. */
+  #copy(from: string, to: string): void {
+    for (let tries = 1; ; tries += 1)
+      try {
+        return cpSync(from, to, { recursive: true });
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || tries === COPY_TRIES) throw error;
+      }
+  }
 
   async [Symbol.asyncDispose](): Promise<void> {}
 }

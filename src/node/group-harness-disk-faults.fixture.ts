@@ -204,7 +204,7 @@ const killedInRollback =
     for await (const shown of showFile(systemDisk, file!.path))
       if (shown.kind === 'row' && shown.tenant === LOCAL_TENANT && shown.acknowledged)
         dropped.push(Number(shown.key.id));
-    expect(`${dropped}` === `${ids}`, `dropped were ${ids.join(' ')}, the file has ${dropped.join(' ')}`);
+    expect(dropped.join() === ids.join(), `dropped were ${ids.join(' ')}, the file has ${dropped.join(' ')}`);
   };
 
 function rollbackFiles(dir: string): readonly string[] {

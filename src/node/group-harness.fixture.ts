@@ -29,6 +29,9 @@ import { openNode } from './open-node.ts';
 import { restoreNode } from './restore-node.ts';
 import type { NodeOptions, NodeStatus } from './types.ts';
 
+const COMPILED = mkdtempSync(join(tmpdir(), 'nostos-compiled-'));
+process.once('exit', () => rmSync(COMPILED, { recursive: true, force: true }));
+
 /** Times at which a group of one machine moves quickly, and yet not because the machine is busy. */
 export const HARNESS_LIMITS = {
   leaseMs: 1_200,
@@ -185,7 +188,7 @@ export class GroupCluster implements AsyncDisposable {
     return new Member(this.nodeOptions(index, as), {
       ...environment,
       launcher: [...this.network.launcherOf(index), ...launcher],
-      compileCache: join(this.root, 'compiled'),
+      compileCache: COMPILED,
     });
   }
 
