@@ -1,5 +1,8 @@
+import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
+import { systemDisk } from '../base/disk.ts';
+import { RejoinFile } from '../node/rejoin-file.ts';
 import { describeRejoin, type RejoinProgress } from '../node/rejoin-progress.ts';
 import type { NodeStatus } from '../node/types.ts';
 import { print, type Io } from './io.ts';
@@ -125,9 +128,19 @@ export function statusVerb(io: Io): Command {
           const status = await node.call('status', {});
           if (options.watch === true && io.stdoutIsTty && options.json !== true) await print(io.stdout, CLEAR);
           await answer(io, options, status, () => describe(io, status, node.via));
+        }).catch(async (error: unknown) => {
+          await tellWayHome(io, resolve(io.cwd, options.dir));
+          throw error;
         });
       while (options.watch === true && (await pause(io.signal)));
     });
+}
+
+/** A directory that cannot be opened now may be on its way home: in another process, which has its lock, or given up. */
+async function tellWayHome(io: Io, dir: string): Promise<void> {
+  const { progress } = new RejoinFile(systemDisk, dir);
+  if (progress === undefined) return;
+  await print(io.stderr, `${fields(io, [['rejoin', describeRejoin(progress)], ...describeTried(progress)])}\n`);
 }
 
 /** False where the user has seen enough. */

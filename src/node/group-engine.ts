@@ -61,8 +61,8 @@ import type {
 } from './engine-protocol.ts';
 import { RecentAppends, type RecordRun } from './recent-appends.ts';
 import { LogService, note, openLog, type LogServiceDeps, type OpenedLog } from './log-service.ts';
-import { decideRejoin, type RejoinDecision } from './rejoin-decision.ts';
-import { damageOf, type Finding } from './rejoin-file.ts';
+import { damageOf, decideRejoin, type RejoinDecision } from './rejoin-decision.ts';
+import type { Finding } from './rejoin-file.ts';
 import { sharedMs } from './shared-clock.ts';
 import { monitorTimer } from './timer-monitor.ts';
 

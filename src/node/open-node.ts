@@ -36,7 +36,8 @@ import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
 import { SERVING_DIR } from './restore-source.ts';
 import { VERSION, assertRuntime } from './runtime.ts';
-import { RejoinFile, damageOf } from './rejoin-file.ts';
+import { damageOf } from './rejoin-decision.ts';
+import type { RejoinFile } from './rejoin-file.ts';
 import type { HomeOptions } from './rejoin-home.ts';
 import type { GroupOptions, ListenAddress, Node, NodeOptions } from './types.ts';
 import { WireServer } from './wire-server.ts';
@@ -115,7 +116,8 @@ async function openHome(options: NodeOptions, limits: Limits, opened: (() => unk
     assertNoRestore(dir);
     return openParts(options, { limits, writers: true }, opened);
   }
-  const { comeHome } = await import('./rejoin-home.ts');
+  // Who is in no group has no use for them.
+  const [{ comeHome }, { RejoinFile }] = await Promise.all([import('./rejoin-home.ts'), import('./rejoin-file.ts')]);
   const file = new RejoinFile(systemDisk, dir);
   const { coordinator, name = 'main', restoreFrom = [], onRejoin: onStep = () => {} } = group;
   const { tls } = group.listen;

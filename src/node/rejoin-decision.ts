@@ -24,6 +24,7 @@
  * 13. while serving: what belongs elsewhere, then what differs
  */
 import type { Generation, Lsn, Position, StoreId, Term } from '../base/brands.ts';
+import type { NostosError } from '../base/errors.ts';
 import type { GroupRecord, Versioned } from '../coordination/coordinator.ts';
 import { isOlder } from '../coordination/newest-seen.ts';
 import type { StopReason } from '../replication/effects.ts';
@@ -357,4 +358,11 @@ function decision(row: RejoinRow, action: RejoinAction, said: Said): RejoinDecis
 function describe(current: Versioned | undefined): string {
   if (current === undefined) return 'no record';
   return `version ${current.version} of term ${current.record.term}`;
+}
+
+/** What of a log is damaged, as far as the error says it, in the words of a decision. */
+export function damageOf({ details, message }: NostosError): string {
+  const { segment, offset, lsn, reason } = details;
+  if (typeof segment !== 'string') return `the log (${message})`;
+  return `the log (${segment} at byte ${String(offset)}, from LSN ${String(lsn)} on: ${String(reason)})`;
 }

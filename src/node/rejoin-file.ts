@@ -11,7 +11,6 @@ import * as v from 'valibot';
 import { toLsn, toStoreId, toTerm, type Lsn, type StoreId, type Term } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
-import type { NostosError } from '../base/errors.ts';
 import { readInput, wholeNumber } from '../base/input-schema.ts';
 import { REJOIN_ACTIONS, REJOIN_ROWS, type RejoinFound } from './rejoin-decision.ts';
 import type { RejoinProgress } from './rejoin-progress.ts';
@@ -23,13 +22,6 @@ export const LASTING_STOPS = ['network-restore', 'lost-records'] as const;
 
 export interface Finding extends Pick<RejoinFound, 'damage' | 'differs'> {
   readonly stopped?: (typeof LASTING_STOPS)[number];
-}
-
-/** What of a log is damaged, as far as the error says it, in the words of a decision. */
-export function damageOf({ details, message }: NostosError): string {
-  const { segment, offset, lsn, reason } = details;
-  if (typeof segment !== 'string') return `the log (${message})`;
-  return `the log (${segment} at byte ${String(offset)}, from LSN ${String(lsn)} on: ${String(reason)})`;
 }
 
 /** A store whose files are being set aside: what can be read of its log above that is to be preserved. */
