@@ -180,6 +180,41 @@ function take(waiting: Waiting[], one: Waiting): Waiting {
   return one;
 }
 
+/**
+ * A creator is stopped after it has looked for its lock, in the last moment before its manifest is written, for so long
+ * that a prune gives it up and removes what it has stored. Then it goes on.
+ */
+export async function sleepBeforeManifest(broken?: BrokenRule): Promise<{
+  readonly commit: PromiseSettledResult<unknown>;
+  /** Of snapshots that are there. */
+  readonly objectsLost: number;
+}> {
+  const storage: MemoryStorage = { objects: new Map() };
+  const time = new VirtualTime();
+  const [asleep, woken] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const actor = (kind: Actor['kind']): Actor => ({ kind, isDead: false, stoppedUntil: 0 });
+  const open = (backend: ObjectBackend, kind: Actor['kind']) =>
+    openRepository(backend, { limits: LIMITS, clock: time, timers: time.timersOf(actor(kind)) });
+  const observer = await createRepository(new MemoryBackend({ storage, clock: time }));
+  const before = async (operation: string, key: string): Promise<void> => {
+    if (operation !== 'put' || !key.startsWith('manifests/')) return;
+    asleep.resolve();
+    await woken.promise;
+  };
+  const creator = await open(new MemoryBackend({ storage, clock: time, before }), 'create');
+  const writer = await creator.createSnapshot(ORIGIN);
+  await writer.addFile(tenantFile(1), sourceOf(Buffer.from('content')));
+  const commit = Promise.allSettled([writer.commit(SEAL)]);
+  await asleep.promise;
+  time.advance(LIMITS.backupStaleMs + 1);
+  const backend = new MemoryBackend({ storage, clock: time });
+  await prune(await open(broken === undefined ? backend : spoil(backend, broken), 'prune'), { keep: { last: 1 } });
+  woken.resolve();
+  const [result] = await commit;
+  const items = (await Array.fromAsync(observer.snapshots())).flatMap((snapshot) => snapshot.items);
+  return { commit: result, objectsLost: items.filter(({ root }) => !storage.objects.has(objectKey(root))).length };
+}
+
 /** Takes the locks, or the order, out of a prune. */
 function spoil(backend: MemoryBackend, broken: BrokenRule): ObjectBackend {
   const own = new Set<string>();
