@@ -13,6 +13,7 @@ import type { ChannelId, Message } from '../replication/messages.ts';
 import type { GroupLimits, GroupOptions } from '../replication/options.ts';
 import { DEFAULT_GROUP_LIMITS } from '../replication/options.ts';
 import { positionAt } from '../replication/store-view.ts';
+import { isUnderWay } from '../rollback/run/runner.ts';
 import type { Broken } from './group-broken.ts';
 import { isBrokenRule } from './group-broken.ts';
 import { GroupOracle } from './group-oracle.ts';
@@ -431,7 +432,11 @@ export class World {
   recoverWith(answering: readonly SimNode[]): boolean {
     const { version, record } = this.current;
     const usable = answering.filter(
-      ({ store }) => record.members.includes(store.store) && store.generation === record.generation,
+      ({ store }) =>
+        record.members.includes(store.store) &&
+        store.generation === record.generation &&
+        // What is left of a tail that is being dropped is no history; started once, the node ends that.
+        !isUnderWay(store.directory.journal.intent),
     );
     if (usable.length === 0 || usable.some(({ store }) => record.inSync.includes(store.store))) return false;
     for (const node of usable) node.crash();
