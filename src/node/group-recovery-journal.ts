@@ -13,8 +13,8 @@ import { branded, readInput, wholeNumber } from '../base/input-schema.ts';
 import { encodeGroupRecord, parseGroupRecord, type GroupRecord } from '../coordination/coordinator.ts';
 import type { ChainPoint } from '../log/chain.ts';
 import type { PossibleLoss } from './group-recovery.ts';
+import { RECOVERY_FILE } from './paths.ts';
 
-export const RECOVERY_FILE = 'recovery.json';
 const FORMAT = 1;
 
 export interface RecoveryJournal {

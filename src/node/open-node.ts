@@ -27,11 +27,11 @@ import { serveAdmin } from './admin-socket.ts';
 import { CatalogLog } from './catalog-log.ts';
 import { EngineClient } from './engine-client.ts';
 import type { GroupSettings } from './engine-protocol.ts';
-import { assertNoRecovery } from './group-recovery-journal.ts';
 import { ForgetSinks } from './forget-sinks.ts';
 import { ThreadMaintenance } from './maintenance.ts';
 import { NostosNode, type NodeSettings } from './node.ts';
 import { loadNode } from './node-file.ts';
+import { RECOVERY_FILE } from './paths.ts';
 import { QueryProcesses } from './query-processes.ts';
 import { openFilesLimit } from './process-limits.ts';
 import { SERVING_DIR } from './restore-source.ts';
@@ -111,7 +111,8 @@ function copyAddress(bound: string, { advertise }: GroupOptions): string {
 /** Opens the directory; as a member of a group it may have to come back to that first. */
 async function openHome(options: NodeOptions, limits: Limits, opened: (() => unknown)[]): Promise<NostosNode> {
   const { dir, group, signal = new AbortController().signal } = options;
-  assertNoRecovery(systemDisk, dir);
+  if (systemDisk.exists(join(dir, RECOVERY_FILE)))
+    (await import('./group-recovery-journal.ts')).assertNoRecovery(systemDisk, dir);
   if (group === undefined) {
     assertNoRestore(dir);
     return openParts(options, { limits, writers: true }, opened);
