@@ -5,9 +5,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { toClusterId, toGeneration, toLsn, toNodeId, toStoreId, type Lsn } from '../base/brands.ts';
-import { systemDisk } from '../base/disk.ts';
+import { systemDisk, type Disk } from '../base/disk.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { RECORD_HEADER_BYTES } from '../log/record.ts';
 import { readFileItems, verifyFile } from '../rollback/file/reader.ts';
+import { showFile } from '../rollback/show.ts';
+import { ROLLBACK_LIMITS } from '../rollback/types.ts';
 import { LOCAL_RECORDS, OTHER_RECORDS, makeDivergent, type Divergent } from './divergent.fixture.ts';
 import { NodeParts } from './node-parts.fixture.ts';
 import { preserveTail, type PreserveTailOptions } from './preserve-tail.ts';
@@ -198,4 +201,106 @@ for (const { name, damage, missing, more = false, reason } of CASES)
       untouched,
     );
     assert.deepEqual((await preserve(dir)).file, file, 'a second time it is found');
+    assert.deepEqual((await preserve(dir, { term: 9 })).file, file, 'also for a later primary');
   });
+
+test('a disk that does not read some of its blocks: what lies in the others is kept', async () => {
+  const dir = copyOf('bad blocks');
+  const { segment, offset } = places[30]!;
+  const bad = Math.floor(offset / 4096) * 4096;
+  let refused = 0;
+  const disk: Disk = {
+    ...systemDisk,
+    open: (path, mode) => {
+      const file = systemDisk.open(path, mode);
+      if (!path.endsWith(segment)) return file;
+      return {
+        ...{ path, write: file.write, dataSync: file.dataSync, sync: file.sync, truncate: file.truncate },
+        ...{ size: () => file.size(), close: () => file.close() },
+        read: (target, at) => {
+          if (at >= bad + 4096 || at + target.length <= bad) return file.read(target, at);
+          refused += 1;
+          throw new NostosError('IO_FAILED', `Cannot read ${path}: EIO`);
+        },
+      };
+    },
+  };
+  const { file, missing, gaps } = await preserve(dir, { disk });
+  assert.ok(refused > 0);
+  const hit = places
+    .filter((place) => place.segment === segment && place.offset < bad + 4096)
+    .filter((place) => place.offset + place.bytes > bad);
+  assert.ok(hit.length > 0);
+  assert.equal(missing, hit.length);
+  assert.equal(file?.records, TAIL - hit.length);
+  assert.equal(gaps.length, 1);
+});
+
+test('whatever step fails, doing it again ends with the same file', async () => {
+  const dir = copyOf('a failing disk');
+  flip(dir, places[40]!);
+  const expected = await preserve(dir, { into: join(dir, 'first', 'rollback') });
+  const { digest: _, path: __, ...same } = expected.file!;
+  let fired = 0;
+  for (let failAt = 0; ; failAt += 1) {
+    const into = join(dir, `into${failAt}`, 'rollback');
+    let step = 0;
+    const failing =
+      <A extends unknown[], R>(call: (...args: A) => R) =>
+      (...args: A): R => {
+        if (step++ !== failAt) return call(...args);
+        fired += 1;
+        throw new NostosError('IO_FAILED', 'the disk failed');
+      };
+    const disk: Disk = {
+      ...systemDisk,
+      ...{ link: failing(systemDisk.link), remove: failing(systemDisk.remove) },
+      syncDirectory: failing(systemDisk.syncDirectory),
+      open: (path, mode) => {
+        const file = systemDisk.open(path, mode);
+        if (mode === 'read') return file;
+        return {
+          ...{ path, dataSync: () => file.dataSync(), truncate: (bytes) => file.truncate(bytes) },
+          ...{ size: () => file.size(), read: (target, at) => file.read(target, at), close: () => file.close() },
+          write: failing((bytes: Uint8Array, at: number) => file.write(bytes, at)),
+          sync: failing(() => file.sync()),
+        };
+      },
+    };
+    const before = fired;
+    await preserve(dir, { into, disk }).catch((error: unknown) => assert.ok(isNostosError(error), String(error)));
+    if (fired === before) break;
+    const again = await preserve(dir, { into });
+    const { digest, path, ...file } = again.file!;
+    assert.deepEqual([file, again.gaps], [same, expected.gaps]);
+    assert.equal((await verifyFile(systemDisk, path)).footer.digest, digest);
+    assert.deepEqual(readdirSync(into).filter((name) => name.includes('.nrb')).length, 1);
+  }
+  assert.ok(fired >= 6, `fired ${fired} times`);
+});
+
+test('rows are shown with their names, and what is missing between them', async () => {
+  const dir = copyOf('shown');
+  flip(dir, places[5]!);
+  const { file } = await preserve(dir);
+  const kinds: string[] = [];
+  const names = new Set<string>();
+  for await (const item of showFile(systemDisk, file!.path)) {
+    kinds.push(item.kind);
+    if (item.kind === 'row') names.add(`${item.tenant}.${item.table}.${Object.keys(item.key).join()}`);
+  }
+  assert.equal(kinds.filter((kind) => kind === 'missing').length, 1);
+  assert.ok(names.has('acme.rows.id') && names.has('beta.parts.row,k'), [...names].join(' '));
+});
+
+test('above the end of the log there is nothing to keep, and no directory without an identity is read', async () => {
+  const dir = copyOf('nothing');
+  const end = places.at(-1)!.lsn;
+  assert.deepEqual(await preserve(dir, { above: end }), { file: undefined, complete: true, missing: 0, gaps: [] });
+  const { file, missing, complete } = await preserve(dir, { above: end, reaches: toLsn(end + 3) });
+  assert.deepEqual([file, missing, complete], [undefined, 3, false]);
+  await assert.rejects(preserveTail({ dir, above: end, term: 2 }), { code: 'INVALID_ARGUMENT' });
+  await assert.rejects(preserve(dir, { limits: { ...ROLLBACK_LIMITS, tailRecordsMax: 10 } }), {
+    code: 'ROLLBACK_TOO_LARGE',
+  });
+});

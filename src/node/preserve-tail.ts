@@ -18,13 +18,13 @@ import { hashBlake3 } from '../base/blake3.ts';
 import { NO_LSN, type Generation, type Lsn, type TenantId } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { yieldToEventLoop } from '../base/event-loop.ts';
 import { ReadableLog } from '../log/readable.ts';
 import { RecordKind, type LogRecord } from '../log/record.ts';
-import { idOfName } from '../rollback/file/file-name.ts';
+import { fileName, idOfName, isFileName } from '../rollback/file/file-name.ts';
 import type { FileHeader, TailGap } from '../rollback/file/format.ts';
-import { listRollbackFiles } from '../rollback/file/list.ts';
+import { verifyFile } from '../rollback/file/reader.ts';
 import { writeRollbackFile, type FileWriterDeps, type TailBatch } from '../rollback/file/writer.ts';
 import { openRollbackDirectory } from '../rollback/run/directory.ts';
 import { ROLLBACK_LIMITS, type PreservedFile, type RollbackLimits } from '../rollback/types.ts';
@@ -76,7 +76,7 @@ export async function preserveTail(options: PreserveTailOptions): Promise<Preser
   if (records === 0) return { file: undefined, complete, missing, gaps };
   openRollbackDirectory(disk, into);
   const header = headerOf(identity, survey, options);
-  const found = await fileOf(disk, into, header.id, signal);
+  const found = await fileOf(disk, into, header, signal);
   const file =
     found ??
     (await writeRollbackFile(
@@ -160,18 +160,24 @@ function headerOf(
   };
 }
 
-/** What an earlier call has written. */
+/** What an earlier call has written under another name, since the group was in another term. The writer finds its own. */
 async function fileOf(
   disk: Disk,
   into: string,
-  id: string,
+  header: FileHeader,
   signal: AbortSignal | undefined,
 ): Promise<PreservedFile | undefined> {
-  for (const file of await listRollbackFiles(disk, into, { verify: 'ends' })) {
-    if (file.state !== 'whole' || idOfName(file.name) !== id) continue;
-    signal?.throwIfAborted();
-    const { records, acknowledged, recordBytes, digest } = file.footer;
-    return { path: file.path, records, acknowledged, bytes: recordBytes, digest };
+  for (const name of disk.list(into)) {
+    if (!isFileName(name) || idOfName(name) !== header.id || name === fileName(header)) continue;
+    const path = join(into, name);
+    try {
+      const { footer } = await verifyFile(disk, path, signal);
+      disk.syncDirectory(into); // whoever made it may have died before
+      const { records, acknowledged, recordBytes, digest } = footer;
+      return { path, records, acknowledged, bytes: recordBytes, digest };
+    } catch (error) {
+      if (!isNostosError(error, 'ROLLBACK_FILE_DAMAGED')) throw error;
+    }
   }
   return undefined;
 }
