@@ -108,7 +108,8 @@ export class ContentStore {
         const id = objectId(hashBlake3(chunk), key);
         ids.write(id, index * ID_BYTES, 'hex');
         await window.run(async () => {
-          bytesStored += await this.#put(id, chunk, key, signal);
+          const stored = await this.#put(id, chunk, key, signal);
+          bytesStored += stored;
           free.push(buffer);
           onBytes?.(chunk.length);
         });

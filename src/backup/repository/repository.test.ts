@@ -19,6 +19,11 @@ test('files of every size around a chunk come back, and their snapshot is listed
   for (const [index, bytes] of files.entries()) await writer.addFile(tenantFile(index + 1), sourceOf(bytes));
   const made = await writer.commit({ ...SEAL, label: 'first' });
   assert.deepEqual(await readdir(join(dir, 'locks')), []);
+  const objects = await Array.fromAsync(repository.deps.backend.list('objects/'));
+  assert.equal(
+    writer.bytesStored,
+    objects.reduce((sum, { bytes }) => sum + bytes, 0),
+  );
 
   const again = await openRepository(`file:${dir}`);
   const [found, ...others] = await Array.fromAsync(again.snapshots());
