@@ -275,14 +275,14 @@ class VirtualTime implements Clock {
       repeat(everyMs, call) {
         let isStopped = false;
         let running = Promise.resolve();
-        const next = (): void => {
-          void pause(everyMs).then(() => {
-            if (isStopped) return;
-            running = call();
-            void running.then(next);
-          });
+        const beat = async (): Promise<void> => {
+          await pause(everyMs);
+          if (isStopped) return;
+          running = call();
+          await running;
+          await beat();
         };
-        next();
+        void beat();
         return {
           async stop() {
             isStopped = true;
