@@ -9,7 +9,7 @@ import { RestoreExecutor } from './executor.ts';
 import { JOURNAL, RESTORE_MARKER, WORK } from './journal.ts';
 import { LocalFsBackend } from './local-fs-backend.ts';
 import { RESTORED, fillBackend, planOf } from './snapshot.fixture.ts';
-import { RestoreMode, type RestoreEvent, type RestorePlan } from './types.ts';
+import { RestoreMode, RestorePlanItemKind, type RestoreEvent, type RestorePlan } from './types.ts';
 
 const DIR = '/srv/data';
 const STAGED = `${DIR}/${WORK}/new/tenant_7`;
@@ -130,6 +130,7 @@ for (const [name, [state, damage, fetched]] of Object.entries(GOES_ON))
     isRestored(world.disk);
   });
 
+const ANEW = { kind: RestorePlanItemKind.SqliteCheckpoint, contentKey: 'snap-1/sqlite.db', expectedChecksum: null };
 const REFUSED: Readonly<
   Record<
     string,
@@ -144,7 +145,7 @@ const REFUSED: Readonly<
   'another snapshot': ['one item', () => {}, 'RestoreInProgress', [{ snapshotId: 'snap-2' }]],
   'another tenant': ['one item', () => {}, 'RestoreInProgress', [{ tenantId: 8n }]],
   'another mode': ['one item', () => {}, 'RestoreInProgress', [{}, RestoreMode.SingleTenant]],
-  'the same snapshot, written anew': ['one item', () => {}, 'RestoreInProgress', [{ items: [] }]],
+  'the same snapshot, written anew': ['one item', () => {}, 'RestoreInProgress', [{ items: [ANEW] }]],
   'another one within a swap whose marker was removed': [
     'swapping',
     (disk) => disk.remove(MARKER),

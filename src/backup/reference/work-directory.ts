@@ -69,8 +69,7 @@ export class WorkDirectory {
   begin(): void {
     const disk = this.#disk;
     removeTree(disk, this.#work);
-    // Names that come into these are kept only if their own were on the disk before.
-    for (const name of ['new', 'old']) disk.makeDirectory(join(this.#work, name));
+    disk.makeDirectory(this.#work);
     this.#save({});
     disk.syncDirectory(this.#dir);
     const marker = disk.open(join(this.#dir, RESTORE_MARKER), 'create');
@@ -129,6 +128,9 @@ export class WorkDirectory {
     const directories = new Set(['.', ...[...filesBelow(this.#disk, this.#newTenant)].map(dirname)]);
     for (const path of [...directories].toSorted().toReversed()) this.#disk.syncDirectory(join(this.#newTenant, path));
     this.#disk.syncDirectory(dirname(this.#newTenant));
+    // What comes into this one is kept only if its own name was on the disk before.
+    this.#disk.makeDirectory(join(this.#work, 'old'));
+    this.#disk.syncDirectory(this.#work);
     const names = entriesOf(this.#disk, this.#dir);
     const setAside = run.mode === 'wipe_and_restore' ? names : names.filter((name) => name === run.tenant);
     this.#save({ state: 'swapping', setAside });
