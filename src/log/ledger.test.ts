@@ -193,6 +193,23 @@ test('every flipped byte but in the last frame is damage, and there it is a tear
   failsWith(() => all(disk), 'UNSUPPORTED_FORMAT');
 });
 
+test('the bytes of a ledger are those of version 1, and come back', () => {
+  const disk = newDisk();
+  ForgetLedger.open(disk, DIR).add([entry(3)]);
+  const golden = [
+    '4e4f53544f53464c 0100 0000 ae7a9484', // NOSTOSFL, version 1, CRC
+    '76000000 ae7a9484 1b3968f5 1a33bd49', // a frame of 118 bytes
+    'aa'.repeat(16),
+    '0a'.repeat(16),
+    '0100000000000000 0300000000000000 eb03000000000000', // term, LSN, time
+    '01'.repeat(32),
+    '01000000 0800 74c3a4626c652030',
+    '03'.repeat(16),
+  ];
+  assert.equal(Buffer.from(disk.bytes(PATH)).toString('hex'), golden.join('').replaceAll(' ', ''));
+  assert.deepEqual(all(disk), [entry(3)]);
+});
+
 test('a frame that is missing between two is damage', () => {
   const disk = newDisk();
   const ledger = ForgetLedger.open(disk, DIR);

@@ -133,7 +133,8 @@ export class CatalogLog {
     const entry = this.#catalog.byId(tenant);
     if (entry === undefined) return;
     const { last, durable } = await this.#engine.locate(tenant, NO_LSN);
-    const from = Math.max(entry.createdAt, durable + 1) as Lsn;
+    // What its file held when it was closed, the ledger had before.
+    const from = Math.max(entry.createdAt, durable + 1, entry.held + 1) as Lsn;
     const to = Math.min(last, through) as Lsn;
     if (to < from) return;
     for await (const page of readCommitted(this.#engine, { from, to, tenant, kinds: [RecordKind.changeset] }))

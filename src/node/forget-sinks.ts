@@ -61,6 +61,7 @@ export class ForgetSinks {
   readonly #feeds = new Map<string, Feed>();
   readonly #points: Map<string, LedgerPoint>;
   readonly #waiting = new Set<() => void>();
+  readonly #stopped = new AbortController();
   readonly #unsubscribe: () => void;
 
   constructor(deps: ForgetSinksDeps, limits: Limits) {
@@ -107,14 +108,14 @@ export class ForgetSinks {
       late.abort();
       this.#tell();
     }, this.#limits.forgetTimeoutMs);
+    const over = AbortSignal.any([late.signal, this.#stopped.signal]);
     try {
-      while (lacking().length > 0 && !late.signal.aborted)
-        await new Promise<void>((resolve) => this.#waiting.add(resolve));
+      while (lacking().length > 0 && !over.aborted) await new Promise<void>((resolve) => this.#waiting.add(resolve));
     } finally {
       clearTimeout(timer);
     }
     const left = lacking();
-    if (left.length > 0) throw pending(left, this.#limits.forgetTimeoutMs);
+    if (left.length > 0) throw pending(left);
   }
 
   status(): readonly ForgetSinkStatus[] {
@@ -128,6 +129,8 @@ export class ForgetSinks {
 
   async stop(): Promise<void> {
     this.#unsubscribe();
+    this.#stopped.abort();
+    this.#tell();
     const feeds = [...this.#feeds.values()];
     for (const { stopped, wake } of feeds) {
       stopped.abort();
@@ -215,7 +218,7 @@ function readPoints({ disk, dir }: ForgetSinksDeps): Readonly<Record<string, Led
   }
 }
 
-function pending(feeds: readonly Feed[], timeoutMs: number): NostosError {
+function pending(feeds: readonly Feed[]): NostosError {
   const sinks = feeds.map(({ sink, error }) => ({
     name: sink.name,
     ...(error === undefined ? {} : { error: error.message }),
@@ -223,7 +226,7 @@ function pending(feeds: readonly Feed[], timeoutMs: number): NostosError {
   const names = sinks.map(({ name, error }) => (error === undefined ? name : `${name} (${error})`)).join(', ');
   return new NostosError(
     'FORGET_PENDING',
-    `the forget is committed here, and after ${timeoutMs} ms not yet in ${names}; it is tried until it is`,
+    `the forget is committed here and not yet in ${names}; that is tried until it is, also after a restart`,
     { details: { sinks } },
   );
 }

@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { appendFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { extname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { toGeneration } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { isNostosError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
@@ -205,6 +206,29 @@ test('a copy has the ledger of its source; one that has none yet is copied as be
   const entries = entriesOf(copy);
   assert.ok(entries.length >= 20);
   assert.deepEqual(entries, entriesOf(source).slice(0, entries.length));
+});
+
+test('a restore keeps what only the directory that it replaces knew, also of a torn ledger, which stays as it was', async (t) => {
+  const root = temporary(t);
+  await using source = await open(join(root, 'source'), { listen: { port: 0 } });
+  const tenant = await newTenant(source, 'acme', 5);
+  await forget(tenant, 1);
+  const dir = join(root, 'copy');
+  await restoreNode({ dir, from: [source.address!] });
+  const [shared] = inLedger(dir);
+  // Of a generation that nobody else has any more.
+  const lost = { ...shared!, position: { ...shared!.position, generation: toGeneration('0f'.repeat(16)) } };
+  ForgetLedger.open(systemDisk, join(dir, 'log')).add([lost]);
+  appendFileSync(join(dir, 'log', LEDGER_FILE), Buffer.alloc(50, 7));
+  await forget(tenant, 2);
+  await restoreNode({ dir, from: [source.address!] });
+  const [, second] = entriesOf(source);
+  assert.deepEqual(inLedger(dir), [shared, second, lost]);
+  const aside = readdirSync(dir).find((name) => name.startsWith('set-aside'));
+  const former = readFileSync(join(dir, aside!, 'log', LEDGER_FILE));
+  assert.ok(former.subarray(-50).equals(Buffer.alloc(50, 7)), 'what is set aside is not changed');
+  await using copy = await open(dir);
+  assert.deepEqual(await idsOf(copy.tenant('acme')), [3, 4, 5]);
 });
 
 test(

@@ -2,6 +2,7 @@
  * Puts the parts of a restore together: the directory on the system's disk, providers over the network, and the node that
  * verifies what was fetched. `restore-node.ts` is what others call.
  */
+import { dirname } from 'node:path';
 import { toClusterId, type ClusterId } from '../base/brands.ts';
 import { acquireDirectoryLock } from '../base/directory-lock.ts';
 import { systemClock } from '../base/clock.ts';
@@ -79,7 +80,8 @@ export const restoreDeps: RestoreDeps = {
       throw error;
     }
   },
-  verify: async (dir, options) => (await import('./staged-copy.ts')).verifyStaged(dir, options),
+  verify: async (dir, options) =>
+    (await import('./staged-copy.ts')).verifyStaged(dir, { ...options, former: dirname(dir) }),
 };
 
 interface Opening {

@@ -4,7 +4,9 @@
  */
 import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
+import { ForgetLedger, readableEntries } from '../log/ledger.ts';
 import { loadNode, writeNode } from './node-file.ts';
 import { openStaged } from './open-node.ts';
 import type { LongCallOptions, NodeOptions } from './types.ts';
@@ -20,11 +22,15 @@ export interface VerifiedCopy {
 /** Problems that an error names; of many the first ones say enough. */
 const PROBLEMS_MAX = 10;
 
-export async function verifyStaged(
-  dir: string,
-  options: LongCallOptions & Pick<NodeOptions, 'limits'> = {},
-): Promise<VerifiedCopy> {
-  const { limits, ...call } = options;
+export interface VerifyStagedOptions extends LongCallOptions, Pick<NodeOptions, 'limits'> {
+  /** The directory that the copy takes the place of. What was forgotten there, and the source does not know, is kept. */
+  readonly former?: string;
+}
+
+export async function verifyStaged(dir: string, options: VerifyStagedOptions = {}): Promise<VerifiedCopy> {
+  const { limits, former, ...call } = options;
+  if (former !== undefined)
+    ForgetLedger.open(systemDisk, join(dir, 'log')).add([...readableEntries(systemDisk, join(former, 'log'))]);
   const node = await openStaged({ dir, ...(limits === undefined ? {} : { limits }) });
   let verified: VerifiedCopy;
   try {

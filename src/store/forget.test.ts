@@ -147,6 +147,8 @@ test('keys of several columns are told apart wherever one ends, and tables are',
   ];
   assert.equal(new Set(hashes.map((hash) => Buffer.from(hash).toString('hex'))).size, hashes.length);
   assert.deepEqual(keyHash(hashKey, 'T', [1]), keyHash(hashKey, 't', [1n]));
+  const golden = keyHash(new Uint8Array(32).fill(7), 'users', [7n, 'a', new Uint8Array([0xff]), 0.5]);
+  assert.equal(Buffer.from(golden).toString('hex'), '35e4687c4f2f84a709160e0f4c501192', 'ledgers keep it for good');
 });
 
 test('payloads with forgets come back as they were; others are what they were before', () => {
@@ -167,6 +169,18 @@ test('payloads with forgets come back as they were; others are what they were be
   assert.deepEqual(Uint8Array.from(back.changeset), changeset);
   assert.deepEqual(back.sequences, base.sequences);
   assert.equal(back.local, false);
+  const golden = [
+    '03 00 03000000', // version 3, schema version 3
+    '09'.repeat(16),
+    '0100 0100 73 0400000000000000', // a sequence
+    '0068e5cf8b010000', // the time
+    '05'.repeat(32),
+    '01000000 0500 7573657273',
+    '01'.repeat(16),
+    '010203',
+  ];
+  const one = encodeChangesetPayload({ ...base, changeset, forgets: { ...forgets, keys: forgets.keys.slice(0, 1) } });
+  assert.equal(Buffer.from(one).toString('hex'), golden.join('').replaceAll(' ', ''));
   const plain = encodeChangesetPayload({ ...base, changeset });
   assert.equal(plain[0], 1);
   assert.equal('forgets' in decodeChangesetPayload(plain), false);
