@@ -18,6 +18,7 @@ import { systemDisk, type Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { seededRandom } from '../base/random.ts';
+import { releaseBuffer } from '../base/release.ts';
 import {
   untilCommitted,
   type Appended,
@@ -104,9 +105,16 @@ class DirectLog implements CommitLog {
     const known = uncommitted === true ? this.log.durable.lsn : this.watermark;
     const end = Math.min(to ?? Infinity, known) as Lsn;
     if (from > end) return { records: [], next: from, end };
-    for (const batch of this.log.read({ from, to: end, bytesMax, ...(tenant === undefined ? {} : { tenant }) })) {
-      const records = batch.records.map(({ record, hash }) => ({ ...record, hash }));
-      return { records, next: (batch.through + 1) as Lsn, end };
+    const range = { from, to: end, bytesMax, passing: true, ...(tenant === undefined ? {} : { tenant }) };
+    for (const batch of this.log.read(range)) {
+      // In memory of the page's own, as it comes from an engine.
+      const memory = new Uint8Array(batch.records.reduce((sum, { record }) => sum + record.payload.length, 0));
+      let at = 0;
+      const records = batch.records.map(({ record, hash }) => {
+        memory.set(record.payload, at);
+        return { ...record, hash, payload: memory.subarray(at, (at += record.payload.length)) };
+      });
+      return { records, next: (batch.through + 1) as Lsn, end, release: () => releaseBuffer(memory) };
     }
     return { records: [], next: (end + 1) as Lsn, end };
   }
