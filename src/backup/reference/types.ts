@@ -83,7 +83,7 @@ export type RestoreEvent =
       readonly kind: 'reading';
       readonly step: 'validating' | 'staging';
       readonly contentKey: string;
-      /** Of how many items the how-manieth, from 1. */
+      /** Which of all items it is, from 1. */
       readonly item: number;
       readonly items: number;
       /** Of this item, so far; `bytesTotal` where the backend can tell. */
