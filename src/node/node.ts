@@ -307,8 +307,8 @@ export class NostosNode implements Node {
   }
 
   get #verifyDeps(): VerifyDeps {
-    const { catalog, engine, maintenance } = this.#deps;
-    return { dir: this.dir, catalog, engine, maintenance, tenants: this.#open };
+    const { catalog, engine, maintenance, ledger } = this.#deps;
+    return { dir: this.dir, catalog, engine, maintenance, ledger, tenants: this.#open };
   }
 
   async *log(

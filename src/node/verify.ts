@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
+import type { ForgetLedger } from '../log/ledger.ts';
 import type { LogVerification } from '../log/verify.ts';
 import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import type { ScrubReport } from '../store/maintenance.ts';
@@ -17,6 +18,7 @@ export interface VerifyDeps {
   readonly engine: EngineClient;
   readonly maintenance: ThreadMaintenance;
   readonly tenants: OpenTenants;
+  readonly ledger: ForgetLedger;
 }
 
 type TenantResult = VerifyReport['tenants'][number];
@@ -28,6 +30,7 @@ export async function verifyNode(
   const startedMs = performance.now();
   const problems: VerifyProblem[] = [];
   const log = await verifyTheLog(deps, options, problems);
+  verifyLedger(deps.ledger, problems);
   const tenants: TenantResult[] = [];
   const total = options.tenant === undefined ? deps.catalog.count() : 1;
   for (const entry of entries(deps.catalog, options.tenant)) {
@@ -36,6 +39,16 @@ export async function verifyNode(
     options.onProgress?.({ phase: `verified tenant ${entry.name}`, done: tenants.length, total, unit: 'tenants' });
   }
   return { ok: problems.length === 0, log, tenants, problems, elapsedMs: Math.round(performance.now() - startedMs) };
+}
+
+/** As it is on disk now; it was read when it was opened. */
+function verifyLedger(ledger: ForgetLedger, problems: VerifyProblem[]): void {
+  try {
+    for (const _ of ledger.entries());
+  } catch (error) {
+    const remedy = 'restore this node from a peer; a backup has it, too';
+    problems.push({ where: 'log/ledger', what: (error as Error).message, remedy });
+  }
 }
 
 /** Only the log: what is damaged, in words. */
