@@ -2,7 +2,17 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { appendFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import {
+  appendFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { extname, join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -295,6 +305,27 @@ test('an import fills a tenant of which nothing was forgotten yet', async (t) =>
   await node.tenant('acme').importFile(file);
   assert.notEqual((await node.tenants.get('acme'))!.uuid, uuid);
   assert.deepEqual(await idsOf(node.tenant('acme')), [1, 2, 3], 'another tenant, of which nothing was forgotten');
+});
+
+test('a ledger that is damaged is found by verify, and not opened', async (t) => {
+  const dir = join(temporary(t), 'node');
+  const path = join(dir, 'log', LEDGER_FILE);
+  {
+    await using node = await open(dir);
+    const tenant = await newTenant(node, 'acme', 5);
+    for (let id = 1; id <= 3; id += 1) await forget(tenant, id);
+    assert.ok((await node.verify()).ok);
+    const bytes = readFileSync(path);
+    bytes[60]! ^= 1;
+    writeFileSync(path, bytes);
+    const { ok, problems } = await node.verify();
+    assert.equal(ok, false);
+    assert.deepEqual(
+      problems.map(({ where }) => where),
+      ['log/ledger'],
+    );
+  }
+  await assert.rejects(open(dir), (error) => isNostosError(error, 'LOG_DAMAGED') || assert.fail(String(error)));
 });
 
 test('a directory that was set back to an older image has the ledger of its log again', async (t) => {
