@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import type { TestContext } from 'node:test';
 import { isNostosError } from '../../base/errors.ts';
 import { backendCompliance } from '../../testing/backend-compliance.ts';
+import { mountRefusal, mountSmall } from '../../testing/small-disk.fixture.ts';
 import { LocalBackend } from './local.ts';
 import { MemoryBackend } from './memory-backend.fixture.ts';
 import { openBackend } from './open-backend.ts';
@@ -80,3 +81,21 @@ test('URLs and paths name a directory; what names nothing is refused', async (t)
   const s3 = await openBackend('s3://bucket/a/b/?endpoint=http://127.0.0.1:1&region=eu-west-1');
   assert.equal(s3.url, 's3://bucket/a/b/ at 127.0.0.1:1');
 });
+
+test(
+  'a full disk is named, keeps what was there, and is left without remains',
+  { skip: mountRefusal() ?? false },
+  async () => {
+    using disk = mountSmall(2 * 1024 * 1024);
+    const backend = await LocalBackend.open(join(disk.dir, 'backups'));
+    await backend.put('a/small', new Uint8Array(1_000));
+    const large = new Uint8Array(4 * 1024 * 1024);
+    for (const ifAbsent of [true, false])
+      await assert.rejects(backend.put('a/large', large, { ifAbsent }), (error: unknown) =>
+        isNostosError(error, 'DISK_FULL'),
+      );
+    assert.deepEqual(await readdir(join(disk.dir, 'backups', 'a')), ['small']);
+    assert.equal((await backend.get('a/small'))?.length, 1_000);
+    assert.equal(await backend.put('a/later', new Uint8Array(1_000_000)), 'created');
+  },
+);
