@@ -20,7 +20,10 @@ const COLON = 0x3a;
 const SPACE = [0x20, 0x09, 0x0a, 0x0d];
 
 /** A number is a bigint where it is written as a whole one; `1.0`, `1e3` and `-0` are not. */
-export function parseStrictJson(bytes: Uint8Array, limits: Partial<Record<keyof typeof STRICT_JSON_LIMITS, number>> = {}): StrictJson {
+export function parseStrictJson(
+  bytes: Uint8Array,
+  limits: Partial<Record<keyof typeof STRICT_JSON_LIMITS, number>> = {},
+): StrictJson {
   const { jsonBytesMax, jsonDepthMax } = { ...STRICT_JSON_LIMITS, ...limits };
   if (bytes.length > jsonBytesMax) throw refused(`it has ${bytes.length} bytes, more than ${jsonBytesMax}`);
   try {
