@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isNostosError } from '../../base/errors.ts';
+import { isNostosError, NostosError } from '../../base/errors.ts';
 import { MemoryBackend } from '../backend/memory-backend.fixture.ts';
 import { CHUNK_BYTES } from './content.ts';
 import { fileBytes, ORIGIN, SEAL, sinkInto, sourceOf, tenantFile } from './repository.fixture.ts';
@@ -124,4 +124,22 @@ test('a file that its manifest describes otherwise is refused', async () => {
   await assert.rejects(repository.readFile({ ...item, bytes: 5 }, target), isDamaged);
   await assert.rejects(repository.readFile({ ...item, hash: SEAL.position.hash }, target), /hash is another one/);
   await writer.close();
+});
+
+test('a commit whose outcome is open is made again, and is one snapshot', async () => {
+  let isLost = true;
+  const backend = new MemoryBackend({
+    after: (operation, key) => {
+      if (operation !== 'put' || !key.startsWith('manifests/') || !isLost) return Promise.resolve();
+      isLost = false;
+      return Promise.reject(new NostosError('BACKEND_UNAVAILABLE', 'the answer is lost'));
+    },
+  });
+  const repository = await createRepository(backend);
+  const writer = await repository.createSnapshot(ORIGIN);
+  await writer.addFile(tenantFile(1), sourceOf(BYTES.subarray(0, 100)));
+  await assert.rejects(writer.commit(SEAL), (error: unknown) => isNostosError(error, 'BACKEND_UNAVAILABLE'));
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  const snapshot = await writer.commit(SEAL);
+  assert.deepEqual(await Array.fromAsync(repository.snapshots()), [snapshot]);
 });

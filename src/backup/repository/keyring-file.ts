@@ -45,6 +45,7 @@ export class KeyringFile implements KeyProvider {
   readonly path: string;
   readonly #random: Random;
   #ring: Keyring;
+  #seen: string;
   #byId = new Map<string, BackupKey>();
   #current = new Map<string, BackupKey>();
   #writing: Promise<unknown> = Promise.resolve();
@@ -52,6 +53,7 @@ export class KeyringFile implements KeyProvider {
   private constructor(path: string, random: Random) {
     this.path = path;
     this.#random = random;
+    this.#seen = versionOf(path);
     this.#ring = readRing(path);
     this.#index();
   }
@@ -68,7 +70,7 @@ export class KeyringFile implements KeyProvider {
 
   /** Another process may have added it since this one read the file. */
   keyById(id: KeyId): Promise<BackupKey | undefined> {
-    if (!this.#byId.has(id)) this.#reload();
+    if (!this.#byId.has(id) && this.#seen !== versionOf(this.path)) this.#reload();
     return Promise.resolve(this.#byId.get(id));
   }
 
@@ -119,6 +121,7 @@ export class KeyringFile implements KeyProvider {
   }
 
   #reload(): void {
+    this.#seen = versionOf(this.path);
     this.#ring = readRing(this.path);
     this.#index();
   }
@@ -133,6 +136,12 @@ export class KeyringFile implements KeyProvider {
       this.#current.set(owner, key);
     }
   }
+}
+
+/** Each version is a file of its own. */
+function versionOf(path: string): string {
+  const stats = lstatSync(path, { throwIfNoEntry: false });
+  return stats === undefined ? '' : `${stats.ino} ${stats.mtimeMs} ${stats.size}`;
 }
 
 function readRing(path: string): Keyring {

@@ -86,7 +86,7 @@ class HeldLock implements RepositoryLock {
   readonly #deps: LockDeps;
   readonly #bytes: Uint8Array;
   readonly #lost = new AbortController();
-  #shownMs = 0;
+  #shown = { monotonicMs: 0, wallMs: 0 };
   #beats: { stop(): Promise<void> } | undefined;
 
   constructor(deps: LockDeps, run: RunId, bytes: Uint8Array) {
@@ -102,9 +102,9 @@ class HeldLock implements RepositoryLock {
   async write(signal?: AbortSignal): Promise<void> {
     const { backend, clock } = this.#deps;
     // What counts is when the request began: the storage cannot have dated it earlier.
-    const nowMs = clock.monotonicMs();
+    const shown = { monotonicMs: clock.monotonicMs(), wallMs: clock.nowMs() };
     await backend.put(lockKey(this.run), this.#bytes, { signal });
-    this.#shownMs = nowMs;
+    this.#shown = shown;
   }
 
   hold(takenMs: number): this {
@@ -116,8 +116,11 @@ class HeldLock implements RepositoryLock {
 
   check(): void {
     const { clock, limits } = this.#deps;
+    // The monotonic clock stands still while the machine sleeps, the wall clock may be set; the longer span counts.
+    const { monotonicMs, wallMs } = this.#shown;
+    const silentMs = Math.max(clock.monotonicMs() - monotonicMs, clock.nowMs() - wallMs);
     // Half of it, so that a removal that begins now is over before anybody gives us up.
-    if (clock.monotonicMs() - this.#shownMs > limits.backupStaleMs / 2) this.#lose();
+    if (silentMs > limits.backupStaleMs / 2) this.#lose();
     this.signal.throwIfAborted();
   }
 

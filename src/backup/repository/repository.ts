@@ -234,9 +234,12 @@ export class SnapshotWriter {
   readonly #lock: RepositoryLock;
   readonly #content: ContentStore;
   readonly #items: SnapshotItem[] = [];
+  /** Taken once: a commit that is repeated, since its outcome is open, has to write the same bytes. */
+  readonly #createdAtMs: number;
   #bytesStored = 0;
 
   constructor(deps: WriterDeps, origin: SnapshotOrigin) {
+    this.#createdAtMs = deps.clock.nowMs();
     this.id = deps.lock.run;
     this.previous = deps.previous;
     this.#deps = deps;
@@ -284,13 +287,16 @@ export class SnapshotWriter {
     this.#items.push(item);
   }
 
-  /** Checks that the archive has the records that are needed, and makes the snapshot, all of it, there. */
+  /**
+   * Checks that the archive has the records that are needed, and makes the snapshot, all of it, be there. After a failure
+   * of the storage it may be called again.
+   */
   async commit(seal: SnapshotSeal, { signal }: { signal?: AbortSignal } = {}): Promise<Snapshot> {
-    const { backend, id: repository, clock, limits } = this.#deps;
+    const { backend, id: repository, limits } = this.#deps;
     const bytes = encodeManifest({
       id: this.id,
       repository,
-      createdAtMs: clock.nowMs(),
+      createdAtMs: this.#createdAtMs,
       ...this.#origin,
       position: seal.position,
       time: seal.time,
