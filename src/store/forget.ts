@@ -5,8 +5,8 @@
  * Keys that SQLite holds to be equal have one hash, others do not: a value is hashed as its column stores it. What a column
  * makes of a value it is asked itself, in a scratch table with columns of the same affinities.
  */
-import { createHmac } from 'node:crypto';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
+import { hashBlake3 } from '../base/blake3.ts';
 import { NostosError } from '../base/errors.ts';
 import { KEY_HASH_BYTES, type ForgottenKey } from '../log/ledger.ts';
 import { catalogRows, quoteName } from './schema-catalog.ts';
@@ -34,11 +34,14 @@ export interface ForgetTarget {
 const [TYPE_INTEGER, TYPE_REAL, TYPE_TEXT, TYPE_BLOB] = [1, 2, 3, 4];
 const INT64_END = 2 ** 63;
 
-/** Under the hash key of the tenant. `values` are those of the key columns, in the order of the key. */
+/**
+ * Under the hash key of the tenant, which goes first: BLAKE3 cannot be extended, so that is a keyed hash. `values` are those
+ * of the key columns, in the order of the key.
+ */
 export function keyHash(hashKey: Uint8Array, table: string, values: readonly KeyValue[]): Uint8Array {
-  const hmac = createHmac('sha256', hashKey).update(`${asciiUpper(table)}\0`);
-  for (const value of values) hmac.update(encodeValue(value));
-  return new Uint8Array(hmac.digest().subarray(0, KEY_HASH_BYTES));
+  const name = Buffer.from(`${asciiUpper(table)}\0`, 'utf8');
+  const hash = hashBlake3(Buffer.concat([hashKey, name, ...values.map(encodeValue)]));
+  return Uint8Array.from(hash.subarray(0, KEY_HASH_BYTES));
 }
 
 /** Its type, then 8 bytes, or u32 length and bytes; big-endian. A number that is an integer is one, as in comparisons. */
