@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { NodeStatus } from '../node/types.ts';
-import { ENTRY, nostos, temporaryDirectory } from './nostos-process.fixture.ts';
+import { ENTRY, nostos } from './nostos-process.fixture.ts';
 
 /** Times at which the test does not wait long for a lease. */
 const FAST =
@@ -45,8 +46,10 @@ class Members {
   constructor(t: TestContext, cwd: string) {
     this.#cwd = cwd;
     this.#coordinator = ['--coordinator', `embedded:${join(cwd, 'coordinator')}`, '--group-limit', FAST];
-    t.after(() => {
-      for (const child of this.#running.values()) child.kill('SIGKILL');
+    t.after(async () => {
+      // Whoever lives would write into what is being removed.
+      for (const dir of this.#running.keys()) await this.end(dir, 'SIGKILL');
+      await rm(cwd, { recursive: true, force: true });
     });
   }
 
@@ -88,7 +91,7 @@ test(
   'a group by its command line: init, join, hand over, and come back without a disk',
   { timeout: 240_000 },
   async (t) => {
-    const cwd = await temporaryDirectory(t);
+    const cwd = await mkdtemp(join(tmpdir(), 'nostos-test-'));
     const members = new Members(t, cwd);
     const group = ['--coordinator', `embedded:${join(cwd, 'coordinator')}`];
     await ok(cwd, 'tenant', 'create', 'acme', '--dir', 'a');
