@@ -11,6 +11,8 @@ export type {
 } from './coordinator-compliance.ts';
 export { startCoordinatorProxy } from './coordinator-proxy.ts';
 export type { ProxyOptions } from './coordinator-proxy.ts';
+export { backendCompliance } from './backend-compliance.ts';
+export type { BackendUnderTest } from './backend-compliance.ts';
 export { channelCompliance, COMPLIANCE_FRAME_BYTES_MAX } from './channel-compliance.ts';
 export type { ChannelsUnderTest } from './channel-compliance.ts';
 export { diskCompliance } from './disk-compliance.ts';
