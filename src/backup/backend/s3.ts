@@ -150,6 +150,8 @@ export class S3Backend implements ObjectBackend {
         const bytes = await Body.transformToByteArray();
         if (ContentLength !== undefined && bytes.length !== ContentLength)
           throw new Error(`of ${ContentLength} bytes ${bytes.length} came`);
+        if (range !== undefined && bytes.length > range.end - range.start)
+          throw new Error(`a range was asked for, and ${bytes.length} bytes came`);
         return bytes;
       } catch (error) {
         if (isAbsent(error)) return undefined;
