@@ -135,6 +135,8 @@ export class GroupEngine extends LogService {
   #finding: Finding = {};
   /** The common point that is being rolled back to, tried again until the node streams or another term begins. */
   #rollingBack: { readonly lsn: Lsn; readonly term: Term } | undefined;
+  /** The node's thread still works for the last machine: the next one must not move W, or ask for more, before that ends. */
+  #awaited: 'step-down' | 'rollback' | undefined;
   /** Since it last led or streamed. */
   #restarts = 0;
   #rejoinTold = '';
@@ -448,6 +450,7 @@ export class GroupEngine extends LogService {
         const { to, primary, term } = effect;
         const address = this.#addresses.get(primary.store)?.address ?? `store ${primary.store}`;
         this.#rollingBack = { lsn: to.lsn, term };
+        this.#awaited = 'rollback';
         return this.#deps.tell({ kind: 'rollback', to, address, term });
       }
       case 'step-down':
@@ -589,6 +592,7 @@ export class GroupEngine extends LogService {
     for (const { call, last } of this.#waiting.end()) call.reject(this.#outcomeUnknown(last));
     for (const { reject } of this.#changes.values()) reject(this.#notPrimary());
     this.#changes.clear();
+    this.#awaited = 'step-down';
     this.#deps.tell({ kind: 'step-down', term, reason });
   }
 
@@ -609,6 +613,11 @@ export class GroupEngine extends LogService {
   /** Under a new boot, with what the disk really has. */
   #restart(): void {
     if (this.#closing.signal.aborted) return;
+    if (this.#awaited !== undefined) {
+      this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
+      this.#restarting.unref();
+      return;
+    }
     try {
       if (this.log.state === 'failed') this.log.reopen();
     } catch (error) {
@@ -727,6 +736,7 @@ export class GroupEngine extends LogService {
   // ---- requests of the node's thread
 
   steppedDown(): void {
+    this.#awaited = undefined;
     this.#tell({ kind: 'stepped-down' });
   }
 
@@ -735,6 +745,7 @@ export class GroupEngine extends LogService {
   }
 
   rolledBack(ok: boolean): void {
+    this.#awaited = undefined;
     this.#tell({ kind: 'rolled-back', ok });
   }
 

@@ -299,10 +299,13 @@ export class GroupMember {
   }
 
   async #stepDown(): Promise<void> {
-    this.#role = 'replica';
+    await this.#rest();
+    if (this.#role === 'primary') {
+      this.#role = 'replica';
+      // Of what this node has appended itself tenants have all that is committed. Where it never led they may yet lack some.
+      this.#applier = this.#newApplier(this.#deps.engine.watermark);
+    }
     await this.#deps.tenants.each((store) => store.becomeReplica());
-    // What this node has appended itself its tenants have, or take from the log where they are used.
-    this.#applier = this.#newApplier(this.#deps.engine.watermark);
     await this.#deps.engine.inGroup('steppedDown', undefined);
     this.#follow();
   }
