@@ -136,6 +136,16 @@ export const DEFAULT_LIMITS = {
   backupConcurrency: 8,
   /** Records in one object of the archived log, before compression; a larger record has an object to itself. */
   archiveObjectBytesMax: 8 * 1024 * 1024,
+  /** A node keeps so much log for an archive that does not take it; beyond that the archive gets a gap. */
+  archiveHoldBytesMax: 1024 * 1024 * 1024,
+  /** A backup goes on with the files of the one before while the log archived since is at most so much of them, in percent. */
+  backupLogPercentMax: 25,
+  /** Tenants that a backup reads at a time. */
+  backupTenantsMax: 4,
+  /** The pause after a scheduled backup, or the archive, failed; doubled each time, up to `backupRetryMaxMs`. */
+  backupRetryMs: 5_000,
+  /** The longest such pause. */
+  backupRetryMaxMs: 10 * 60 * 1000,
   /** The manifest of a snapshot. */
   manifestBytesMax: 64 * 1024 * 1024,
   /** How often a run on a backup repository shows that it is alive. */

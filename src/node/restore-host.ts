@@ -29,6 +29,8 @@ export interface CopyStart {
   readonly identity: NodeIdentity;
   readonly term: number;
   readonly watermark: number;
+  /** The first record that is reserved; everything before it is in every file. */
+  readonly from: Lsn;
   /** Of the log that will be sent, as it is now. */
   readonly logBytes: number;
 }
@@ -151,6 +153,7 @@ export class NodeRestoreHost implements RestoreHost {
         identity: this.#identity,
         term,
         watermark,
+        from: log.from,
         logBytes: bytes,
       };
     } catch (error) {

@@ -14,7 +14,7 @@
 import { closeSync, fstatSync, mkdirSync, openSync, readSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { toTenantId, type TenantId } from '../base/brands.ts';
+import { toTenantId, type Lsn, type TenantId } from '../base/brands.ts';
 import { diskError } from '../base/disk.ts';
 import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { NostosError } from '../base/errors.ts';
@@ -44,7 +44,7 @@ export class NodeRestoreSource implements RestoreSource {
     this.#dir = dir;
   }
 
-  async begin(signal: AbortSignal): Promise<SourceSession> {
+  async begin(signal: AbortSignal): Promise<NodeSourceSession> {
     signal.throwIfAborted();
     const start = await this.#host.begin();
     try {
@@ -63,13 +63,16 @@ export class NodeRestoreSource implements RestoreSource {
   }
 }
 
-class NodeSourceSession implements SourceSession {
+export class NodeSourceSession implements SourceSession {
   readonly plan: RestorePlan;
+  /** The reserved record: everything before it is in every file. */
+  readonly from: Lsn;
+  /** The copy of the catalog, for as long as the session lasts. */
+  readonly catalog: string;
   readonly #host: RestoreHost;
   readonly #dir: string;
   readonly #session: number;
   readonly #flag: HoldFlag;
-  readonly #catalog: string;
   readonly #tenants = new Set<ItemName>();
   readonly #log = new Map<ItemName, number>();
   readonly #open = new Set<SourceFile>();
@@ -77,19 +80,20 @@ class NodeSourceSession implements SourceSession {
   #closing: Promise<void> | undefined;
 
   constructor(host: RestoreHost, dir: string, start: CopyStart) {
-    const { session, memory, identity, term, watermark, logBytes } = start;
+    const { session, memory, identity, term, watermark, logBytes, from } = start;
     const { node, store, cluster, generation } = identity;
     this.#host = host;
     this.#dir = dir;
     this.#session = session;
     this.#flag = new HoldFlag(memory);
     this.#watermark = watermark;
-    this.#catalog = join(dir, SERVING_DIR, `catalog-${session}.sqlite`);
+    this.from = from;
+    this.catalog = join(dir, SERVING_DIR, `catalog-${session}.sqlite`);
     try {
       const items = [this.#copyCatalog(), ...this.#listTenants()];
       this.plan = { kind: 'node', cluster, generation, store, node, term, watermark, items, tailBytes: logBytes };
     } catch (error) {
-      rmSync(this.#catalog, { force: true });
+      rmSync(this.catalog, { force: true });
       throw error;
     }
   }
@@ -127,12 +131,12 @@ class NodeSourceSession implements SourceSession {
 
   async #close(): Promise<void> {
     for (const file of this.#open) await file.close().catch(() => {}); // its hold ends with the session
-    rmSync(this.#catalog, { force: true });
+    rmSync(this.catalog, { force: true });
     await this.#host.end(this.#session);
   }
 
   async #openItem(name: ItemName, signal: AbortSignal): Promise<SourceFile> {
-    if (name === 'catalog') return this.#fileAt(this.#catalog, undefined);
+    if (name === 'catalog') return this.#fileAt(this.catalog, undefined);
     if (this.#tenants.has(name)) return this.#openTenant(name, toTenantId(Number(TENANT_ITEM.exec(name)![1])), signal);
     const bytes = this.#log.get(name);
     if (bytes === undefined)
@@ -198,20 +202,20 @@ class NodeSourceSession implements SourceSession {
 
   #copyCatalog(): PlanItem {
     mkdirSync(join(this.#dir, SERVING_DIR), { recursive: true });
-    rmSync(this.#catalog, { force: true });
+    rmSync(this.catalog, { force: true });
     try {
       using database = new DatabaseSync(join(this.#dir, 'catalog.sqlite'), { readOnly: true, timeout: 5_000 });
-      database.prepare('vacuum into ?').run(this.#catalog);
+      database.prepare('vacuum into ?').run(this.catalog);
     } catch (error) {
       throw fromSqlite(error);
     }
-    return { name: parseItemName('catalog'), bytes: statSync(this.#catalog).size };
+    return { name: parseItemName('catalog'), bytes: statSync(this.catalog).size };
   }
 
   /** The tenants of the copied catalog that have a file. The others have no record yet that the copied log lacks. */
   *#listTenants(): Iterable<PlanItem> {
     const ids = this.#filesThere();
-    using database = new DatabaseSync(this.#catalog, { readOnly: true });
+    using database = new DatabaseSync(this.catalog, { readOnly: true });
     for (const row of database.prepare('select id from tenants order by id').iterate()) {
       const id = row['id'] as number;
       if (!ids.has(id)) continue;
