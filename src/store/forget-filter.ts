@@ -137,7 +137,7 @@ export interface RemovalReport {
   readonly tables: readonly { readonly table: string; readonly rows: number }[];
   /** Rows that a trigger or a foreign key would have kept: they were deleted without these, so others may point nowhere. */
   readonly forced: number;
-  /** What was forgotten under a name that no table has in this state: renamed since, or not made yet. */
+  /** Names that no table has in this state. A table that was renamed is looked for under each name that it had. */
   readonly missingTables: readonly string[];
 }
 

@@ -26,7 +26,9 @@ export interface ForgetContext {
 
 /** A row that is to be forgotten: how to delete it, to see whether it is gone, and what stays of it. */
 export interface ForgetTarget {
-  readonly forgotten: ForgottenKey;
+  readonly table: string;
+  /** Under each name that the table has had: a backup may be older than a renaming. */
+  readonly forgotten: readonly ForgottenKey[];
   readonly remove: SqlStatement;
   readonly look: SqlStatement;
 }
@@ -78,8 +80,10 @@ export function forgetTarget(
   const stored = values.map((value, at) => storedAs(value, affinityOf(database, found, found.keyColumns[at]!)));
   const where = found.keyColumns.map((column) => `${quoteName(column)} = ?`).join(' and ');
   const from = `from main.${quoteName(found.name)} where ${where}`;
+  const names = [found.name, ...(found.formerNames ?? [])];
   return {
-    forgotten: { table: found.name, hash: keyHash(hashKey(), found.name, stored) },
+    table: found.name,
+    forgotten: names.map((name) => ({ table: name, hash: keyHash(hashKey(), name, stored) })),
     remove: { text: `delete ${from}`, parameters: values },
     look: { text: `select 1 ${from}`, parameters: values },
   };

@@ -11,7 +11,7 @@ import type { Connection } from './connection.ts';
 import type { ExpectedFingerprint } from './expected-fingerprint.ts';
 import type { SchemaPayload, SchemaStep } from './payload.ts';
 import { checkMigrationStatement, checkSchema, type SchemaProblem } from './schema-check.ts';
-import { readSchemaShape, type SchemaShape } from './schema-shape.ts';
+import { readSchemaShape, withFormerNames, type SchemaShape } from './schema-shape.ts';
 import { significantTokens, splitStatements, statementKeyword } from './sql-tokens.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import { isUnreplicated } from './own-tables.ts';
@@ -106,11 +106,11 @@ export function finishMigration(
   connection: Connection,
   steps: readonly SchemaStep[],
   schemaVersion: number,
-  expected: ExpectedFingerprint,
+  { expected, before }: { readonly expected: ExpectedFingerprint; readonly before: SchemaShape },
 ): MigrationResult {
   const problems = checkSchema(connection.database);
   if (problems.length > 0) throw schemaRefused(problems);
-  const shape = readSchemaShape(connection.database);
+  const shape = shapeAfter(connection, steps, before);
   advanceFingerprint(connection, steps, shape, expected);
   return {
     shape,
@@ -122,6 +122,12 @@ export function finishMigration(
       fingerprint: expected.total(),
     },
   };
+}
+
+/** The shape to which the steps have led; the same where they are made and where they are replayed. */
+export function shapeAfter({ database }: Connection, steps: readonly SchemaStep[], before: SchemaShape): SchemaShape {
+  const statements = steps.flatMap((step) => ('sql' in step ? [step.sql] : []));
+  return withFormerNames(before, readSchemaShape(database), statements);
 }
 
 export function autoincrementTables(shape: SchemaShape): string[] {

@@ -23,9 +23,9 @@ import { RecordKind } from '../log/record.ts';
 import { concatByTable, concatChangesets } from './changeset.ts';
 import type { Connection } from './connection.ts';
 import type { ExpectedFingerprint } from './expected-fingerprint.ts';
-import { advanceFingerprint, applySchemaCounters, replaySteps } from './migration.ts';
+import { advanceFingerprint, applySchemaCounters, replaySteps, shapeAfter } from './migration.ts';
 import { decodeChangesetPayload, decodeSchemaPayload, ledgerEntryOf, type ChangesetPayload } from './payload.ts';
-import { parseShape, readSchemaShape, serializeShape, type SchemaShape } from './schema-shape.ts';
+import { parseShape, serializeShape, type SchemaShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import {
   raiseSequences,
@@ -199,7 +199,7 @@ export class Replay {
       this.#connection.internal('begin immediate').run();
       replaySteps(this.#connection, payload.steps);
       applySchemaCounters(this.#connection, payload);
-      const shape = readSchemaShape(database);
+      const shape = shapeAfter(this.#connection, payload.steps, this.#shape(this.#state.schemaVersion));
       advanceFingerprint(this.#connection, payload.steps, shape, expected);
       if (!Buffer.from(expected.total()).equals(payload.fingerprint)) throw this.#diverged(record);
       writeSchemaVersion(this.#connection, payload.schemaVersion, serializeShape(shape));

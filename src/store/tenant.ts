@@ -233,7 +233,7 @@ export async function migrateOnce(
       begin(connection);
       const steps = run(connection);
       if (!connection.inTransaction) throw new NostosError('SQL_FAILED', 'SQLite has rolled the migration back');
-      result = finishMigration(connection, steps, version, store.expected);
+      result = finishMigration(connection, steps, version, { expected: store.expected, before: store.shape });
       applySchemaCounters(connection, result.payload);
       if (violations !== Infinity && countViolations(connection) > violations)
         throw new NostosError(

@@ -73,13 +73,13 @@ export class WriterTransaction {
       if (this.#forgetting === undefined)
         throw new NostosError('INVALID_ARGUMENT', 'a migration forgets nothing; forget rows in a write of their own');
       const { database } = this.#connection;
-      const { forgotten, remove, look } = forgetTarget(database, this.#forgetting, { table, key });
+      const { table: name, forgotten, remove, look } = forgetTarget(database, this.#forgetting, { table, key });
       database.exec('pragma secure_delete = on');
       try {
         const { changes } = this.#statements.run(remove);
         if (this.#statements.get(look) !== undefined)
-          throw new NostosError('CONSTRAINT_FAILED', `a trigger of ${forgotten.table} keeps the row that is forgotten`);
-        this.#forgotten.push(forgotten);
+          throw new NostosError('CONSTRAINT_FAILED', `a trigger of ${name} keeps the row that is forgotten`);
+        this.#forgotten.push(...forgotten);
         this.changes += Math.max(1, changes); // what is not there takes room in the record, too
         return changes > 0;
       } finally {
