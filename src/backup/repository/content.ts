@@ -57,6 +57,14 @@ export interface TransferOptions {
   readonly onBytes?: ((count: number) => void) | undefined;
 }
 
+export interface ReadOptions extends TransferOptions {
+  /**
+   * What may be there of the file already, asked chunk by chunk, in order: where it is what the chunk must be, that is not
+   * fetched, and these very bytes go to the sink.
+   */
+  readonly have?: ((offset: number, bytes: number) => Uint8Array | undefined) | undefined;
+}
+
 export interface ContentDeps {
   readonly backend: ObjectBackend;
   readonly repository: string;
@@ -126,18 +134,25 @@ export class ContentStore {
   }
 
   /** Every byte that reaches the sink belongs to a chunk that was checked; the whole is checked at the end. */
-  async read(content: Content, sink: ContentSink, { signal, onBytes }: TransferOptions = {}): Promise<void> {
+  async read(content: Content, sink: ContentSink, { signal, onBytes, have }: ReadOptions = {}): Promise<void> {
     const ids = await this.chunksOf(content, { signal });
+    const key = have === undefined || content.key === undefined ? undefined : await this.#deps.keys.keyById(content.key);
+    const present = (id: ObjectId, index: number): Uint8Array | undefined => {
+      const offset = index * CHUNK_BYTES;
+      const bytes = have?.(offset, Math.min(CHUNK_BYTES, content.bytes - offset));
+      return bytes !== undefined && objectId(hashBlake3(bytes), key) === id ? bytes : undefined;
+    };
     const file = new Blake3Hasher();
     const writes = new Window(this.#deps.concurrency);
-    const ahead: Promise<Uint8Array>[] = [];
+    const ahead: (Uint8Array | Promise<Uint8Array>)[] = [];
     let asked = 0;
     try {
       for (let index = 0; index < ids.length; index++) {
         for (; asked < ids.length && ahead.length < this.#deps.concurrency; asked++) {
-          const chunk = this.get(ids[asked]!, { signal });
+          const id = ids[asked]!;
+          const chunk = present(id, asked) ?? this.get(id, { signal });
           // Whoever fails first is reported; those behind it are not awaited any more.
-          chunk.catch(() => undefined);
+          if (chunk instanceof Promise) chunk.catch(() => undefined);
           ahead.push(chunk);
         }
         const chunk = await ahead.shift()!;

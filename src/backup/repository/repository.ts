@@ -32,7 +32,7 @@ import { holds } from '../backend/backend.ts';
 import { openBackend } from '../backend/open-backend.ts';
 import { Archive } from './archive.ts';
 import { rangesOf } from './archive-ranges.ts';
-import type { Content, ContentSink, ContentSource, TransferOptions } from './content.ts';
+import type { Content, ContentSink, ContentSource, ReadOptions, TransferOptions } from './content.ts';
 import { ContentStore } from './content.ts';
 import type { Timers } from './heartbeat.ts';
 import { systemTimers } from './heartbeat.ts';
@@ -161,7 +161,7 @@ export class Repository {
   }
 
   /** Writes a file, range by range in order, each range checked. Memory is bounded by `backupConcurrency`. */
-  async readFile(item: Content, sink: ContentSink, options: TransferOptions = {}): Promise<void> {
+  async readFile(item: Content, sink: ContentSink, options: ReadOptions = {}): Promise<void> {
     await this.content.read(item, sink, options);
   }
 
