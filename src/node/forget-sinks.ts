@@ -7,7 +7,6 @@
  * the file is lost, the sink gets everything again.
  */
 import { join } from 'node:path';
-import * as v from 'valibot';
 import type { Disk } from '../base/disk.ts';
 import { readIfExists, writeDurably } from '../base/durable-file.ts';
 import { NostosError } from '../base/errors.ts';
@@ -42,12 +41,6 @@ interface Feed {
 export const FORGET_SINKS_FILE = 'forget-sinks.json';
 /** Entries that a sink gets at once, unless one frame has more. */
 const ENTRIES_AT_ONCE = 256;
-
-const pointSchema = v.strictObject({
-  offset: v.pipe(v.number(), v.safeInteger(), v.minValue(0)),
-  crc: v.pipe(v.number(), v.safeInteger(), v.minValue(0)),
-});
-const fileSchema = v.record(v.string(), pointSchema);
 
 export interface ForgetSinksDeps {
   readonly ledger: ForgetLedger;
@@ -212,10 +205,20 @@ export class ForgetSinks {
 function readPoints({ disk, dir }: ForgetSinksDeps): Readonly<Record<string, LedgerPoint>> {
   try {
     const bytes = readIfExists(disk, join(dir, FORGET_SINKS_FILE));
-    return bytes === undefined ? {} : v.parse(fileSchema, JSON.parse(Buffer.from(bytes).toString('utf8')));
+    const points: unknown = bytes === undefined ? {} : JSON.parse(Buffer.from(bytes).toString('utf8'));
+    return isPoints(points) ? points : {};
   } catch {
     return {}; // then everything is sent again
   }
+}
+
+/** By hand: every node reads it, and a library of schemas is memory of its process. */
+function isPoints(value: unknown): value is Readonly<Record<string, LedgerPoint>> {
+  const isPoint = (point: unknown): boolean => {
+    const { offset, crc } = (point ?? {}) as Partial<Record<keyof LedgerPoint, unknown>>;
+    return [offset, crc].every((number) => Number.isSafeInteger(number) && (number as number) >= 0);
+  };
+  return typeof value === 'object' && value !== null && Object.values(value).every(isPoint);
 }
 
 function pending(feeds: readonly Feed[]): NostosError {
