@@ -48,7 +48,12 @@ export class GroupRollback {
         role: { freeze: async () => {}, follow: async () => {} },
         checkpointCatalog: () => catalog.checkpoint(maintenance),
       },
-      { dir, owner: { node: identity.node, cluster: identity.cluster }, limits: ROLLBACK_LIMITS },
+      {
+        dir,
+        owner: { node: identity.node, cluster: identity.cluster },
+        store: identity.store,
+        limits: ROLLBACK_LIMITS,
+      },
     );
     const sink = async (notice: RollbackNotice): Promise<void> => deps.onNotice(notice);
     this.#runner = new RollbackRunner({

@@ -15,7 +15,7 @@
  * - The cost is that of the records of the tail; memory holds `TAIL_BYTES_MAX` of them and an id for each tenant.
  */
 import { dirname } from 'node:path';
-import { toHash, toLsn, toTerm, type Lsn, type TenantId } from '../base/brands.ts';
+import { toHash, toLsn, toTerm, type Lsn, type StoreId, type TenantId } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError, isNostosError, type ErrorCode } from '../base/errors.ts';
 import { samePoint, type ChainPoint } from '../log/chain.ts';
@@ -79,6 +79,7 @@ export interface NodeRollbackOptions {
   /** `rollback/` of the data directory, made by `openRollbackDirectory`. */
   readonly dir: string;
   readonly owner: Pick<FileOwner, 'node' | 'cluster'>;
+  readonly store?: StoreId;
   readonly limits: RollbackLimits;
   /** Records that are held at a time while tenants are undone. */
   readonly tailBytesMax?: number;
@@ -95,8 +96,10 @@ export class NodeRollbackHost implements RollbackHost {
 
   async look(): Promise<Frozen> {
     const { log } = this.#deps;
+    const { store } = this.#options;
     const { term, lsn, generation } = await log.end();
-    return { frontier: { term, lsn }, watermark: await log.durableWatermark(), generation };
+    const watermark = await log.durableWatermark();
+    return { frontier: { term, lsn }, watermark, generation, ...(store === undefined ? {} : { store }) };
   }
 
   async freeze(term: number): Promise<Frozen> {

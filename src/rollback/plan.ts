@@ -12,13 +12,14 @@ export interface PlanState {
   readonly frontier: Point;
   readonly watermark: number;
   readonly generation: string;
+  readonly store?: string;
 }
 
 export interface PlanRules {
   readonly limits: RollbackLimits;
   readonly override: boolean;
   /** The highest own watermark that an earlier run has seen. */
-  readonly seen: { readonly generation: string; readonly lsn: number };
+  readonly seen: { readonly generation: string; readonly lsn: number; readonly store?: string };
 }
 
 export type Decision =
@@ -61,15 +62,21 @@ export function decide(request: PlanRequest, state: PlanState, rules: PlanRules)
   return { kind: 'roll-back', target: common, tailLsns };
 }
 
+/** A copy has taken the place of the store. What it holds is another question, and so is its W. */
+export function isReplaced(then: { readonly store?: string }, now: { readonly store?: string }): boolean {
+  return then.store !== undefined && now.store !== undefined && then.store !== now.store;
+}
+
 function refusal(
   { common, primary, selfAddress }: PlanRequest,
   state: PlanState,
   { seen }: PlanRules,
 ): NostosError | undefined {
   const { watermark, generation } = state;
+  const sameLog = seen.generation === generation && !isReplaced(seen, state);
   if (selfAddress === primary.address)
     return refused(`the new primary's address ${primary.address} is this node's own`, { primary });
-  if (seen.generation === generation && watermark < seen.lsn)
+  if (sameLog && watermark < seen.lsn)
     return refused(`this node's own watermark fell from ${seen.lsn} to ${watermark}; restore the node from a peer`, {
       watermark,
       seen: seen.lsn,

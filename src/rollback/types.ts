@@ -27,6 +27,8 @@ export interface Plan {
   readonly common: CommonPoint;
   /** The last record that is dropped. */
   readonly frontier: Point;
+  /** Whose tail it is; absent where the host does not say. */
+  readonly store?: string;
   /** The node's own durable W when it was planned. */
   readonly watermark: number;
   readonly primary: NewPrimary;

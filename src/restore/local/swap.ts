@@ -8,9 +8,12 @@
  */
 import { NostosError } from '../../base/errors.ts';
 
-/** What belongs to a node at the top of its data directory. Everything else there is somebody else's and stays. */
+/**
+ * What belongs to the store at the top of a data directory, and goes with it. Everything else there is somebody else's and
+ * stays; so does `rollback/`: what a node had to drop is its own, whichever store it has now.
+ */
 const OWNED =
-  /^(?:node\.json|log|tenants|catalog\.sqlite(?:-wal|-shm|-journal)?|coordinator|coordinator\.json|recovery\.json|rollback|serving|sync)$/;
+  /^(?:node\.json|log|tenants|catalog\.sqlite(?:-wal|-shm|-journal)?|coordinator|coordinator\.json|recovery\.json|serving|sync)$/;
 const SET_ASIDE = /^set-aside\.([1-9][0-9]{0,8})$/;
 const SET_ASIDE_MAX = 999_999_999;
 

@@ -163,7 +163,10 @@ test('golden bytes: what is written here is read for good', async () => {
     '5c65667cb71c719916510e55de8aa2e6f712b61e3608bf81f5650f06caae01a3',
   );
   const { bytes: withGaps } = await makeFileWithGaps();
-  assert.equal(Buffer.from(hashBlake3(withGaps)).toString('hex'), '3e15f348b7b5f3142ad0dcf859b4ce17f41b8ebae1e2d891f662b382475033de');
+  assert.equal(
+    Buffer.from(hashBlake3(withGaps)).toString('hex'),
+    '3e15f348b7b5f3142ad0dcf859b4ce17f41b8ebae1e2d891f662b382475033de',
+  );
 });
 
 test('a version from the future is named', async () => {

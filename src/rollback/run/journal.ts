@@ -18,8 +18,8 @@ const JOURNAL_FORMAT = 1;
 export interface Journal {
   /** Rollbacks of this node that dropped anything. */
   readonly counter: number;
-  /** The highest own W that a run has seen, and in which generation: it never falls there. */
-  readonly watermark: { readonly generation: string; readonly lsn: number };
+  /** The highest own W that a run has seen, and in which generation and store: it never falls there. */
+  readonly watermark: { readonly generation: string; readonly lsn: number; readonly store?: string };
   readonly intent?: Intent;
   /** Of the present intent's current state: how often it was tried, and how it failed last. */
   readonly attempts: number;
@@ -77,6 +77,7 @@ const plan = v.object({
   createdAtMs: wholeNumber(),
   common: v.object({ ...point, hash: hex(64) }),
   frontier: v.object(point),
+  store: v.exactOptional(hex(32)),
   watermark: wholeNumber(),
   primary: v.object({ address: v.string(), term: wholeNumber() }),
 });
@@ -89,7 +90,7 @@ const file = v.object({
 });
 const schema = v.object({
   counter: wholeNumber(),
-  watermark: v.object({ generation: hex(32), lsn: wholeNumber() }),
+  watermark: v.object({ generation: hex(32), lsn: wholeNumber(), store: v.exactOptional(hex(32)) }),
   attempts: wholeNumber(),
   lastError: v.exactOptional(v.string()),
   intent: v.exactOptional(

@@ -7,7 +7,7 @@ import { COMMON, DIR, GENERATION } from '../file/tail.fixture.ts';
 import { ROLLBACK_LIMITS } from '../types.ts';
 import { FileJournal, JOURNAL_FILE, parseJournal } from './journal.ts';
 import { FileOutbox } from './outbox.ts';
-import type { RollbackRequest } from './runner.ts';
+import { isUnderWay, type RollbackRequest } from './runner.ts';
 import {
   REQUEST,
   TAIL,
@@ -66,7 +66,34 @@ test('a watermark that is the common point is no obstacle, and one that fell is'
     message: /fell from 100 to 99/,
   });
   const { counter, watermark } = new FileJournal(disk, DIR).load();
-  assert.deepEqual([counter, watermark], [1, { generation: GENERATION, lsn: 100 }]);
+  assert.deepEqual([counter, watermark], [1, { generation: GENERATION, lsn: 100, store: '0a'.repeat(16) }]);
+  // A copy that took the place of the store has a W of its own.
+  await openRunner(disk, world, { watermark: 99, store: '0b'.repeat(16) }).run(later);
+  assert.equal(new FileJournal(disk, DIR).load().counter, 2);
+});
+
+test('a copy took the place of a store that was being rolled back: the file is told of, and nothing of the copy is dropped', async () => {
+  for (const [number, step] of [
+    [3, 'recover'],
+    [5, 'rejoin'],
+  ] as const)
+    for (const end of [COMMON.lsn - 10, COMMON.lsn, COMMON.lsn + 2]) {
+      const { disk, world } = newNode();
+      world.failCall = { number, when: 'before' };
+      await openRunner(disk, world)
+        .run(REQUEST)
+        .catch(() => {});
+      assert.deepEqual([world.calls.at(number), world.fired], [step, 1]);
+      world.failCall = undefined;
+      assert.ok(isUnderWay(new FileJournal(disk, DIR).load().intent), 'it had begun');
+      writeFrontier(disk, end);
+      await openRunner(disk, world, { watermark: end, store: '0b'.repeat(16) }).settle();
+      assert.equal(readFrontier(disk), end);
+      const { intent } = new FileJournal(disk, DIR).load();
+      assert.equal(intent?.state, 'rejoined', `${step}, ${end}`);
+      const keys = world.told.filter(({ kind }) => kind === 'rolled-back').map(({ key }) => key);
+      assert.deepEqual([...new Set(keys)], [intent.plan.id]);
+    }
 });
 
 test('plan decides and does nothing; override passes a limit', async () => {

@@ -9,7 +9,7 @@ import { NostosError, isNostosError } from '../../base/errors.ts';
 import type { Random } from '../../base/random.ts';
 import { randomHex128 } from '../../base/random.ts';
 import { hashBlake3 } from '../../base/blake3.ts';
-import { decide, type Decision } from '../plan.ts';
+import { decide, isReplaced, type Decision } from '../plan.ts';
 import {
   reasonOf,
   type CommonPoint,
@@ -32,6 +32,8 @@ export interface Frozen {
   readonly watermark: number;
   /** Of its history; the watermark of another one says nothing. */
   readonly generation: string;
+  /** Whose log it is, where the host knows: a restore puts another one in its place. */
+  readonly store?: string;
 }
 
 /** The node that is rolled back. Each call may be repeated, also by another process after a crash. */
@@ -154,9 +156,11 @@ export class RollbackRunner {
     const { intent } = this.journal();
     if (isUnderWay(intent)) {
       const { common, primary, frontier: last } = intent.plan;
-      const { frontier, watermark } = await this.#deps.host.look();
+      const now = await this.#deps.host.look();
+      const { frontier, watermark } = now;
       const isGone = frontier.lsn === common.lsn;
-      const followed = frontier.lsn > common.lsn && frontier.term >= primary.term;
+      // What its file has is gone with the store.
+      const followed = isReplaced(intent.plan, now) || (frontier.lsn > common.lsn && frontier.term >= primary.term);
       const within = frontier.lsn <= last.lsn && frontier.term <= last.term && watermark <= common.lsn;
       if (isGone || followed || within) {
         let from: Intent = intent;
@@ -231,6 +235,7 @@ export class RollbackRunner {
       frontier: frozen.frontier,
       watermark: frozen.watermark,
       primary: request.primary,
+      ...(frozen.store === undefined ? {} : { store: frozen.store }),
     };
     return this.#finish(this.#advance({ kind: 'begin', plan }), request, options);
   }
@@ -311,11 +316,12 @@ export class RollbackRunner {
     await deliver(outbox, sink, [notice.key]);
   }
 
-  #noteWatermark({ generation, watermark: lsn }: Frozen): void {
+  #noteWatermark(frozen: Frozen): void {
+    const { generation, watermark: lsn, store } = frozen;
     const now = this.journal();
     const { watermark } = now;
-    if (watermark.generation === generation && watermark.lsn >= lsn) return;
-    this.#deps.journal.save({ ...now, watermark: { generation, lsn } });
+    if (watermark.generation === generation && watermark.lsn >= lsn && !isReplaced(watermark, frozen)) return;
+    this.#deps.journal.save({ ...now, watermark: { generation, lsn, ...(store === undefined ? {} : { store }) } });
   }
 
   #advance(event: RunEvent): Intent {

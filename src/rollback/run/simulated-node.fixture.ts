@@ -70,10 +70,13 @@ class SimulatedHost implements RollbackHost {
   readonly #world: World;
   readonly watermark: number;
 
-  constructor(disk: Disk, world: World, watermark: number) {
+  readonly #store: string;
+
+  constructor(disk: Disk, world: World, { watermark, store }: { readonly watermark: number; readonly store: string }) {
     this.#disk = disk;
     this.#world = world;
     this.watermark = watermark;
+    this.#store = store;
   }
 
   look(): Promise<Frozen> {
@@ -114,13 +117,22 @@ class SimulatedHost implements RollbackHost {
 
   #frozen(): Frozen {
     const lsn = readFrontier(this.#disk);
-    return { frontier: { term: this.#world.term, lsn }, watermark: this.watermark, generation: GENERATION };
+    return {
+      frontier: { term: this.#world.term, lsn },
+      watermark: this.watermark,
+      generation: GENERATION,
+      store: this.#store,
+    };
   }
 }
 
-export function openRunner(disk: Disk, world: World, { seed = 1, watermark = 90, limits = {} } = {}): RollbackRunner {
+export function openRunner(
+  disk: Disk,
+  world: World,
+  { seed = 1, watermark = 90, limits = {}, store = '0a'.repeat(16) } = {},
+): RollbackRunner {
   return new RollbackRunner({
-    host: new SimulatedHost(disk, world, watermark),
+    host: new SimulatedHost(disk, world, { watermark, store }),
     ...openRollbackDirectory(disk, DIR),
     sink: (notice) => world.call('sink', async () => world.tell(notice)),
     clock: { nowMs: () => 1_700_000_200_000, monotonicMs: () => 0 },
