@@ -152,6 +152,12 @@ export class Catalog {
     this.#known.clear();
   }
 
+  /** Of a catalog that is being restored, whose log goes on without this tenant. Its id is not used again. */
+  leaveOut(id: TenantId): void {
+    this.#prepare('delete from tenants where id = ?').run(id);
+    this.#known.clear();
+  }
+
   /** Derived from the tenant's file; kept here so that a list need not open it. */
   setSchemaVersion(id: TenantId, version: number): void {
     this.#prepare('update tenants set schema_version = ? where id = ? and schema_version <> ?').run(

@@ -1,0 +1,232 @@
+/**
+ * To where a restore from a backup goes: from which snapshot, and to which record. What was asked is resolved once per run
+ * against what the repository has; the answer stands in the marker, as the fragment of the source, so that a run that is
+ * resumed goes to the same place whatever was archived since.
+ */
+import { toLsn, type Generation, type Hlc, type Lsn } from '../base/brands.ts';
+import { hlcToMs } from '../base/clock.ts';
+import { NostosError } from '../base/errors.ts';
+import { missingFrom } from '../backup/repository/archive.ts';
+import type { Snapshot, SnapshotId } from '../backup/repository/manifest.ts';
+import type { Repository } from '../backup/repository/repository.ts';
+import { earliestPosition, snapshotFor, timeline, type Timeline } from '../backup/repository/timeline.ts';
+import { pointOf, type ChainPoint } from '../log/chain.ts';
+import { TermTable } from '../log/terms.ts';
+
+/** Nothing: as far as the newest snapshot and the archived log behind it lead. */
+export interface RestoreTarget {
+  readonly snapshot?: string | undefined;
+  readonly toLsn?: number | undefined;
+  /** The last record at or before it; milliseconds since the epoch. */
+  readonly toTimeMs?: number | undefined;
+}
+
+export interface RestorePoint {
+  readonly snapshot: Snapshot;
+  /** The last record that the restored state has. */
+  readonly point: ChainPoint;
+  readonly time: Hlc;
+}
+
+interface CallOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
+export async function resolveTarget(
+  repository: Repository,
+  target: RestoreTarget,
+  options: CallOptions = {},
+): Promise<RestorePoint> {
+  if (target.toLsn !== undefined && target.toTimeMs !== undefined)
+    throw new NostosError('INVALID_ARGUMENT', 'a restore goes to a position or to a time, not to both');
+  const line = await timeline(repository, options.signal === undefined ? {} : { signal: options.signal });
+  const newest = newestOf(repository, line, target.snapshot);
+  const place = await placeOf(repository, { ...target, line, newest }, options);
+  const snapshot = target.snapshot === undefined ? snapshotFor(line, place) : reaching(line, newest, place);
+  if (snapshot === undefined) throw await unreachable(repository, { line, place, newest }, options);
+  if (snapshot.position.lsn === place.lsn && snapshot.position.generation === place.generation)
+    return { snapshot, point: snapshot.position, time: snapshot.time };
+  const { point, time } = await recordAt(repository, place, options);
+  return { snapshot, point, time };
+}
+
+interface Place {
+  readonly generation: Generation;
+  readonly lsn: Lsn;
+}
+
+function newestOf({ url }: Repository, { snapshots }: Timeline, id: string | undefined): Snapshot {
+  const found = snapshots.findLast(({ snapshot }) => id === undefined || snapshot.id === id)?.snapshot;
+  if (found !== undefined) return found;
+  const what = id === undefined ? 'no snapshot' : `no snapshot ${id}`;
+  throw new NostosError('BACKUP_NOT_FOUND', `${url} has ${what}; nostos backup list shows what is there`, {
+    details: { url, ...(id === undefined ? {} : { snapshot: id }) },
+  });
+}
+
+async function placeOf(
+  repository: Repository,
+  {
+    line,
+    newest,
+    snapshot,
+    toLsn: lsn,
+    toTimeMs,
+  }: RestoreTarget & { readonly line: Timeline; readonly newest: Snapshot },
+  options: CallOptions,
+): Promise<Place> {
+  if (toTimeMs !== undefined) return placeBefore(repository, { line, newest, timeMs: toTimeMs }, options);
+  if (lsn !== undefined) return { generation: generationAt(newest, toLsn(lsn)), lsn: toLsn(lsn) };
+  const { generation } = newest.position;
+  if (snapshot !== undefined) return { generation, lsn: newest.position.lsn };
+  return { generation, lsn: reachOf(line, newest).to };
+}
+
+/** On the history of the snapshot; what comes behind it is of its own generation. */
+function generationAt({ terms, position }: Snapshot, lsn: Lsn): Generation {
+  if (lsn > position.lsn) return position.generation;
+  return new TermTable(terms).generationOf(lsn)?.generation ?? position.generation;
+}
+
+function reachOf({ snapshots }: Timeline, { id }: Snapshot): { readonly from: Lsn; readonly to: Lsn } {
+  return snapshots.find(({ snapshot }) => snapshot.id === id)!.reach;
+}
+
+function reaching(line: Timeline, snapshot: Snapshot, { generation, lsn }: Place): Snapshot | undefined {
+  const { to } = reachOf(line, snapshot);
+  const leads = snapshot.position.generation === generation || lsn <= snapshot.position.lsn;
+  return leads && earliestPosition(snapshot) <= lsn && lsn <= to ? snapshot : undefined;
+}
+
+/** The last record at or before a time, on the history of the newest snapshot. */
+async function placeBefore(
+  repository: Repository,
+  { line, newest, timeMs }: { readonly line: Timeline; readonly newest: Snapshot; readonly timeMs: number },
+  options: CallOptions,
+): Promise<Place> {
+  const time = ((BigInt(timeMs) << 16n) | 0xffffn) as Hlc;
+  const lineage = new TermTable(newest.terms).generations;
+  const { generation: last } = newest.position;
+  const known = knownUntil(line, last);
+  if (timeMs > known)
+    throw new NostosError(
+      'ARCHIVE_GAP',
+      `${repository.url} knows nothing of ${asTime(timeMs)}: it ends at ${asTime(known)}. Restore without a time to go to the last record that it has`,
+      { details: { timeMs, knownUntilMs: known } },
+    );
+  const generations = lineage.length === 0 ? [{ generation: last, firstLsn: 1 as Lsn }] : lineage;
+  let above: Lsn | undefined;
+  for (const { generation, firstLsn } of generations.toReversed()) {
+    const archived = await repository.archive.lastBefore(generation, time, asSignal(options));
+    const held = line.snapshots.findLast(
+      ({ snapshot }) => snapshot.position.generation === generation && snapshot.time <= time,
+    );
+    const lsn = Math.max(archived?.lsn ?? 0, held?.snapshot.position.lsn ?? 0);
+    // What its generation did above the fork is another history.
+    if (lsn >= firstLsn) return { generation, lsn: Math.min(lsn, (above ?? Infinity) - 1) as Lsn };
+    above = firstLsn;
+  }
+  throw new NostosError(
+    'BACKUP_NOT_FOUND',
+    `${repository.url} has nothing of ${asTime(timeMs)} or before; its first snapshot is of ${asTime(hlcToMs(line.snapshots[0]!.snapshot.time))}`,
+    { details: { timeMs } },
+  );
+}
+
+/** Up to then whatever was committed is here: a snapshot that was begun later does not lie before what it is the end of. */
+function knownUntil({ snapshots, spans }: Timeline, generation: Generation): number {
+  const times = [
+    ...spans.filter((span) => span.generation === generation).map(({ lastTime }) => hlcToMs(lastTime)),
+    ...snapshots
+      .filter(({ snapshot }) => snapshot.position.generation === generation)
+      .flatMap(({ snapshot }) => [hlcToMs(snapshot.time), snapshot.createdAtMs]),
+  ];
+  return Math.max(...times);
+}
+
+async function recordAt(
+  repository: Repository,
+  { generation, lsn }: Place,
+  options: CallOptions,
+): Promise<{ readonly point: ChainPoint; readonly time: Hlc }> {
+  const range = { generation, from: lsn, to: lsn };
+  for await (const page of repository.archive.records(range, { ...options, tenants: new Set() }))
+    for (const { header, hash } of page) return { point: pointOf(header, hash), time: header.hlc };
+  throw new NostosError('ARCHIVE_GAP', `The archived log of the generation ${generation} lacks LSN ${lsn}`, {
+    details: { generation, missing: [{ from: lsn, to: lsn }] },
+  });
+}
+
+async function unreachable(
+  { archive, url }: Repository,
+  { line, place, newest }: { readonly line: Timeline; readonly place: Place; readonly newest: Snapshot },
+  options: CallOptions,
+): Promise<NostosError> {
+  const { generation, lsn } = place;
+  const own = line.snapshots.filter(({ snapshot }) => snapshot.position.generation === generation);
+  const before = own.findLast(({ reach }) => reach.from <= lsn);
+  const after = own.find(({ reach }) => reach.from > lsn);
+  if (before === undefined) {
+    const instead =
+      after === undefined
+        ? `the newest one leads to LSN ${reachOf(line, newest).to} of the generation ${newest.position.generation}`
+        : `the first position of this generation that can be restored is LSN ${after.reach.from}`;
+    return new NostosError(
+      'BACKUP_NOT_FOUND',
+      `No snapshot of ${url} leads to LSN ${lsn} of the generation ${generation}; ${instead}`,
+      { details: { generation, lsn, from: after?.reach.from ?? null } },
+    );
+  }
+  const { from, to } = before.reach;
+  const names = await archive.objects(generation, asSignal(options));
+  const missing = missingFrom({ from: (to + 1) as Lsn, to: lsn }, names);
+  const behind =
+    after === undefined ? '' : `, or to LSN ${after.reach.from}-${after.reach.to} by the snapshot ${after.snapshot.id}`;
+  const shown = missing.slice(0, 5).map((part) => (part.from === part.to ? `${part.from}` : `${part.from}-${part.to}`));
+  return new NostosError(
+    'ARCHIVE_GAP',
+    `LSN ${lsn} cannot be reached: the archived log of the generation ${generation} lacks LSN ${shown.join(', ')}. ` +
+      `The snapshot ${before.snapshot.id} leads to LSN ${from}-${to}${behind}`,
+    { details: { generation, lsn, missing: missing.slice(0, 100), from, to } },
+  );
+}
+
+const asSignal = ({ signal }: CallOptions): { signal?: AbortSignal } => (signal === undefined ? {} : { signal });
+const asTime = (ms: number): string => new Date(ms).toISOString();
+
+/** How the marker names a restore from a backup; the same text is taken as a source. */
+export interface BackupSource {
+  /** Of the repository. */
+  readonly url: string;
+  readonly snapshot?: SnapshotId | undefined;
+  readonly lsn?: Lsn | undefined;
+  /** Tenants that are left out. */
+  readonly without: readonly string[];
+}
+
+export function isBackupSource(text: string): boolean {
+  return /^(?:file|s3):/.test(text);
+}
+
+export function formatBackupSource({ url, snapshot, lsn, without }: BackupSource): string {
+  const fragment = new URLSearchParams();
+  if (snapshot !== undefined) fragment.set('snapshot', snapshot);
+  if (lsn !== undefined) fragment.set('lsn', String(lsn));
+  for (const name of without) fragment.append('without', name);
+  return fragment.size === 0 ? url : `${url}#${fragment}`;
+}
+
+export function parseBackupSource(text: string): BackupSource {
+  const at = text.search(/#(?:snapshot|lsn|without)=/);
+  if (at === -1) return { url: text, without: [] };
+  const fragment = new URLSearchParams(text.slice(at + 1));
+  const [snapshot, lsn] = [fragment.get('snapshot') ?? undefined, fragment.get('lsn') ?? undefined];
+  if (lsn !== undefined && !/^\d{1,16}$/.test(lsn))
+    throw new NostosError('INVALID_ARGUMENT', `${JSON.stringify(text)} names no LSN`);
+  return {
+    url: text.slice(0, at),
+    snapshot: snapshot as SnapshotId | undefined,
+    lsn: lsn === undefined ? undefined : toLsn(Number(lsn)),
+    without: fragment.getAll('without'),
+  };
+}
