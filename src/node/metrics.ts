@@ -93,6 +93,27 @@ const METRICS: readonly Metric[] = [
     value: (s) => Object.values(s.refusedPeers).reduce((sum, count) => sum + count, 0),
   },
   {
+    name: 'nostos_backup_last_success_time_seconds',
+    help: 'When the newest snapshot of the scheduled backup was made; 0 where there is none. Alert on its age.',
+    value: (s) => (s.backup?.last?.atMs ?? 0) / 1000,
+  },
+  {
+    name: 'nostos_backup_archive_time_seconds',
+    help: 'When everything that was committed then was seen to be archived; 0 before, and without a scheduled backup.',
+    value: (s) => (s.backup?.archivedAtMs ?? 0) / 1000,
+  },
+  {
+    name: 'nostos_backup_archive_lag_records',
+    help: 'Committed records that are not archived yet: what a lost machine costs.',
+    value: (s) => s.backup?.lagRecords ?? 0,
+  },
+  {
+    name: 'nostos_backup_failures_total',
+    help: 'Scheduled backups, and runs of the archive, that failed since the node was opened; the status has the last error.',
+    kind: 'counter',
+    value: (s) => s.backup?.failures ?? 0,
+  },
+  {
     name: 'nostos_writes_committed_total',
     help: 'Transactions committed since the node was opened.',
     kind: 'counter',

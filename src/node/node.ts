@@ -12,6 +12,8 @@ import type { Catalog, CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
 import { TenantStore, type TenantDeps } from '../store/tenant-store.ts';
 import type { Int64Mode } from '../store/values.ts';
+import { BackupHost } from './backup-host.ts';
+import type { BackupSchedule } from './backup-schedule.ts';
 import type { CatalogLog } from './catalog-log.ts';
 import { DurableBound } from './durable-bound.ts';
 import type { EngineClient } from './engine-client.ts';
@@ -82,6 +84,8 @@ export class NostosNode implements Node {
   readonly #creating = new Map<string, Promise<void>>();
   /** What is held for those who copy this node. */
   readonly restoreHost: NodeRestoreHost;
+  #backupHost: BackupHost | undefined;
+  #schedule: BackupSchedule | undefined;
   readonly #writes = { committed: 0, failed: 0 };
   readonly #stopping = new AbortController();
   #state: 'open' | 'closing' | 'closed' = 'open';
@@ -222,6 +226,30 @@ export class NostosNode implements Node {
     return this.#deps.forgets;
   }
 
+  get limits(): Limits {
+    return this.#settings.limits;
+  }
+
+  /** The highest committed record that is known here. */
+  get watermark(): Lsn {
+    return this.#deps.engine.watermark;
+  }
+
+  /** What is held of the log for those who archive it. */
+  get backupHost(): BackupHost {
+    this.#backupHost ??= new BackupHost(this.#deps, this.#settings.limits);
+    return this.#backupHost;
+  }
+
+  /** Of backups that it makes by itself. */
+  get schedule(): BackupSchedule | undefined {
+    return this.#schedule;
+  }
+
+  backingUp(schedule: BackupSchedule): void {
+    this.#schedule = schedule;
+  }
+
   /** Other nodes are served there now. */
   listening(address: string | undefined): void {
     this.#address = address;
@@ -289,6 +317,7 @@ export class NostosNode implements Node {
       scrub: this.#scrubber.status(),
       address: this.#address ?? null,
       serving: this.restoreHost.status(),
+      ...(this.#schedule === undefined ? {} : { backup: this.#schedule.status() }),
       refusedPeers: this.#refusedPeers,
       openFiles: countOpenFiles(),
       residentBytes: process.memoryUsage.rss(),
@@ -360,6 +389,7 @@ export class NostosNode implements Node {
     this.#stopping.abort(new NostosError('CLOSED', 'the node is closed'));
     this.#scrubber.stop();
     await this.restoreHost.stop();
+    await this.#backupHost?.stop();
     await this.#member?.stop();
     await this.#bound.stop();
     await this.#open.closeAll();
@@ -528,8 +558,7 @@ type GroupDeps = Pick<TenantDeps, 'notPrimary' | 'givenTo' | 'holdsLease' | 'onC
 
 function groupDeps(member: GroupMember, { name }: CatalogEntry): GroupDeps {
   return {
-    onCommitFailed: (error) =>
-      member.note('tenant-failed', `tenant ${name} did not take what is committed, it is replayed: ${String(error)}`),
+    onCommitFailed: (error) => member.foundBehind(name, error),
     notPrimary: () => member.notPrimary(),
     givenTo: () => member.givenTo,
     holdsLease: () => member.holdsLease(),

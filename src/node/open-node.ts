@@ -78,6 +78,13 @@ export async function openNode(options: NodeOptions): Promise<Node> {
       node.listening(wire.address);
       if (options.group !== undefined) await node.copiesAt(copyAddress(wire.address, options.group));
     }
+    if (options.backup !== undefined) {
+      // Who makes no backups has no use for them.
+      const schedule = (await import('./backup-operations.ts')).makeSchedule(node, options.backup);
+      schedule.start();
+      opened.push(() => schedule.stop());
+      node.backingUp(schedule);
+    }
     node.start(() => closeInTurn(opened));
     return node;
   });
@@ -153,7 +160,9 @@ async function openParts(
   rmSync(join(dir, SERVING_DIR), { recursive: true, force: true });
   const { node: _, copy, ...log } = identity;
   const reaches = copy === undefined ? {} : { copy: { lsn: copy.reaches?.lsn ?? NO_LSN } };
-  const group = options.group === undefined ? {} : { group: groupSettings(options.group, identity.node) };
+  const lostRecords = rejoinFile?.findingOf(identity.store)?.stopped === 'lost-records';
+  const group =
+    options.group === undefined ? {} : { group: { ...groupSettings(options.group, identity.node), lostRecords } };
   const engineOptions = { dir, boot, limits, ...log, ...reaches, ...group };
   const engine = await (writers ? EngineClient.start(engineOptions) : EngineClient.startHere(engineOptions));
   opened.push(() => engine.close());

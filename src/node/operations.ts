@@ -12,6 +12,7 @@ import { finiteNumber, plainRecord, readInput, wholeNumber } from '../base/input
 import type { SqlParameters } from '../store/values.ts';
 import { memberChange } from './member-change.ts';
 import { renderMetrics } from './metrics.ts';
+import type { NostosNode } from './node.ts';
 import { executeScript, queryScript, readsOnly } from './sql-script.ts';
 import type { Change, LongCallOptions, Node, NodeGroup, Progress, RecordSummary } from './types.ts';
 
@@ -287,6 +288,24 @@ export const OPERATIONS = {
     run: async (node, { file, ...options }, { signal, onProgress }) => {
       const { reapplyInto } = await import('./reapply-target.ts');
       return reapplyInto(node, file, { ...options, signal, onProgress });
+    },
+  }),
+  'backup.create': operation({
+    summary: 'Makes a backup of this node, or of some of its tenants, at one position.',
+    access: 'admin',
+    localOnly: true,
+    input: v.strictObject({
+      to: v.pipe(v.string(), v.minLength(1)),
+      keys: v.optional(file),
+      tenants: v.optional(v.pipe(v.array(name), v.minLength(1))),
+      label: v.optional(v.pipe(v.string(), v.maxLength(200))),
+      full: flag,
+      dryRun: flag,
+    }),
+    // Loaded when it is asked for.
+    run: async (node, input, context) => {
+      const { backupNode } = await import('./backup-operations.ts');
+      return backupNode(node as NostosNode, input, longCall(context));
     },
   }),
   metrics: operation({

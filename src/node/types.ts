@@ -255,6 +255,29 @@ export interface ServedCopy {
   readonly logFrom: Lsn;
 }
 
+/** Of the backups that a node makes by itself. */
+export interface BackupStatus {
+  /** Without credentials. */
+  readonly to: string;
+  readonly running: 'snapshot' | 'prune' | null;
+  /** The newest snapshot of the cluster there; how much it took is known of those made since this node was opened. */
+  readonly last: {
+    readonly snapshot: string;
+    readonly atMs: number;
+    readonly lsn: number;
+    readonly bytesStored: number | null;
+  } | null;
+  readonly nextAtMs: number | null;
+  /** Everything up to here is archived, as far as the log had it. */
+  readonly archivedLsn: number | null;
+  readonly archivedAtMs: number | null;
+  readonly lagRecords: number;
+  /** Since the node was opened. */
+  readonly failures: number;
+  /** The last failure since the last snapshot that was made. */
+  readonly error: { readonly atMs: number; readonly message: string } | null;
+}
+
 export interface NodeStatus {
   readonly dir: string;
   readonly node: NodeId;
@@ -284,6 +307,8 @@ export interface NodeStatus {
   /** Where other nodes are served. */
   readonly address: string | null;
   readonly serving: readonly ServedCopy[];
+  /** Of a node with `backup`. */
+  readonly backup?: BackupStatus;
   /** Connections that were not let in, reached no service or failed in it, by reason, since the node was opened. */
   readonly refusedPeers: Readonly<Record<string, number>>;
   readonly openFiles: number;
@@ -393,6 +418,25 @@ export interface GroupOptions {
   readonly onRejoin?: (text: string) => void;
 }
 
+/** Backups that a node makes by itself (`nostos backup` makes single ones). */
+export interface BackupOptions {
+  /** `file:/path` or `s3://bucket/prefix?endpoint=…&region=…`; credentials by the usual `AWS_*` variables. */
+  readonly to: string;
+  /** Path of a keyring, made where there is none; without it backups are not encrypted. */
+  readonly keys?: string;
+  /** Between snapshots. Default an hour. */
+  readonly everyMs?: number;
+  /** How often what was committed is archived: what a lost machine costs at most. Default ten seconds. */
+  readonly archiveEveryMs?: number;
+  /** After each snapshot those that this does not keep are removed. By default nothing is. */
+  readonly keep?: {
+    readonly last?: number;
+    readonly hourly?: number;
+    readonly daily?: number;
+    readonly weekly?: number;
+  };
+}
+
 export interface NodeOptions {
   readonly dir: string;
   /** Replicate with other nodes. The group record must exist (`nostos group init`). */
@@ -409,6 +453,7 @@ export interface NodeOptions {
    * the address of its group and with the same TLS, at any free port; `false` turns it off.
    */
   readonly listen?: ListenAddress | false;
+  readonly backup?: BackupOptions;
   /** Recompute fingerprints from rows in the background. Default every hour; `false` turns it off. */
   readonly scrubIntervalMs?: number | false;
   readonly signal?: AbortSignal;

@@ -21,7 +21,7 @@ export async function openBackend(url: string, options: OpenBackendOptions = {})
 }
 
 /** `file:///a`, `file:/a`, `file:a` (relative to here, percent signs as they are) or a plain path. */
-function directoryOf(url: string): string {
+export function directoryOf(url: string): string {
   if (url.startsWith('file://')) return readFileUrl(url);
   const path = url.startsWith('file:') ? url.slice('file:'.length) : url;
   if (path === '' || path.includes('\0') || /^[a-z0-9+]{2,}:/i.test(path))
