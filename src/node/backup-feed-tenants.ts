@@ -6,7 +6,7 @@
  * from which the node goes on.
  */
 import { existsSync, rmSync } from 'node:fs';
-import type { Lsn, TenantId } from '../base/brands.ts';
+import type { TenantId } from '../base/brands.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
@@ -176,7 +176,7 @@ function readContent(connection: Connection, { uuid, name }: CatalogEntry): File
     throw new NostosError(
       'BACKUP_DAMAGED',
       `the rows of tenant ${name} in the backup are not what its fingerprint says at record ${meta.lsn}`,
-      { details: { tenant: name, lsn: meta.lsn as Lsn, problem: 'its rows' } },
+      { details: { tenant: name, lsn: meta.lsn, problem: 'its rows' } },
     );
   return { applied: meta, schemaVersion: meta.schemaVersion, shapes: shapesFrom(readShapes(connection)), expected };
 }

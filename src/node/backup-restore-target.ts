@@ -6,10 +6,11 @@
 import { toLsn, type Generation, type Hlc, type Lsn } from '../base/brands.ts';
 import { hlcToMs } from '../base/clock.ts';
 import { NostosError } from '../base/errors.ts';
-import { missingFrom } from '../backup/repository/archive.ts';
+import { rangesOf } from '../backup/repository/archive-ranges.ts';
+import { missingFrom, type LsnRange } from '../backup/repository/archive.ts';
 import type { Snapshot, SnapshotId } from '../backup/repository/manifest.ts';
 import type { Repository } from '../backup/repository/repository.ts';
-import { earliestPosition, snapshotFor, timeline, type Timeline } from '../backup/repository/timeline.ts';
+import { archiveStart, snapshotFor, timeline, type Timeline } from '../backup/repository/timeline.ts';
 import { pointOf, type ChainPoint } from '../log/chain.ts';
 import { TermTable } from '../log/terms.ts';
 
@@ -42,12 +43,52 @@ export async function resolveTarget(
   const line = await timeline(repository, options.signal === undefined ? {} : { signal: options.signal });
   const newest = newestOf(repository, line, target.snapshot);
   const place = await placeOf(repository, { ...target, line, newest }, options);
-  const snapshot = target.snapshot === undefined ? snapshotFor(line, place) : reaching(line, newest, place);
-  if (snapshot === undefined) throw await unreachable(repository, { line, place, newest }, options);
-  if (snapshot.position.lsn === place.lsn && snapshot.position.generation === place.generation)
-    return { snapshot, point: snapshot.position, time: snapshot.time };
-  const { point, time } = await recordAt(repository, place, options);
-  return { snapshot, point, time };
+  const candidates = candidatesFor(line, place, target.snapshot);
+  if (candidates.length === 0 && target.snapshot !== undefined) throw notBy(newest, { line, place });
+  let lacking: LsnRange[] = [];
+  for (const snapshot of candidates.toReversed()) {
+    const missing = await missingFor(repository, { snapshot, place }, options);
+    if (missing.length === 0) return at(repository, { snapshot, place }, options);
+    if (lacking.length === 0) lacking = missing;
+  }
+  throw await unreachable(repository, { line, place, newest, lacking }, options);
+}
+
+async function at(
+  repository: Repository,
+  { snapshot, place }: { readonly snapshot: Snapshot; readonly place: Place },
+  options: CallOptions,
+): Promise<RestorePoint> {
+  const { position, time } = snapshot;
+  if (position.lsn === place.lsn && position.generation === place.generation)
+    return { snapshot, point: position, time };
+  return { snapshot, ...(await recordAt(repository, place, options)) };
+}
+
+/** Oldest first. */
+function candidatesFor(line: Timeline, place: Place, id: string | undefined): Snapshot[] {
+  return line.snapshots
+    .filter(({ snapshot }) => id === undefined || snapshot.id === id)
+    .filter(({ snapshot, reach }) => {
+      const leads = generationAt(snapshot, place.lsn) === place.generation;
+      return leads && reach.from <= place.lsn && place.lsn <= reach.to;
+    })
+    .map(({ snapshot }) => snapshot);
+}
+
+/** What the archive lacks of the records that lead from the files of the snapshot to there. */
+async function missingFor(
+  { archive }: Repository,
+  { snapshot, place }: { readonly snapshot: Snapshot; readonly place: Place },
+  options: CallOptions,
+): Promise<LsnRange[]> {
+  const missing: LsnRange[] = [];
+  for (const range of rangesOf(snapshot.terms, {
+    after: archiveStart(snapshot),
+    through: { ...snapshot.position, ...place },
+  }))
+    missing.push(...missingFrom(range, await archive.objects(range.generation, asSignal(options))));
+  return missing;
 }
 
 interface Place {
@@ -90,12 +131,6 @@ function generationAt({ terms, position }: Snapshot, lsn: Lsn): Generation {
 
 function reachOf({ snapshots }: Timeline, { id }: Snapshot): { readonly from: Lsn; readonly to: Lsn } {
   return snapshots.find(({ snapshot }) => snapshot.id === id)!.reach;
-}
-
-function reaching(line: Timeline, snapshot: Snapshot, { generation, lsn }: Place): Snapshot | undefined {
-  const { to } = reachOf(line, snapshot);
-  const leads = snapshot.position.generation === generation || lsn <= snapshot.position.lsn;
-  return leads && earliestPosition(snapshot) <= lsn && lsn <= to ? snapshot : undefined;
 }
 
 /** The last record at or before a time, on the history of the newest snapshot. */
@@ -157,9 +192,32 @@ async function recordAt(
   });
 }
 
+/** The snapshot that was asked for does not lead there, whatever others do. */
+function notBy(snapshot: Snapshot, { line, place }: { readonly line: Timeline; readonly place: Place }): NostosError {
+  const { from, to } = reachOf(line, snapshot);
+  const { generation } = snapshot.position;
+  const other = snapshotFor(line, place);
+  const instead = other === undefined ? '' : `; the snapshot ${other.id} leads there`;
+  return new NostosError(
+    place.lsn > to ? 'ARCHIVE_GAP' : 'BACKUP_NOT_FOUND',
+    `The snapshot ${snapshot.id} leads to LSN ${from}-${to} of the generation ${generation}, not to LSN ${place.lsn} of ${place.generation}${instead}`,
+    { details: { snapshot: snapshot.id, lsn: place.lsn, from, to } },
+  );
+}
+
 async function unreachable(
   { archive, url }: Repository,
-  { line, place, newest }: { readonly line: Timeline; readonly place: Place; readonly newest: Snapshot },
+  {
+    line,
+    place,
+    newest,
+    lacking,
+  }: {
+    readonly line: Timeline;
+    readonly place: Place;
+    readonly newest: Snapshot;
+    readonly lacking: readonly LsnRange[];
+  },
   options: CallOptions,
 ): Promise<NostosError> {
   const { generation, lsn } = place;
@@ -177,16 +235,20 @@ async function unreachable(
       { details: { generation, lsn, from: after?.reach.from ?? null } },
     );
   }
-  const { from, to } = before.reach;
+  const { from } = before.reach;
   const names = await archive.objects(generation, asSignal(options));
-  const missing = missingFrom({ from: (to + 1) as Lsn, to: lsn }, names);
+  const missing = lacking.length > 0 ? lacking : missingFrom({ from: (before.reach.to + 1) as Lsn, to: lsn }, names);
+  const to = Math.min(before.reach.to, missing[0]!.from - 1);
   const behind =
     after === undefined ? '' : `, or to LSN ${after.reach.from}-${after.reach.to} by the snapshot ${after.snapshot.id}`;
   const shown = missing.slice(0, 5).map((part) => (part.from === part.to ? `${part.from}` : `${part.from}-${part.to}`));
   return new NostosError(
     'ARCHIVE_GAP',
     `LSN ${lsn} cannot be reached: the archived log of the generation ${generation} lacks LSN ${shown.join(', ')}. ` +
-      `The snapshot ${before.snapshot.id} leads to LSN ${from}-${to}${behind}`,
+      (to < from
+        ? `Without them the snapshot ${before.snapshot.id} leads nowhere`
+        : `The snapshot ${before.snapshot.id} leads to LSN ${from}-${to}`) +
+      behind,
     { details: { generation, lsn, missing: missing.slice(0, 100), from, to } },
   );
 }
@@ -213,7 +275,7 @@ export function formatBackupSource({ url, snapshot, lsn, without }: BackupSource
   if (snapshot !== undefined) fragment.set('snapshot', snapshot);
   if (lsn !== undefined) fragment.set('lsn', String(lsn));
   for (const name of without) fragment.append('without', name);
-  return fragment.size === 0 ? url : `${url}#${fragment}`;
+  return fragment.size === 0 ? url : `${url}#${fragment.toString()}`;
 }
 
 export function parseBackupSource(text: string): BackupSource {
