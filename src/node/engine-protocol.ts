@@ -24,6 +24,8 @@ export interface GroupSettings {
   readonly listen: ListenAddress;
   /** `host:port` under which the others reach it, where that is not the one that is bound. */
   readonly advertise?: string;
+  /** An earlier boot has found that this store lacks records that it has acknowledged: it neither stands nor follows. */
+  readonly lostRecords?: boolean;
 }
 
 /** What the engine of a group tells the node's own thread; `group-engine.ts` has what is answered. */

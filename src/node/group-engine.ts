@@ -210,7 +210,11 @@ export class GroupEngine extends LogService {
     this.#address = await this.#dispatcher.start();
     void this.#announce();
     this.#coordinator.watch(() => this.#tell({ kind: 'hint' }), { signal: this.#closing.signal });
-    this.#tell({ kind: 'tick' });
+    this.#begin();
+  }
+
+  #begin(): void {
+    this.#tell(this.#settings.lostRecords === true ? { kind: 'lost-records' } : { kind: 'tick' });
   }
 
   /** Writes where this node is reached; without it the others cannot follow it, and it goes on trying. */
@@ -630,7 +634,7 @@ export class GroupEngine extends LogService {
     this.#sent.clear();
     this.#recent.clear();
     this.#machine = this.#newMachine();
-    this.#tell({ kind: 'tick' });
+    this.#begin();
   }
 
   /**
@@ -752,7 +756,7 @@ export class GroupEngine extends LogService {
   settled(): void {
     if (!this.#held) return;
     this.#held = false;
-    this.#tell({ kind: 'tick' });
+    this.#begin();
   }
 
   cutTo(lsn: Lsn): void {

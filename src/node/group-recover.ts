@@ -40,6 +40,7 @@ import {
 } from './group-recovery.ts';
 import { highestApplied } from './highest-applied.ts';
 import { loadNode, writeNode } from './node-file.ts';
+import { RejoinFile } from './rejoin-file.ts';
 import {
   COORDINATOR_FILE,
   readStopped,
@@ -187,6 +188,8 @@ async function carryOut({ coordinator, disk }: Deps, dir: string, journal: Recov
   );
   writeNode(dir, { ...loadNode(dir, undefined), generation }, disk);
   remember(disk, dir, made);
+  // What it lacks is accepted.
+  new RejoinFile(disk, dir).clear();
   removeRecovery(disk, dir);
 }
 

@@ -151,6 +151,18 @@ const ROWS: readonly Row[] = [
     'lead-from',
     b,
   ],
+  [
+    'nor one that was found to lack what it had acknowledged, though it is in sync',
+    { record: three, reports: [report(a, [2, 60]), report(b, [3, 99], { lostRecords: true })] },
+    'too-few',
+    a,
+  ],
+  [
+    'only older images of what was in sync: the longest of them, where the loss is accepted',
+    { record: three, reports: [report(b, [2, 55]), report(c, [3, 99], { lostRecords: true })] },
+    'too-few',
+    c,
+  ],
   ['nor an older image', { record: three, reports: [report(a, [2, 60]), image], setBack }, 'too-few', a],
   [
     'enough, but none has what was committed',

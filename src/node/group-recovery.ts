@@ -122,16 +122,16 @@ export function decideRecovery(question: RecoveryQuestion): RecoveryDecision | u
 }
 
 /**
- * No store of the present generation is usable, as where it was begun by a recovery, and its only store was lost before
- * anybody had joined. What is left of its parents can still be gone on with, which gives up all of it.
+ * No store of the present generation is usable. One whose disk has returned to an older image can still be gone on with,
+ * without what that lacks; or, as where the generation was begun by a recovery and its only store was lost before anybody
+ * had joined, what is left of its parents, which gives up all of it.
  */
 function earlier(reports: readonly StoreReport[], record: GroupRecord, acceptLoss: boolean): Verdict {
   const candidates = reports.filter(
-    (report) =>
-      report.generation !== record.generation &&
-      whyUnusable(report, { ...record, generation: report.generation }) === undefined,
+    (report) => whyUnfit(report, { ...record, generation: report.generation }) === undefined,
   );
-  const best = candidates.toSorted(byEnd).at(-1);
+  const images = candidates.filter((report) => report.generation === record.generation);
+  const best = (images.length > 0 ? images : candidates).toSorted(byEnd).at(-1);
   if (best === undefined) return { kind: 'too-few', best: null, loss: null, reason: 'no member has a usable store' };
   const { store, generation } = best;
   const loss = possibleLoss(
@@ -139,7 +139,10 @@ function earlier(reports: readonly StoreReport[], record: GroupRecord, acceptLos
     record,
     record.members.filter((member) => member !== store),
   );
-  const reason = `no store of generation ${record.generation} is usable, and all of it is lost where the group goes on with one of ${generation}`;
+  const reason =
+    generation === record.generation
+      ? `only stores whose disks have returned to older images are left, and ${store} has most of what was there`
+      : `no store of generation ${record.generation} is usable, and all of it is lost where the group goes on with one of ${generation}`;
   return acceptLoss ? { kind: 'accept-loss', store, loss, reason } : { kind: 'too-few', best: store, loss, reason };
 }
 
@@ -192,14 +195,22 @@ export function newGenerationRecord(
   };
 }
 
-function whyUnusable(report: StoreReport, record: GroupRecord): string | undefined {
-  const { members, generation, inSync, committed } = record;
+/** Nobody can go on with it, whatever is accepted. */
+function whyUnfit(report: StoreReport, { members, generation }: GroupRecord): string | undefined {
   if (!members.includes(report.store)) return 'it is no member: a store that was made anew has promised nothing';
   if (report.generation !== generation) return `it is of generation ${report.generation}`;
   if (report.restoreUnfinished) return 'a restore of it is unfinished';
   if (report.rollbackUnderWay === true)
     return 'a rollback of it has begun to drop records that its log still has; start the node once, which ends that';
-  if (report.damage !== undefined) return report.damage;
+  return report.damage;
+}
+
+function whyUnusable(report: StoreReport, record: GroupRecord): string | undefined {
+  const { inSync, committed } = record;
+  const unfit = whyUnfit(report, record);
+  if (unfit !== undefined) return unfit;
+  if (report.lostRecords === true)
+    return 'it lacks records that it has acknowledged: its disk has returned to an older image';
   // Then it is not the store that it was: what it has lost may have been committed.
   if (inSync.includes(report.store) && committed !== null && !holdsPosition(report, committed))
     return `it was in sync and lacks record ${committed.lsn}, which was committed: its disk has returned to an older image`;

@@ -70,7 +70,7 @@ export class RejoinDriver {
 
   /** Tells the engine what an earlier process has found out about this store. */
   start(): void {
-    // Why a machine stopped, the next one finds out by itself, if it is so still.
+    // Why a machine stopped, the next one finds out by itself, if it is so still; or it is told when it is made.
     const { stopped: _, ...wrong } = this.#finding ?? {};
     this.#tellEngine(wrong);
   }
@@ -96,7 +96,9 @@ export class RejoinDriver {
     const nowMs = this.#deps.clock.nowMs();
     this.#progress = takeUp(decision, { before, limits, nowMs });
     const lasting = LASTING_STOPS.find((reason) => reason === stopped);
-    if (lasting !== undefined && RESTORING.has(decision.action)) this.#keep({ stopped: lasting });
+    // That an older disk is there nobody finds out again once the primary that knew is gone.
+    if (lasting === 'lost-records' || (lasting !== undefined && RESTORING.has(decision.action)))
+      this.#keep({ stopped: lasting });
     const finding = this.#finding;
     // The engine may not have heard of it yet.
     const isWhole = finding?.damage === undefined && finding?.differs === undefined;

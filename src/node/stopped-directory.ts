@@ -37,6 +37,7 @@ import { isUnderWay } from '../rollback/run/runner.ts';
 import { assertNoRecovery } from './group-recovery-journal.ts';
 import { highestApplied } from './highest-applied.ts';
 import { loadNode, type NodeIdentity } from './node-file.ts';
+import { RejoinFile } from './rejoin-file.ts';
 import { VERSION } from './runtime.ts';
 
 export const COORDINATOR_FILE = 'coordinator.json';
@@ -59,6 +60,8 @@ export interface StoreReport {
   readonly restoreUnfinished: boolean;
   /** A rollback has begun to drop records that the log still has; the node ends it when it is started. */
   readonly rollbackUnderWay?: true;
+  /** It was found to lack records that it had acknowledged. */
+  readonly lostRecords?: true;
   /** Made by a restore; so are most members of a group, once they have joined. */
   readonly copy: boolean;
   /** The newest group record that it has seen. */
@@ -113,7 +116,9 @@ export function readStopped(dir: string): StoppedDirectory {
   };
   const rolling = isUnderWay(new FileJournal(systemDisk, join(dir, 'rollback')).load().intent);
   const rollback = rolling ? { rollbackUnderWay: true as const } : {};
-  return { dir, report: { ...about, ...rollback, ...readLog(dir, identity, newest) } };
+  const lost = new RejoinFile(systemDisk, dir).findingOf(store)?.stopped === 'lost-records';
+  const lostRecords = lost ? { lostRecords: true as const } : {};
+  return { dir, report: { ...about, ...rollback, ...lostRecords, ...readLog(dir, identity, newest) } };
 }
 
 type LogReport = Pick<StoreReport, 'end' | 'endHash' | 'watermark' | 'anchor' | 'terms' | 'damage'>;
@@ -187,6 +192,7 @@ const reportSchema = v.strictObject({
   damage: v.optional(v.string()),
   restoreUnfinished: v.boolean(),
   rollbackUnderWay: v.optional(v.literal(true)),
+  lostRecords: v.optional(v.literal(true)),
   copy: v.boolean(),
   seen: v.nullable(
     v.strictObject({ version: wholeNumber(1), record: branded((value) => parseGroupRecord(value, 'the report')) }),
@@ -197,10 +203,11 @@ const reportSchema = v.strictObject({
 export function parseStoreReport(value: unknown, source: string): StoreReport {
   const read = readInput(reportSchema, value);
   if (!read.ok) throw new NostosError('INVALID_ARGUMENT', `${source} is no report of a store: ${read.problem}`);
-  const { damage, rollbackUnderWay, ...rest } = read.value;
+  const { damage, rollbackUnderWay, lostRecords, ...rest } = read.value;
   return {
     ...rest,
     ...(damage === undefined ? {} : { damage }),
     ...(rollbackUnderWay === undefined ? {} : { rollbackUnderWay }),
+    ...(lostRecords === undefined ? {} : { lostRecords }),
   };
 }

@@ -31,6 +31,8 @@ export type GroupEvent<P> =
   | { readonly kind: 'stepped-down' }
   /** A write or fsync failed: the term ends, and this machine with it. */
   | { readonly kind: 'log-failed' }
+  /** Known of an earlier boot: the store lacks records that it has acknowledged. */
+  | { readonly kind: 'lost-records' }
   /** Whether the store is whole and has room, and so may be in sync. */
   | { readonly kind: 'eligible'; readonly eligible: boolean }
   | { readonly kind: 'handover'; readonly to?: StoreId }

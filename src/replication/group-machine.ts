@@ -216,6 +216,8 @@ export class GroupMachine<P> {
         return;
       case 'log-failed':
         return this.#stop('log-failed', {});
+      case 'lost-records':
+        return this.#stop('lost-records', {});
       case 'eligible':
         this.#eligible = event.eligible;
         return this.#follower.setEligible(event.eligible);
