@@ -78,7 +78,31 @@ const ROWS: readonly (readonly [string, Partial<RejoinFound>, RejoinRow, RejoinA
   ['it leads', { ...asInSync, primary: 'self' }, 'leads', 'lead'],
   ['a failed fsync', { stopped: 'log-failed' }, 'log-failed', 'reopen'],
   ['a copied directory', { stopped: 'superseded' }, 'superseded', 'stop'],
-  ['an unfinished restore', { restoreUnfinished: true }, 'restore-unfinished', 'network-restore'],
+  ['an unfinished restore', { restoreUnfinished: 'fetching' }, 'restore-unfinished', 'network-restore'],
+  [
+    'an unfinished restore over what is in sync, and nobody leads',
+    { ...asInSync, ...noPrimary, restoreUnfinished: 'fetching' },
+    'restore-unfinished',
+    'wait',
+  ],
+  [
+    'an unfinished restore over what is in sync, and who leads is not known',
+    { coordinator: 'away', seen: asInSync.coordinator.current, restoreUnfinished: 'fetching' },
+    'restore-unfinished',
+    'wait',
+  ],
+  [
+    'an unfinished restore over what is in sync, while another one leads',
+    { ...asInSync, restoreUnfinished: 'fetching' },
+    'restore-unfinished',
+    'network-restore',
+  ],
+  [
+    'a restore that was cut off while it put its files in place',
+    { ...asInSync, ...noPrimary, restoreUnfinished: 'swapping' },
+    'restore-unfinished',
+    'network-restore',
+  ],
   ['a restore that waits for a primary', { ...empty, ...noPrimary }, 'too-old', 'wait'],
 ];
 
@@ -96,7 +120,7 @@ for (const [title, change, row, action] of ROWS)
 const BY_STRENGTH: readonly (readonly [RejoinRow, Partial<RejoinFound>])[] = [
   ['coordinator-regressed', { stopped: 'coordinator-regressed' }],
   ['superseded', { stopped: 'superseded' }],
-  ['restore-unfinished', { restoreUnfinished: true }],
+  ['restore-unfinished', { restoreUnfinished: 'fetching' }],
   ['log-failed', { stopped: 'log-failed' }],
   ['coordinator-away', { coordinator: 'away' }],
   ['no-group', { coordinator: { current: undefined }, seen: undefined }],

@@ -10,7 +10,7 @@
  *
  * 1. the coordinator is set back: nothing that is read there may be acted on
  * 2. another process has the store open: one of the two is a copy, and only a person knows which
- * 3. an unfinished restore: nothing else of the directory is whole
+ * 3. an unfinished restore: nobody opens the directory meanwhile; one in sync is replaced only while another one leads
  * 4. a failed write: only opening the store again shows what the disk has, and that needs nobody
  * 5. the coordinator is away: roles stay, and who has stopped stays so; damage too waits, since nobody can be dropped
  *    meanwhile
@@ -53,7 +53,8 @@ export interface RejoinFound {
   readonly stopped?: StopReason;
   /** What of the log or of a tenant cannot be trusted, in words. */
   readonly damage?: string;
-  readonly restoreUnfinished?: boolean;
+  /** `swapping`: what it fetched is being put in place, and nothing but its end is whole. */
+  readonly restoreUnfinished?: 'fetching' | 'swapping';
   /** Whether there is room to append. Default true. */
   readonly hasRoom?: boolean;
   /** Members that can serve a copy; absent: not asked yet. */
@@ -162,7 +163,16 @@ function broken(found: RejoinFound): RejoinDecision | undefined {
       reason: 'another process has opened this store: one of the two directories is a copy of the other',
       advice: 'End one of the two; a copied directory becomes a member of its own by nostos restore into an empty one.',
     });
-  if (found.restoreUnfinished === true)
+  const leadsElsewhere = !away && primary === 'other';
+  const isNeeded = recordOf(found)?.inSync.includes(found.store) === true;
+  if (found.restoreUnfinished === 'fetching' && isNeeded && !leadsElsewhere)
+    return decision('restore-unfinished', 'wait', {
+      reason:
+        'a restore of this directory was cut off, and what is here is in sync: until another member leads, nobody else may have all of it',
+      next: ['operator'],
+      advice: 'nostos restore --abandon gives the restore up, and the node goes on with what is here.',
+    });
+  if (found.restoreUnfinished !== undefined)
     return decision('restore-unfinished', 'network-restore', {
       reason: 'a restore of this directory was cut off; it goes on where it stopped',
       keeps: SET_ASIDE,

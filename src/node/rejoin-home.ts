@@ -36,7 +36,7 @@ import { ownNode, type TlsIdentity } from '../wire/tls-identity.ts';
 import { RESTORING, decideRejoin, type RejoinDecision, type RejoinFound } from './rejoin-decision.ts';
 import type { RejoinFile } from './rejoin-file.ts';
 import { askMembers, type MembersAsked } from './rejoin-members.ts';
-import { factsOf, readRecord } from './rejoin-plan.ts';
+import { factsOf, readRecord, unfinishedIn } from './rejoin-plan.ts';
 import { describeRejoin, stepDone, stepFailed, takeUp, type RejoinProgress } from './rejoin-progress.ts';
 import { loadNode } from './node-file.ts';
 import { COORDINATOR_FILE, readStopped } from './stopped-directory.ts';
@@ -92,7 +92,7 @@ export async function comeHome(file: RejoinFile, options: HomeOptions): Promise<
       file.setProgress(progress);
       throw rejoinFailed(options.dir, progress);
     }
-    if (opens && !facts.restoreUnfinished) return;
+    if (opens && facts.restoreUnfinished === undefined) return;
     const now = file.progress;
     if (now === undefined || now.current === 'operator') continue; // which ends it
     await sleep(backoffMs(now, limits), undefined, { signal }).catch(() => signal.throwIfAborted());
@@ -107,22 +107,23 @@ async function look(coordination: Coordination, file: RejoinFile, options: HomeO
   const record = current === 'away' ? undefined : current?.record;
   if (!systemDisk.exists(join(dir, 'node.json'))) {
     if (marker === undefined && (record?.committed ?? null) === null) return undefined;
-    return { facts: nobody(current, marker !== undefined), current, opens: false };
+    return { facts: { ...nobody(current), ...unfinishedIn(dir) }, current, opens: false };
   }
   const { store, generation } = loadNode(dir, undefined);
   const finding = file.findingOf(store);
   const ended = record !== undefined && record.generation !== generation;
   if (marker === undefined && finding === undefined && !ended) return undefined;
-  const { report } = readStopped(dir);
+  const found = readStopped(dir);
+  const { report } = found;
   const opens = marker === undefined && report.damage === undefined;
   // It acknowledges while it is open, and nobody can do without that: the node leaves when it can.
   const needed = record !== undefined && record.inSync.includes(store) && record.inSync.length <= record.minInSync;
   if (opens && needed && finding?.stopped === undefined && !ended) return undefined;
-  return { facts: factsOf(report, current, file), current, opens };
+  return { facts: factsOf(found, current, file), current, opens };
 }
 
 /** A directory without a node in it, or with an unfinished restore and nothing else. */
-function nobody(current: Versioned | undefined | 'away', restoreUnfinished: boolean): RejoinFound {
+function nobody(current: Versioned | undefined | 'away'): RejoinFound {
   const record = current === 'away' ? undefined : current?.record;
   return {
     store: toStoreId(randomHex128(systemRandom)),
@@ -132,7 +133,6 @@ function nobody(current: Versioned | undefined | 'away', restoreUnfinished: bool
     coordinator: current === 'away' ? current : { current },
     seen: undefined,
     primary: (record?.primary ?? null) === null ? 'none' : 'other',
-    restoreUnfinished,
   };
 }
 

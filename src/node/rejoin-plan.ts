@@ -3,11 +3,12 @@ import { acquireDirectoryLock } from '../base/directory-lock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { isNostosError } from '../base/errors.ts';
 import type { Coordinator, Versioned } from '../coordination/coordinator.ts';
+import { readMarker } from '../restore/local/marker.ts';
 import { decideRejoin, type RejoinDecision, type RejoinFound } from './rejoin-decision.ts';
 import { RejoinFile } from './rejoin-file.ts';
 import { begunAnew, type RejoinProgress } from './rejoin-progress.ts';
 import { VERSION } from './runtime.ts';
-import { holdsPosition, withStopped, type StoreReport } from './stopped-directory.ts';
+import { holdsPosition, withStopped, type StoppedDirectory, type StoreReport } from './stopped-directory.ts';
 
 export interface RejoinPlan {
   readonly decision: RejoinDecision;
@@ -23,7 +24,7 @@ export async function planRejoin(coordinator: Coordinator, dir: string): Promise
     const { report } = found!;
     const file = new RejoinFile(systemDisk, dir);
     const current = await readRecord(coordinator);
-    const decision = decideRejoin(factsOf(report, current, file));
+    const decision = decideRejoin(factsOf(found!, current, file));
     return { decision, directory: report, group: current ?? null, progress: file.progress ?? null };
   });
 }
@@ -39,7 +40,11 @@ export async function rejoinAnew(dir: string, nowMs: number): Promise<RejoinProg
 }
 
 /** What a stopped directory shows, with what was found out about it before. Of the primary it only knows who is named. */
-export function factsOf(report: StoreReport, current: Versioned | undefined | 'away', file: RejoinFile): RejoinFound {
+export function factsOf(
+  { dir, report }: StoppedDirectory,
+  current: Versioned | undefined | 'away',
+  file: RejoinFile,
+): RejoinFound {
   const seen = report.seen ?? undefined;
   const record = current === 'away' ? seen?.record : current?.record;
   const leader = record?.primary?.store;
@@ -52,10 +57,17 @@ export function factsOf(report: StoreReport, current: Versioned | undefined | 'a
     seen,
     // Of this very store, it is a boot of the past. Whether another one lives shows when it is asked.
     primary: leader === undefined || leader === report.store ? 'none' : 'other',
-    restoreUnfinished: report.restoreUnfinished,
+    ...unfinishedIn(dir),
     ...(report.damage !== undefined && { damage: report.damage }),
     ...file.findingOf(report.store),
   };
+}
+
+/** What a restore that was cut off means to a decision. */
+export function unfinishedIn(dir: string): Pick<RejoinFound, 'restoreUnfinished'> {
+  const phase = readMarker(systemDisk, dir)?.phase;
+  if (phase === undefined) return {};
+  return { restoreUnfinished: phase === 'fetching' ? phase : 'swapping' };
 }
 
 export async function readRecord(coordinator: Coordinator): Promise<Versioned | undefined | 'away'> {
