@@ -22,6 +22,7 @@ const BY_CODE: Partial<Record<ErrorCode, ExitName>> = {
   INVALID_ARGUMENT: 'usage',
   UNSUPPORTED_RUNTIME: 'runtime',
   TENANT_NOT_FOUND: 'notFound',
+  BACKUP_NOT_FOUND: 'notFound',
   SCHEMA_REFUSED: 'data',
   MIGRATION_FAILED: 'data',
   SCHEMA_MISMATCH: 'data',

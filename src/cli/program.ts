@@ -28,6 +28,7 @@ const VERBS: Readonly<Record<string, () => Promise<(io: Io) => Command>>> = {
   migrate: async () => (await import('./migrate.ts')).migrateVerb,
   log: async () => (await import('./log.ts')).logVerb,
   verify: async () => (await import('./verify.ts')).verifyVerb,
+  backup: async () => (await import('./backup.ts')).backupVerb,
   restore: async () => (await import('./restore.ts')).restoreVerb,
   rejoin: async () => (await import('./rejoin.ts')).rejoinVerb,
   group: async () => (await import('./group.ts')).groupVerb,

@@ -15,6 +15,7 @@ import type { Node, NodeOptions } from '../node/types.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
 import { parseIdentity } from '../wire/tls-identity.ts';
+import { keepPolicy, scheduleOptions, timeSpan, type ServeBackupOptions } from './backup-options.ts';
 import { ExitError } from './exit-codes.ts';
 import { readGroupConfig, withGroupOptions } from './group-options.ts';
 import { print, type Io } from './io.ts';
@@ -22,7 +23,7 @@ import { isDataDirectory } from './node-access.ts';
 import { style } from './render.ts';
 import { answer, byteRate, verb, wholeNumber, type VerbOptions } from './verb.ts';
 
-interface ServeOptions extends VerbOptions {
+interface ServeOptions extends VerbOptions, ServeBackupOptions {
   readonly host: string;
   readonly port: number;
   readonly tokenFile?: string;
@@ -155,12 +156,13 @@ async function serve(io: Io, options: ServeOptions, command: Command): Promise<v
     throw new ExitError('usage', '--no-copies is for a member of a group', 'Others copy nobody who has no --listen.');
   const listen = await listenOptions(io, options, dir, config !== undefined);
   const group = config === undefined ? {} : await groupOptions(io, options, config);
+  const backup = scheduleOptions(io, options);
   makeDirectories(dir);
   const access = await readGrants(io, options, dir);
   const served = {
     dir,
     access,
-    node: { dir, signal: io.signal, ...group, ...(listen === undefined ? {} : { listen }) },
+    node: { dir, signal: io.signal, ...group, ...backup, ...(listen === undefined ? {} : { listen }) },
   };
   // A node that has left its group comes home when it is opened again; how often, `rejoin.json` counts.
   while ((await serveOnce(io, options, served)) === 'left');
@@ -247,6 +249,10 @@ export function serveVerb(io: Io): Command {
         'nostos serve --coordinator etcd://10.0.0.9:2379 --group-listen db1:4100 --tls-dir certs',
         'as a member of the group main',
       ],
+      [
+        'nostos serve --backup-to s3://backups/shop --backup-keep last=24,daily=14',
+        'and back it up every hour, its log every ten seconds',
+      ],
       ['curl -H "Authorization: Bearer $TOKEN" 127.0.0.1:4040/v1/status', 'ask it'],
     ],
   })
@@ -267,6 +273,15 @@ export function serveVerb(io: Io): Command {
       [],
     )
     .option('--no-copies', 'in a group: do not let the other members copy this one')
+    .option('--backup-to <url>', 'make backups there: a directory, file:<directory> or s3://<bucket>/<prefix>')
+    .option('--backup-every <span>', 'between snapshots, such as 15m or 1h (default)', timeSpan('--backup-every'))
+    .option('--archive-every <span>', 'between runs of the log archive (default 10s)', timeSpan('--archive-every'))
+    .option('--backup-keys <file>', 'keyring: encrypt the backups; made where there is none')
+    .option(
+      '--backup-keep <policy>',
+      'after each snapshot remove those that this does not keep, such as last=24,daily=14',
+      keepPolicy('--backup-keep'),
+    )
     .option('--token-file <file>', 'JSON file of hashed tokens')
     .addOption(new Option('--new-token <access>', 'make a token, print it and end').choices(['read', 'write', 'admin']))
     .option('--tenants <names>', 'for --new-token: comma-separated, * for all', '*')

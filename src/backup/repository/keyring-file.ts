@@ -89,6 +89,16 @@ export class KeyringFile implements KeyProvider {
     });
   }
 
+  /** Ids and whose they are, oldest first; of those that were destroyed nobody knows whose they were. */
+  list(): { readonly id: string; readonly owner: string; readonly state: 'in use' | 'former' | 'destroyed' }[] {
+    const { keys, destroyed } = this.#ring;
+    const inUse = new Set([...this.#current.values()].map(({ id }) => id as string));
+    return [
+      ...keys.map(({ id, owner }) => ({ id, owner, state: inUse.has(id) ? ('in use' as const) : ('former' as const) })),
+      ...destroyed.map((id) => ({ id, owner: '', state: 'destroyed' as const })),
+    ];
+  }
+
   isDestroyed(id: KeyId): boolean {
     return this.#ring.destroyed.includes(id);
   }
