@@ -31,6 +31,11 @@ export const ERROR_CODES = {
   OUTCOME_UNKNOWN: ['with-id', 'It is not known whether the write was kept; details name its position.'],
   TENANT_NOT_FOUND: ['never', 'There is no tenant of this name.'],
   TENANT_EXISTS: ['never', 'There is a tenant of this name already.'],
+  TENANT_BUSY: ['safe', 'The content of this tenant is being replaced; one call at a time does that.'],
+  TENANT_RESET: [
+    'never',
+    'The content of a tenant was replaced: a change feed begins anew. Details have the position; read all rows at it or later.',
+  ],
   TENANT_DAMAGED: ['never', 'The database file of a tenant is damaged or disagrees with the log.'],
   SCHEMA_REFUSED: [
     'never',

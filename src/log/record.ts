@@ -28,6 +28,13 @@ export const RecordKind = {
 } as const;
 export type RecordKind = (typeof RecordKind)[keyof typeof RecordKind];
 
+/** What changes which tenants there are, and their names. */
+export const CATALOG_KINDS: readonly RecordKind[] = [
+  RecordKind.tenantCreate,
+  RecordKind.tenantDrop,
+  RecordKind.tenantReset,
+];
+
 const KIND_LAST = RecordKind.noop;
 
 const AT = {

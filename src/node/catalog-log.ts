@@ -2,25 +2,31 @@
  * Changes of the catalog: a record of the log first, then the file. What the file missed (a crash, a full disk, an
  * outcome that was not known) it takes from the log, on opening and before the next change.
  *
- * The files of a dropped tenant go after its record; what it forgot is in the ledger before that, also where its file never
- * was given it. `heldFrom` keeps the log from counting as done with a change
+ * The files of a dropped or replaced tenant go after its record; what it forgot is in the ledger before that, also where its
+ * file never was given it. Then the file of what has replaced it is given the name. `heldFrom` keeps the log from counting as done with a change
  * before all of that has happened, so that after a crash the next opening goes on with it.
  */
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { NO_LSN, NO_TENANT, type Lsn, type TenantId } from '../base/brands.ts';
+import { NO_LSN, NO_TENANT, type Lsn, type Position, type TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import { readCommitted, type CommittedRecord } from '../log/commit-log.ts';
 import type { ForgetLedger } from '../log/ledger.ts';
-import { RecordKind } from '../log/record.ts';
-import type { Catalog } from '../store/catalog.ts';
+import { CATALOG_KINDS, RecordKind } from '../log/record.ts';
+import type { Catalog, CatalogRecord } from '../store/catalog.ts';
 import { Connection } from '../store/connection.ts';
-import { encodeTenantCreate, encodeTenantDrop, ledgerEntryOf, type TenantCreatePayload } from '../store/payload.ts';
-import { readTenantMeta } from '../store/tenant-file.ts';
+import {
+  decodeTenantReset,
+  encodeTenantCreate,
+  encodeTenantDrop,
+  encodeTenantReset,
+  ledgerEntryOf,
+  type TenantCreatePayload,
+  type TenantResetPayload,
+} from '../store/payload.ts';
+import { readTenantMeta, renameTenantFile } from '../store/tenant-file.ts';
 import type { EngineClient } from './engine-client.ts';
-import { tenantDir } from './paths.ts';
-
-const KINDS = [RecordKind.tenantCreate, RecordKind.tenantDrop];
+import { tenantDir, tenantPath } from './paths.ts';
 
 export class CatalogLog {
   readonly #engine: EngineClient;
@@ -64,12 +70,35 @@ export class CatalogLog {
     if (lost && firstLsn > 1) this.#adoptFiles(dropped);
   }
 
-  create(payload: TenantCreatePayload): Promise<void> {
-    return this.#change(RecordKind.tenantCreate, () => this.#catalog.takeId(), encodeTenantCreate(payload));
+  async create(payload: TenantCreatePayload): Promise<void> {
+    await this.#change(RecordKind.tenantCreate, () => this.#catalog.takeId(), encodeTenantCreate(payload));
   }
 
-  drop(id: TenantId, removeFiles: () => Promise<void>): Promise<void> {
-    return this.#change(RecordKind.tenantDrop, () => id, encodeTenantDrop(), removeFiles);
+  async drop(id: TenantId, removeFiles: () => Promise<void>): Promise<void> {
+    await this.#change(RecordKind.tenantDrop, () => id, encodeTenantDrop(), removeFiles);
+  }
+
+  /** One tenant takes the place of another one; both are closed. Answers with where in the log. */
+  reset(id: TenantId, by: TenantResetPayload, removeFiles: () => Promise<void>): Promise<Position> {
+    return this.#change(
+      RecordKind.tenantReset,
+      () => id,
+      encodeTenantReset(by),
+      async () => {
+        await removeFiles();
+        this.rename(by);
+      },
+    );
+  }
+
+  /** The file says itself whose it is, for a catalog that is lost. */
+  rename({ tenant, name }: TenantResetPayload): void {
+    renameTenantFile(tenantPath(this.#dir, tenant), name);
+  }
+
+  /** After a change whose outcome is not known: finds out, and takes it up. */
+  async settle(): Promise<void> {
+    if (this.#stale) await this.#follow((this.#catalog.applied + 1) as Lsn);
   }
 
   async #change(
@@ -77,18 +106,19 @@ export class CatalogLog {
     takeTenant: () => TenantId,
     payload: Uint8Array,
     then?: () => Promise<void>,
-  ): Promise<void> {
+  ): Promise<Position> {
     const held = { from: this.#engine.watermark };
     this.#held.add(held);
     try {
-      if (this.#stale) await this.#follow((this.#catalog.applied + 1) as Lsn);
+      await this.settle();
       const tenant = takeTenant();
       const kept = Uint8Array.from(payload); // the engine takes the other one
       this.#stale = true;
-      const { firstLsn } = await this.#engine.append([{ tenant, kind, payload }]);
-      await this.#apply({ kind, lsn: firstLsn, tenant, payload: kept });
+      const { generation, term, firstLsn: lsn } = await this.#engine.append([{ tenant, kind, payload }]);
+      await this.#apply({ kind, term, lsn, tenant, payload: kept });
       this.#stale = false;
       await then?.();
+      return { generation, term, lsn };
     } finally {
       this.#held.delete(held);
     }
@@ -106,25 +136,26 @@ export class CatalogLog {
     }
   }
 
-  /** Applies what the log has from here on, and removes the files of dropped tenants; answers with their ids. */
+  /** Applies what the log has from here on, and removes the files of tenants that are gone; answers with their ids. */
   async #follow(from: Lsn): Promise<Set<TenantId>> {
     const dropped = new Set<TenantId>();
     const { last } = await this.#engine.locate(NO_TENANT, NO_LSN);
     const to = from > this.#engine.opened.durable ? last : this.#engine.watermark;
     if (to < from) return dropped;
-    for await (const page of readCommitted(this.#engine, { from, to, kinds: KINDS }))
+    for await (const page of readCommitted(this.#engine, { from, to, kinds: CATALOG_KINDS }))
       for (const record of page) {
         await this.#apply(record);
-        if (record.kind !== RecordKind.tenantDrop) continue;
+        if (record.kind === RecordKind.tenantCreate) continue;
         dropped.add(record.tenant);
         rmSync(tenantDir(this.#dir, record.tenant), { recursive: true, force: true });
+        if (record.kind === RecordKind.tenantReset) this.rename(decodeTenantReset(record.payload));
       }
     this.#stale = false;
     return dropped;
   }
 
-  async #apply(record: Pick<CommittedRecord, 'kind' | 'lsn' | 'tenant' | 'payload'>): Promise<void> {
-    if (record.kind === RecordKind.tenantDrop) await this.#keepForgets(record.tenant, record.lsn);
+  async #apply(record: CatalogRecord): Promise<void> {
+    if (record.kind !== RecordKind.tenantCreate) await this.#keepForgets(record.tenant, record.lsn);
     this.#catalog.apply(record);
   }
 
@@ -142,7 +173,7 @@ export class CatalogLog {
   }
 
   async #isCatalogRecord(lsn: Lsn): Promise<boolean> {
-    const { records } = await this.#engine.readPage({ from: lsn, to: lsn, kinds: KINDS, bytesMax: 1 });
+    const { records } = await this.#engine.readPage({ from: lsn, to: lsn, kinds: CATALOG_KINDS, bytesMax: 1 });
     return records.length > 0;
   }
 

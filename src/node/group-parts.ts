@@ -10,6 +10,7 @@ import type { RollbackNotice } from '../rollback/types.ts';
 import type { Catalog } from '../store/catalog.ts';
 import type { Maintenance } from '../store/maintenance.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
+import { decodeTenantReset } from '../store/payload.ts';
 import type { CatalogLog } from './catalog-log.ts';
 import type { EngineClient } from './engine-client.ts';
 import { GroupMember } from './group-member.ts';
@@ -40,8 +41,17 @@ export interface MemberParts {
 export function makeMember(parts: MemberParts, { rejoinFile, ...place }: GroupPlace): GroupMember {
   const { catalogLog, tenants, removeFiles, dir, identity, engine, clock, limits } = parts;
   const applyCatalog = async (record: CommittedRecord): Promise<void> => {
-    if (record.kind !== RecordKind.tenantDrop) return catalogLog.follow(record, async () => {});
-    await tenants.closed(record.tenant, () => catalogLog.follow(record, () => removeFiles(record.tenant)));
+    if (record.kind === RecordKind.tenantCreate) return catalogLog.follow(record, async () => {});
+    const gone = (then: () => void): Promise<void> =>
+      tenants.closed(record.tenant, () =>
+        catalogLog.follow(record, async () => {
+          await removeFiles(record.tenant);
+          then();
+        }),
+      );
+    if (record.kind !== RecordKind.tenantReset) return gone(() => {});
+    const by = decodeTenantReset(record.payload);
+    await tenants.closed(by.tenant, () => gone(() => catalogLog.rename(by)));
   };
   const onNotice = (notice: RollbackNotice): void =>
     member.note(notice.kind === 'rolled-back' ? notice.kind : 'rollback-failed', describe(notice));

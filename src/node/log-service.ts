@@ -10,7 +10,7 @@ import { readIfExists, writeDurably } from '../base/durable-file.ts';
 import { NostosError } from '../base/errors.ts';
 import type { PageRequest, TenantLocation } from '../log/commit-log.ts';
 import { Log } from '../log/log.ts';
-import { RecordKind, type LogRecord } from '../log/record.ts';
+import { CATALOG_KINDS, type LogRecord } from '../log/record.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import type { RecoveryReport } from '../log/recovery.ts';
 import type { Reservation } from '../log/retention.ts';
@@ -42,7 +42,6 @@ export interface OpenedLog {
 }
 
 const DURABLE_FILE = 'durable';
-const CATALOG_KINDS: ReadonlySet<number> = new Set([RecordKind.tenantCreate, RecordKind.tenantDrop]);
 
 export function openLog(deps: LogServiceDeps, options: EngineOptions, knownWatermark: Lsn): OpenedLog {
   const { disk = systemDisk, clock = systemClock } = deps;
@@ -277,7 +276,7 @@ export function note(
   { kind, tenant, lsn }: Pick<LogRecord, 'kind' | 'tenant' | 'lsn'>,
 ): void {
   if (tenant !== NO_TENANT) last.set(tenant, lsn);
-  if (CATALOG_KINDS.has(kind)) last.set(NO_TENANT, lsn);
+  if (CATALOG_KINDS.includes(kind)) last.set(NO_TENANT, lsn);
 }
 
 function summary(report: RecoveryReport, elapsedMs: number): LogStatus['recovery'] {

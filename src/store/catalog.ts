@@ -5,12 +5,22 @@
  */
 import { statSync } from 'node:fs';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
-import { NO_LSN, toLsn, toTenantId, toTenantUuid, type Lsn, type TenantId } from '../base/brands.ts';
+import {
+  NO_LSN,
+  NO_TERM,
+  toLsn,
+  toTenantId,
+  toTenantUuid,
+  toTerm,
+  type Lsn,
+  type TenantId,
+  type Term,
+} from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { Maintenance } from './maintenance.ts';
-import { decodeTenantCreate } from './payload.ts';
+import { decodeTenantCreate, decodeTenantReset } from './payload.ts';
 import { fromSqlite } from './sqlite-errors.ts';
 import type { TenantIdentity } from './tenant-file.ts';
 
@@ -23,8 +33,21 @@ create table if not exists catalog (
 create table if not exists tenants (
   id integer primary key, name text not null unique, uuid text not null, created_lsn integer not null,
   schema_version integer not null default 0, opened integer not null default 0,
-  held_lsn integer not null default 0) strict;
+  held_lsn integer not null default 0, reset_term integer not null default 0,
+  reset_lsn integer not null default 0) strict;
 `;
+/** What catalogs of before lack. */
+const ADDED_COLUMNS = ['reset_term', 'reset_lsn'];
+
+/**
+ * Names that no user can give: of tenants whose content is on its way into the log, and is to replace that of another one.
+ * They come before all others.
+ */
+const HIDDEN_PREFIX = '\u0001';
+export const HIDDEN_END = '\u0002';
+
+/** Of the content that is to take the place of this tenant. */
+export const replacementName = (tenant: TenantId): string => `${HIDDEN_PREFIX}${tenant}`;
 
 export interface CatalogEntry extends TenantIdentity {
   readonly createdAt: Lsn;
@@ -33,7 +56,17 @@ export interface CatalogEntry extends TenantIdentity {
   readonly opened: boolean;
   /** Its file held everything up to here when it was last closed: one that holds less is an older copy. */
   readonly held: Lsn;
+  /** The record by which its content replaced another one, which has no history here. */
+  readonly reset?: { readonly term: Term; readonly lsn: Lsn };
 }
+
+/** Its record is no longer in the log, and its file is all that is known of it. */
+const ADOPTED_LSN = 1 as Lsn;
+
+export type CatalogRecord = Pick<CommittedRecord, 'kind' | 'lsn' | 'tenant' | 'payload'> & {
+  /** Of a reset. */
+  readonly term?: Term;
+};
 
 export class Catalog {
   readonly #database: DatabaseSync;
@@ -57,6 +90,7 @@ export class Catalog {
       // `checkpoint` moves the WAL in another thread; only while changes never cease it is for this one to begin it anew.
       this.#database.exec(`pragma wal_autocheckpoint = ${WAL_PAGES_MAX}`);
       this.#database.exec(CREATE);
+      for (const column of ADDED_COLUMNS) this.#addColumn(column);
       this.#database.prepare('insert or ignore into catalog values (1, ?, 0, 1)').run(CATALOG_FORMAT);
       const row = this.#database.prepare('select format, applied, next_id from catalog').get()!;
       if ((row['format'] as number) > CATALOG_FORMAT)
@@ -109,12 +143,20 @@ export class Catalog {
     return this.#prepare('select * from tenants where name > ? order by name limit ?').all(after, limit).map(entry);
   }
 
+  /** Without hidden ones. */
   count(): number {
-    return (this.#prepare('select count(*) as n from tenants').get() as { n: number }).n;
+    return (this.#prepare('select count(*) as n from tenants where name >= ?').get(HIDDEN_END) as { n: number }).n;
+  }
+
+  /** Of which the log tells that they were made to replace others: not one that was adopted, whose file may lag behind. */
+  hidden(limit: number): CatalogEntry[] {
+    return this.#prepare('select * from tenants where name < ? and created_lsn > ? order by name limit ?')
+      .all(HIDDEN_END, ADOPTED_LSN, limit)
+      .map(entry);
   }
 
   /** The same record may come twice: at its commit and from a replay. */
-  apply(record: Pick<CommittedRecord, 'kind' | 'lsn' | 'tenant' | 'payload'>): void {
+  apply(record: CatalogRecord): void {
     if (record.lsn <= this.#applied) return;
     try {
       this.#database.exec('begin immediate');
@@ -129,6 +171,14 @@ export class Catalog {
         this.#nextId = Math.max(this.#nextId, record.tenant + 1);
       } else if (record.kind === RecordKind.tenantDrop) {
         this.#prepare('delete from tenants where id = ?').run(record.tenant);
+      } else if (record.kind === RecordKind.tenantReset) {
+        const { name, uuid, tenant } = decodeTenantReset(record.payload);
+        this.#prepare('delete from tenants where id = ?').run(record.tenant);
+        this.#prepare(
+          `insert into tenants (id, name, uuid, created_lsn, opened, reset_term, reset_lsn) values (?, ?, ?, ?, 1, ?, ?)
+           on conflict (id) do update set name = excluded.name, reset_term = excluded.reset_term, reset_lsn = excluded.reset_lsn`,
+        ).run(tenant, name, uuid, ADOPTED_LSN, record.term ?? NO_TERM, record.lsn);
+        this.#nextId = Math.max(this.#nextId, tenant + 1);
       }
       this.#prepare('update catalog set applied = ?, next_id = ?').run(record.lsn, this.#nextId);
       this.#database.exec('commit');
@@ -142,10 +192,11 @@ export class Catalog {
 
   /** Takes up a tenant whose file is there and whose record the log no longer holds. */
   adopt({ id, name, uuid }: TenantIdentity): void {
-    this.#prepare('insert or ignore into tenants (id, name, uuid, created_lsn, opened) values (?, ?, ?, 1, 1)').run(
+    this.#prepare('insert or ignore into tenants (id, name, uuid, created_lsn, opened) values (?, ?, ?, ?, 1)').run(
       id,
       name,
       uuid,
+      ADOPTED_LSN,
     );
     this.#nextId = Math.max(this.#nextId, id + 1);
     this.#prepare('update catalog set next_id = ?').run(this.#nextId);
@@ -212,6 +263,11 @@ export class Catalog {
     if (this.#database.isOpen) this.#database.close();
   }
 
+  #addColumn(column: string): void {
+    const known = this.#database.prepare(`select 1 from pragma_table_info('tenants') where name = ?`).get(column);
+    if (known === undefined) this.#database.exec(`alter table tenants add column ${column} integer not null default 0`);
+  }
+
   #prepare(statement: string): StatementSync {
     let prepared = this.#statements.get(statement);
     if (prepared === undefined) this.#statements.set(statement, (prepared = this.#database.prepare(statement)));
@@ -228,5 +284,6 @@ function entry(row: Record<string, unknown>): CatalogEntry {
     schemaVersion: row['schema_version'] as number,
     opened: row['opened'] === 1,
     held: toLsn(row['held_lsn']),
+    ...(row['reset_lsn'] === 0 ? {} : { reset: { term: toTerm(row['reset_term']), lsn: toLsn(row['reset_lsn']) } }),
   };
 }

@@ -35,6 +35,8 @@ export interface ImportFileOptions {
   readonly addKey?: boolean;
   readonly keepViolations?: boolean;
   readonly dryRun?: boolean;
+  /** The schema version that the tenant has afterwards. Default 1; 0 only of a file without tables. */
+  readonly schemaVersion?: number;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: { phase: string; done: number; total?: number; unit: 'rows' }) => void;
 }
@@ -167,16 +169,16 @@ class Import {
   /** The caller has the writer. */
   async run(): Promise<void> {
     try {
-      await this.#schema(0, this.#plan.create);
+      await this.#schema('not-last', this.#plan.create);
       this.#attach();
       for (const table of this.#plan.tables) await this.#copy(table);
       this.#detach();
       for (const indexes of this.#indexGroups()) {
         this.#progress('building indexes');
-        await this.#schema(0, indexes);
+        await this.#schema('not-last', indexes);
       }
       this.#progress('creating triggers');
-      await this.#schema(1, this.#plan.triggers);
+      await this.#schema('last', this.#plan.triggers);
     } finally {
       // The connection has had foreign keys off, and full-text tables keep caches per connection that copied shadow
       // tables leave stale: a new connection has neither.
@@ -185,13 +187,14 @@ class Import {
     }
   }
 
-  async #schema(version: 0 | 1, statements: readonly string[]): Promise<void> {
+  async #schema(place: 'last' | 'not-last', statements: readonly string[]): Promise<void> {
     this.#options.signal?.throwIfAborted();
+    const version = place === 'last' ? (this.#options.schemaVersion ?? 1) : 0;
     await migrateOnce(
       this.#store,
       (writer) => {
         const steps = runMigration(writer, statements.join(';\n'));
-        if (version === 0) return steps;
+        if (place === 'not-last') return steps;
         writeSequences(writer, this.#plan.sequences);
         const settings = [
           `pragma user_version = ${this.#plan.userVersion}`,

@@ -8,9 +8,10 @@
  *            each u16 length, UTF-8 table name, 16 bytes hash (`forget.ts`).
  * schema:    u8 version=1, then a MessagePack map (see SchemaPayload).
  * tenant-create: u8 version=1, then a MessagePack map {name, uuid}. tenant-drop: u8 version=1.
+ * tenant-reset: u8 version=1, then a MessagePack map {name, uuid, tenant}: the id of what takes the place.
  */
 import { decode, encode } from '@msgpack/msgpack';
-import { toTenantUuid, type TenantUuid } from '../base/brands.ts';
+import { toTenantId, toTenantUuid, type TenantId, type TenantUuid } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import { HASH_KEY_BYTES, decodeKeys, encodeKeys, type LedgerEntry } from '../log/ledger.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
@@ -187,6 +188,21 @@ export function decodeTenantCreate(bytes: Uint8Array): TenantCreatePayload {
 
 export function encodeTenantDrop(): Uint8Array {
   return Uint8Array.of(PAYLOAD_VERSION);
+}
+
+/** Of a record of the tenant that goes: which one has its name from here on. */
+export interface TenantResetPayload extends TenantCreatePayload {
+  readonly tenant: TenantId;
+}
+
+export function encodeTenantReset({ name, uuid, tenant }: TenantResetPayload): Uint8Array {
+  return withVersion(encode({ name, uuid, tenant }));
+}
+
+export function decodeTenantReset(bytes: Uint8Array): TenantResetPayload {
+  const { tenant } = decodeMap(bytes);
+  if (!isCount(tenant)) throw invalid('the id of the new content is missing');
+  return { ...decodeTenantCreate(bytes), tenant: toTenantId(tenant) };
 }
 
 function withVersion(body: Uint8Array): Uint8Array {

@@ -122,6 +122,7 @@ export class Replay {
         return;
       case RecordKind.tenantCreate:
       case RecordKind.tenantDrop:
+      case RecordKind.tenantReset:
       case RecordKind.noop:
         return;
       default:

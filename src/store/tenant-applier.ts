@@ -8,13 +8,13 @@
  */
 import type { Lsn, TenantId } from '../base/brands.ts';
 import { readCommitted, untilCommitted, type CommitLog, type CommittedRecord } from '../log/commit-log.ts';
-import { RecordKind } from '../log/record.ts';
+import { CATALOG_KINDS, RecordKind } from '../log/record.ts';
 import type { CatalogEntry } from './catalog.ts';
 import type { OpenTenants } from './open-tenants.ts';
 
 export interface ApplierCatalog {
   byId(id: TenantId): CatalogEntry | undefined;
-  /** Takes up a tenant-create or tenant-drop, and removes the files of what is dropped. May come twice. */
+  /** Takes up a tenant-create, -drop or -reset, and removes the files of what is gone by it. May come twice. */
   apply(record: CommittedRecord): Promise<void>;
 }
 
@@ -68,11 +68,11 @@ export class TenantApplier {
   async #applyPage(page: readonly CommittedRecord[]): Promise<void> {
     let byTenant = new Map<TenantId, CommittedRecord[]>();
     for (const record of page) {
-      if (record.kind === RecordKind.tenantCreate || record.kind === RecordKind.tenantDrop) {
+      if (CATALOG_KINDS.includes(record.kind)) {
         await this.#give(byTenant, (record.lsn - 1) as Lsn);
         byTenant = new Map();
         await this.#deps.catalog.apply(record);
-        if (record.kind === RecordKind.tenantDrop) this.#failed.delete(record.tenant);
+        if (record.kind !== RecordKind.tenantCreate) this.#failed.delete(record.tenant);
       } else if (record.kind === RecordKind.changeset || record.kind === RecordKind.schema) {
         const records = byTenant.get(record.tenant);
         if (records === undefined) byTenant.set(record.tenant, [record]);

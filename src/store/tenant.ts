@@ -315,6 +315,7 @@ export async function* feed(
         for await (const page of readCommitted(log, range)) {
           for (const record of page) {
             if (record.kind === RecordKind.tenantDrop) return;
+            if (record.kind === RecordKind.tenantReset) throw tenantReset(entry.name, record);
             const item = await feedItem(record, shapes, options.int64);
             if (item !== undefined) yield item;
           }
@@ -328,6 +329,15 @@ export async function* feed(
     } else if (options.untilCaughtUp) return;
     else await nextWatermark(log, end, signal);
   }
+}
+
+/** A change feed cannot lead from the old content to the new one. */
+export function tenantReset(tenant: string, { generation, term, lsn }: Position): NostosError {
+  return new NostosError(
+    'TENANT_RESET',
+    `the content of tenant ${tenant} was replaced by record ${lsn}; read all rows anew, and go on from the position that they have`,
+    { details: { tenant, position: { generation, term, lsn } } },
+  );
 }
 
 /**
