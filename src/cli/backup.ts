@@ -23,6 +23,7 @@ import {
   withRepository,
   type RepositoryOptions,
 } from './backup-options.ts';
+import { drillVerb } from './backup-drill.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
@@ -465,5 +466,6 @@ export function backupVerb(io: Io): Command {
     .addCommand(pruneVerb(io))
     .addCommand(pinVerb(io))
     .addCommand(scheduleVerb(io))
+    .addCommand(drillVerb(io))
     .addCommand(keysVerb(io));
 }

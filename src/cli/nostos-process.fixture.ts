@@ -5,6 +5,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
+import { PassThrough, Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 
@@ -31,4 +32,28 @@ export async function nostos(cwd: string, args: readonly string[], stdin = ''): 
   const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
   if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
   return { code: child.exitCode, stdout, stderr };
+}
+
+/** Without a process of its own: only what is killed needs one. */
+export async function inProcess(cwd: string, args: readonly string[], terminal = false): Promise<Ended> {
+  const [stdout, stderr] = [new PassThrough(), new PassThrough()];
+  const output = Promise.all([text(stdout), text(stderr)]);
+  const { runCli } = await import('./program.ts');
+  const code = await runCli(args, {
+    stdin: Readable.from([]),
+    stdout,
+    stderr,
+    stdinIsTty: false,
+    stdoutIsTty: false,
+    stderrIsTty: terminal,
+    columns: 100,
+    color: false,
+    cwd,
+    env: {},
+    signal: new AbortController().signal,
+  });
+  stdout.end();
+  stderr.end();
+  const [out, err] = await output;
+  return { code, stdout: out, stderr: err };
 }

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { PassThrough, Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { join } from 'node:path';
@@ -13,8 +12,7 @@ import type { Node } from '../node/types.ts';
 import { createNodeCertificate } from '../wire/certificates.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
 import { EXIT_CODES } from './exit-codes.ts';
-import { runCli } from './program.ts';
-import { ENTRY, temporaryDirectory, type Ended } from './nostos-process.fixture.ts';
+import { ENTRY, inProcess, temporaryDirectory, type Ended } from './nostos-process.fixture.ts';
 
 const TENANTS = ['acme', 'globex'];
 const MiB = 2 ** 20;
@@ -41,29 +39,6 @@ async function source(t: TestContext, cwd: string, options: { readonly small?: b
 
 async function restore(cwd: string, ...args: readonly string[]): Promise<Ended> {
   return inProcess(cwd, ['restore', '--dir', 'copy', ...args]);
-}
-
-/** Without a process of its own: only what is killed needs one. */
-async function inProcess(cwd: string, args: readonly string[], terminal = false): Promise<Ended> {
-  const [stdout, stderr] = [new PassThrough(), new PassThrough()];
-  const output = Promise.all([text(stdout), text(stderr)]);
-  const code = await runCli(args, {
-    stdin: Readable.from([]),
-    stdout,
-    stderr,
-    stdinIsTty: false,
-    stdoutIsTty: false,
-    stderrIsTty: terminal,
-    columns: 100,
-    color: false,
-    cwd,
-    env: {},
-    signal: new AbortController().signal,
-  });
-  stdout.end();
-  stderr.end();
-  const [out, err] = await output;
-  return { code, stdout: out, stderr: err };
 }
 
 interface Report {
@@ -266,8 +241,7 @@ const REFUSED: readonly {
   readonly says: RegExp;
 }[] = [
   { args: [], exit: 'usage', says: /not said where.*\n.*--from host:port/ },
-  { args: ['--from', 'file:///backups'], exit: 'usage', says: /backup is not there yet/ },
-  { args: ['--from', 's3://bucket'], exit: 'usage', says: /backup is not there yet/ },
+  { args: ['--from', 'file:nowhere'], exit: 'notFound', says: /no backup repository/ },
   { args: ['--from', 'nowhere'], exit: 'usage', says: /nowhere/ },
   { args: ['--from', '127.0.0.1:1'], exit: 'retry', says: /127\.0\.0\.1:1/ },
   { args: ['--from', '127.0.0.1:1', '--rate', 'fast'], exit: 'usage', says: /500K or 20M/ },

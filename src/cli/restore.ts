@@ -23,6 +23,7 @@ import type { RestorePlan } from '../restore/source.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
 import { restoreNode } from '../node/restore-node.ts';
+import { isBackupSource } from '../node/backup-restore-target.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
@@ -35,12 +36,16 @@ import {
   type RunReport,
 } from '../node/restore-run.ts';
 import { answer, byteRate, verb, wholeNumber, type VerbOptions } from './verb.ts';
+import {
+  isFromBackup,
+  restoreFromBackup,
+  withModeOption,
+  withTargetOptions,
+  type BackupRestoreOptions,
+} from './restore-backup.ts';
 
-interface RestoreVerbOptions extends VerbOptions {
-  readonly from?: readonly string[];
-  readonly dryRun?: true;
+interface RestoreVerbOptions extends VerbOptions, BackupRestoreOptions {
   readonly abandon?: true;
-  readonly discard?: true;
   readonly replace?: true;
   readonly rate?: number;
   readonly connections?: number;
@@ -54,12 +59,7 @@ interface Run {
 }
 
 function checkSource(from: string): string {
-  if (/^(?:file|s3):/.test(from))
-    throw new ExitError(
-      'usage',
-      `${from}: restoring from a backup is not there yet`,
-      'Restore from a node that runs: --from host:port (nostos serve --listen shows where).',
-    );
+  if (isBackupSource(from)) return from;
   parseAddress(from.startsWith(REFERENCE_PREFIX) ? from.slice(REFERENCE_PREFIX.length) : from);
   return from;
 }
@@ -249,12 +249,15 @@ async function abandon({ io, options, dir }: Run): Promise<void> {
 }
 
 export function restoreVerb(io: Io): Command {
-  return verb('restore', {
-    summary: 'Bring the state of a node here from another one.',
+  const command = verb('restore', {
+    summary: 'Bring the state of a node here from another one, or from a backup.',
     description:
-      'Copies tenants and log from a node that runs (nostos serve --listen) into --dir, verifies everything, and only then ' +
+      'From a node that runs (nostos serve --listen): copies its tenants and log into --dir, verifies everything, and only then ' +
       'puts it in place. What was there before is kept in set-aside.<n>/. The directory then is a copy: it can be read and ' +
       'copied, and starts no term.\n\n' +
+      'From a backup (file:<directory>, s3://<bucket>/<prefix>): brings a node back to a snapshot, a position or a time, as far ' +
+      'as the archived log leads where none is named. It goes on in a new generation: positions behind that moment answer ' +
+      'POSITION_LOST. What was forgotten since stays forgotten.\n\n' +
       'What is cut off, by Ctrl-C, kill -9 or a power cut, goes on when the same command is run again, and what is there ' +
       'already is not sent again: of equal files nothing but hashes, of others the pages that differ. Until all is fetched ' +
       'and verified the former state is untouched and --abandon returns to it; meanwhile nobody else can open the directory.\n\n' +
@@ -271,13 +274,19 @@ export function restoreVerb(io: Io): Command {
         'nostos restore --from db1:4041 --from db2:4041 --tls-dir ./tls',
         'the better of two, the other one if it fails',
       ],
+      ['nostos restore --from file:/backups/shop --dir ./data', 'a node that is lost, from its backup'],
+      [
+        'nostos restore --from s3://backups/shop --mode wipe_and_restore --to-time 2026-05-01T10:00:00Z',
+        'back to a moment; what is there now is set aside',
+      ],
       ['nostos restore --dir ./data', 'go on with a restore that was cut off, from where it began'],
       ['nostos restore --dir ./data --abandon', 'give it up; what was there before is back in use'],
     ],
-  })
+  });
+  return withTargetOptions(withModeOption(command))
     .option(
-      '--from <host:port>',
-      'node to copy from; several: the best one of one cluster',
+      '--from <source>',
+      'host:port of a node to copy from, several: the best one of one cluster; or a backup, file:… or s3:…',
       (from: string, all: string[] | undefined) => [...(all ?? []), checkSource(from)],
     )
     .option('--dry-run', 'print the plan and change nothing')
@@ -291,6 +300,13 @@ export function restoreVerb(io: Io): Command {
       const run: Run = { io, options, dir: resolve(io.cwd, options.dir) };
       if (options.connections !== undefined && (options.connections < 1 || options.connections > 16))
         throw new ExitError('usage', `--connections takes 1 to 16, got ${options.connections}`);
-      await (options.abandon ? abandon(run) : options.dryRun ? dryRun(run) : restore(run));
+      if (options.abandon) return abandon(run);
+      const marker = readMarker(systemDisk, run.dir);
+      if (isFromBackup(options, marker))
+        return restoreFromBackup({ ...run, marker }).catch(async (error: unknown) => {
+          await tellHowToGoOn(run);
+          throw error;
+        });
+      return options.dryRun ? dryRun(run) : restore(run);
     });
 }

@@ -5,6 +5,7 @@
  */
 import { lstatSync } from 'node:fs';
 import { dirname, join, parse, resolve, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { toGeneration, type Generation } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
@@ -178,7 +179,10 @@ function assertSame(
   if (differs || feed.sources[0] !== begun) throw otherRestore(begun!);
 }
 
-const urlOf = (url: string): string => (url.startsWith('s3:') ? url : resolve(url.replace(/^file:(?:\/\/)?/, '')));
+function urlOf(url: string): string {
+  if (url.startsWith('s3:')) return url;
+  return url.startsWith('file://') ? fileURLToPath(url) : resolve(url.replace(/^file:/, ''));
+}
 
 function otherRestore(source: string): NostosError {
   return new NostosError(

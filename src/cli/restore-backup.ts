@@ -1,0 +1,218 @@
+/** `nostos restore --from file:…|s3:…`: what of that verb concerns backups. */
+import { existsSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { Option, type Command } from 'commander';
+import { systemDisk } from '../base/disk.ts';
+import { DEFAULT_LIMITS } from '../base/limits.ts';
+import { KeyringFile } from '../backup/repository/keyring-file.ts';
+import type { KeyProvider } from '../backup/repository/keys.ts';
+import {
+  openBackupFeed,
+  restoreBackup,
+  type RestoreBackupOptions,
+  type RestoreBackupReport,
+} from '../node/backup-restore.ts';
+import { isBackupSource, parseBackupSource } from '../node/backup-restore-target.ts';
+import type { Marker } from '../restore/local/marker.ts';
+import { assertSpace, lookAhead } from '../restore/local/outlook.ts';
+import { ownedByNode } from '../restore/local/swap.ts';
+import { absoluteUrl } from './backup-options.ts';
+import { ExitError } from './exit-codes.ts';
+import type { Io } from './io.ts';
+import { callWithDisplay } from './progress.ts';
+import { bytes, count, duration, fields, style } from './render.ts';
+import { answer, wholeNumber, type PlainOptions } from './verb.ts';
+
+export interface TargetOptions {
+  readonly snapshot?: string;
+  readonly toLsn?: number;
+  readonly toTime?: number;
+  readonly keys?: string;
+  readonly without?: readonly string[];
+}
+
+export interface BackupRestoreOptions extends PlainOptions, TargetOptions {
+  readonly from?: readonly string[];
+  readonly mode?: RestoreBackupOptions['mode'];
+  readonly discard?: true;
+  readonly dryRun?: true;
+}
+
+/** Options that say which backup, and how far. */
+export function withTargetOptions(command: Command): Command {
+  return command
+    .option('--snapshot <id>', 'of a backup: this snapshot, else the one that leads where it is asked to')
+    .option('--to-lsn <lsn>', 'of a backup: up to this record', wholeNumber('--to-lsn'))
+    .option('--to-time <time>', 'of a backup: up to this time, like 2026-05-01T10:00:00Z', toTime)
+    .addOption(new Option('--keys <file>', 'keyring of the backup').env('NOSTOS_BACKUP_KEYS'))
+    .option(
+      '--without <tenant>',
+      'of a backup: leave this tenant out; may be repeated',
+      (name: string, all?: string[]) => [...(all ?? []), name],
+    );
+}
+
+export function withModeOption(command: Command): Command {
+  return command.addOption(
+    new Option(
+      '--mode <mode>',
+      'of a backup: new_cluster into an empty directory (default there), wipe_and_restore sets aside what is there',
+    ).choices(['new_cluster', 'wipe_and_restore']),
+  );
+}
+
+function toTime(text: string): number {
+  const ms = Date.parse(text);
+  // Without a zone it would be another moment on every machine.
+  if (Number.isNaN(ms) || !/(?:Z|[+-]\d\d:?\d\d)$/i.test(text))
+    throw new ExitError(
+      'usage',
+      `--to-time takes a time with its zone, like 2026-05-01T10:00:00Z, got ${JSON.stringify(text)}`,
+    );
+  return ms;
+}
+
+/** What the library takes, from what was typed. */
+export function targetOf(io: Io, options: TargetOptions): Omit<RestoreBackupOptions, 'dir' | 'mode' | 'from'> {
+  const { snapshot, toLsn, toTime: toTimeMs, without } = options;
+  return {
+    ...(snapshot === undefined ? {} : { snapshot }),
+    ...(toLsn === undefined ? {} : { toLsn }),
+    ...(toTimeMs === undefined ? {} : { toTimeMs }),
+    ...(without === undefined ? {} : { without }),
+    ...(options.keys === undefined ? {} : { keys: keyring(resolve(io.cwd, options.keys)) }),
+    signal: io.signal,
+  };
+}
+
+function keyring(path: string): KeyProvider {
+  if (existsSync(path)) return KeyringFile.open(path);
+  throw new ExitError('notFound', `there is no keyring ${path}`);
+}
+
+/** A path means the same whichever directory the command is run again from. */
+export function sourceAt(io: Io, from: string): string {
+  const { url } = parseBackupSource(from);
+  return `${absoluteUrl(io, url)}${from.slice(url.length)}`;
+}
+
+/** Whether it is a backup that is restored from, by what was typed, or by the run that is resumed. */
+export function isFromBackup(options: BackupRestoreOptions, marker: Marker | undefined): boolean {
+  const sources = options.from ?? marker?.sources ?? [];
+  const backups = sources.filter(isBackupSource);
+  if (backups.length > 0 && sources.length > 1)
+    throw new ExitError('usage', `${backups[0]} goes with no other source`, 'Name one backup, or nodes that run.');
+  if (backups.length > 0) return true;
+  const named = (['snapshot', 'toLsn', 'toTime', 'mode', 'without'] as const).find(
+    (name) => options[name] !== undefined,
+  );
+  if (named === undefined) return false;
+  const flag = named.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  throw new ExitError(
+    'usage',
+    `--${flag} is for backups`,
+    'Name one: --from file:<directory> or --from s3://<bucket>/<prefix>.',
+  );
+}
+
+interface Run {
+  readonly io: Io;
+  readonly options: BackupRestoreOptions;
+  readonly dir: string;
+  readonly marker: Marker | undefined;
+}
+
+function optionsOf({ io, options, dir, marker }: Run): RestoreBackupOptions {
+  const [from] = options.from ?? [];
+  const isEmpty = !systemDisk.isDirectory(dir) || !systemDisk.list(dir).some(ownedByNode);
+  const mode = options.mode ?? (isEmpty || marker !== undefined ? 'new_cluster' : undefined);
+  if (mode === undefined)
+    throw new ExitError(
+      'usage',
+      `${dir} has a node in it`,
+      'Say --mode wipe_and_restore to set that aside and restore in its place, or give another --dir.',
+    );
+  return {
+    dir,
+    // Who goes on with a run that was cut off has decided that before.
+    mode: marker === undefined ? mode : 'wipe_and_restore',
+    discard: options.discard === true,
+    ...(from === undefined ? {} : { from: sourceAt(io, from) }),
+    ...targetOf(io, options),
+    onWarning: (message) => void io.stderr.write(`${style(io, 'dim', message)}\n`),
+  };
+}
+
+export async function restoreFromBackup(run: Run): Promise<void> {
+  const { io, options } = run;
+  const wanted = optionsOf(run);
+  if (options.dryRun) return dryRun(run, wanted);
+  const report = await callWithDisplay(io, (onProgress) => restoreBackup({ ...wanted, onProgress }));
+  await answer(io, options, report, () => describeReport(io, report));
+}
+
+async function dryRun({ io, options, dir, marker }: Run, wanted: RestoreBackupOptions): Promise<void> {
+  const { feed, to } = await openBackupFeed(wanted, marker, io.signal);
+  try {
+    const { plan } = feed;
+    const outlook = lookAhead(systemDisk, { dir, plan, reserveBytes: DEFAULT_LIMITS.restoreReserveBytes });
+    const { snapshot, point, time } = to;
+    const timeMs = Number(time >> 16n);
+    const result = { dryRun: true, dir, state: marker?.phase ?? 'as-it-was', snapshot: snapshot.id, to: point, timeMs };
+    const lines: [string, unknown][] = [
+      ['directory', dir],
+      ['snapshot', `${snapshot.id}, at record ${count(snapshot.position.lsn)}`],
+      ['to', `record ${count(point.lsn)} of ${new Date(timeMs).toISOString()}, then a new generation`],
+      ['files', `${bytes(outlook.total.bytes)} in ${count(outlook.total.files)} files`],
+      [
+        'set aside',
+        outlook.setAside.names.length === 0
+          ? 'nothing'
+          : `${outlook.setAside.names.join(', ')} → ${outlook.setAside.as}/`,
+      ],
+      ['room', `${bytes(outlook.space.neededBytes)} needed, of ${bytes(outlook.space.freeBytes)}`],
+    ];
+    await answer(io, options, { ...result, ...outlook }, () => fields(io, lines));
+    assertSpace(dir, outlook);
+  } finally {
+    await feed.close();
+  }
+}
+
+export function describeBackup({
+  backup,
+  fetched,
+  verified,
+}: Pick<RestoreBackupReport, 'backup' | 'fetched' | 'verified'>): [string, unknown][] {
+  const lines: [string, unknown][] = [];
+  if (backup !== undefined) {
+    lines.push(
+      ['snapshot', backup.snapshot],
+      [
+        'to',
+        `record ${count(backup.parent.lsn)} of ${new Date(backup.timeMs).toISOString()}; ${count(backup.records)} archived records were read`,
+      ],
+      ['forgotten', `${count(backup.forgottenRows)} rows of the backup were forgotten since, and stay so`],
+    );
+    if (backup.leftOut.length > 0) lines.push(['left out', backup.leftOut.join(', ')]);
+  }
+  if (fetched !== undefined)
+    lines.push([
+      'fetched',
+      `${bytes(fetched.bytesOnWire)}, ${bytes(fetched.bytesReused)} were there, in ${duration(fetched.elapsedMs)}`,
+    ]);
+  if (verified !== undefined)
+    lines.push(['verified', `${count(verified.rows)} rows of ${count(verified.tenants)} tenants`]);
+  return lines;
+}
+
+function describeReport(io: Io, report: RestoreBackupReport): string {
+  const { setAside, identity } = report;
+  const lines: [string, unknown][] = [
+    ['directory', report.dir],
+    ['node', `${identity.node}, in the new generation ${identity.generation}`],
+    ...describeBackup(report),
+    ['set aside', setAside === null ? 'nothing' : `${setAside}/ holds what was there; remove it when you like`],
+  ];
+  return `${fields(io, lines)}\n\n${style(io, 'green', 'restored and verified')} in ${duration(report.elapsedMs)}`;
+}
