@@ -12,6 +12,7 @@ import { GROWN_BYTES_BACKGROUND, collectIfGrown } from '../base/collect.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { ArchiveRange, LsnRange } from '../backup/repository/archive.ts';
 import { missingFrom } from '../backup/repository/archive.ts';
+import { archivePrefix, parseArchiveKey } from '../backup/repository/archive-format.ts';
 import type { Repository } from '../backup/repository/repository.ts';
 import { sameBytes } from '../log/chain.ts';
 import type { ReadRecord } from '../log/reader.ts';
@@ -75,14 +76,15 @@ export class Archiver {
     if (known !== undefined) await this.#deps.host.closeArchive(known.log).catch(() => {}); // it may have expired
   }
 
-  /** Bytes of the objects that hold records above `after`. */
-  async storedBytes(after: Lsn, options: ArchiveOptions): Promise<number> {
+  /** About how many bytes of the archive hold records above `after`: of an object that begins before, its share. */
+  async storedBytes(after: Lsn, { signal }: ArchiveOptions): Promise<number> {
     const { repository, host } = this.#deps;
     let bytes = 0;
     for (const { generation } of await host.generations())
-      for await (const entry of repository.deps.backend.list(`archive/${generation}/`, { signal: options.signal })) {
-        const to = Number(/-(\d{16})-/.exec(entry.key)?.[1] ?? 0);
-        if (to > after) bytes += entry.bytes;
+      for await (const entry of repository.deps.backend.list(archivePrefix(generation), { signal })) {
+        const name = parseArchiveKey(entry.key);
+        if (name === undefined || name.to <= after) continue;
+        bytes += entry.bytes * Math.min(1, (name.to - after) / (name.to - name.from + 1));
       }
     return bytes;
   }

@@ -190,7 +190,7 @@ class Backup {
     if (previous === undefined || this.#options.full === true) return undefined;
     const generations = await this.#deps.archiveHost.generations();
     const { generation, lsn } = previous.position;
-    return lsn <= this.#session.plan.watermark! && generationAt(generations, lsn) === generation ? previous : undefined;
+    return lsn <= this.#session.plan.watermark && generationAt(generations, lsn) === generation ? previous : undefined;
   }
 
   /** Whether files of the base are gone on with, after the log since was archived. */
@@ -296,7 +296,7 @@ class Backup {
   }
 
   async #readTenant({ name, id, tenant }: Chosen, { base, generations, signal, total }: ReadTenants): Promise<void> {
-    const file = await this.#session.open(name, signal);
+    const file = await this.#hold(name, tenant.name, signal);
     try {
       const { attributes } = file;
       if (attributes['dropped'] !== undefined) {
@@ -317,6 +317,23 @@ class Backup {
       this.#counts.read += 1;
     } finally {
       await file.close();
+    }
+  }
+
+  /** A tenant is held at what is committed; one whose `local` writes are not, and readers that do not end, are waited for. */
+  async #hold(item: ItemName, tenant: string, signal: AbortSignal): Promise<SourceFile> {
+    const { reservationTimeoutMs: timeoutMs } = this.#deps.limits;
+    const late = new AbortController();
+    const error = new NostosError(
+      'RESERVATION_EXPIRED',
+      `tenant ${tenant} could not be held within ${timeoutMs} ms (reservationTimeoutMs): it has writes that the group has not committed, or a reader that does not end`,
+      { details: { tenant, timeoutMs } },
+    );
+    const timer = setTimeout(() => late.abort(error), timeoutMs);
+    try {
+      return await this.#session.open(item, AbortSignal.any([signal, late.signal]));
+    } finally {
+      clearTimeout(timer);
     }
   }
 

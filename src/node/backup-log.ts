@@ -6,7 +6,7 @@
 import { join } from 'node:path';
 import { NO_LSN, type Generation, type Hlc, type Lsn } from '../base/brands.ts';
 import { systemDisk, type Disk } from '../base/disk.ts';
-import { NostosError } from '../base/errors.ts';
+import type { NostosError } from '../base/errors.ts';
 import { brokenLink, genesis, pointOf, samePoint, type ChainPoint } from '../log/chain.ts';
 import { logDamaged } from '../log/damage.ts';
 import type { ReadRecord } from '../log/reader.ts';
