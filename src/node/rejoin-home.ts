@@ -9,7 +9,8 @@
  *   committed record: whatever of this directory goes, nothing committed goes with it. It holds also where this store is in
  *   sync and nobody has dropped it yet: it acknowledges nothing while it is closed, and with its new identity never will
  *   under the old one. Where the record names this store, another one has to take over first.
- * - Only what a member of the record's generation and of this directory's cluster serves is taken.
+ * - Only what a member of the record's generation and of this directory's cluster serves is taken, and only where its last
+ *   record is on the log of the primary (`rejoin-anchor.ts`).
  * - Every round is a counted attempt, told and kept in `rejoin.json`, with a pause behind it; they end with `REJOIN_FAILED`.
  *   A directory that can be opened as it is, is opened after one round in vain: what can be served is served, and the node
  *   goes on trying (`rejoin-driver.ts`).
@@ -78,7 +79,9 @@ export async function comeHome(file: RejoinFile, options: HomeOptions): Promise<
     if (RESTORING.has(progress.current)) {
       file.setProgress(progress);
       options.onStep(describeRejoin(progress));
-      const failure = await restore(file, found, { ...options, asked }).catch((error: unknown) => error as Error);
+      const failure = await restore(coordination, file, found, { ...options, asked }).catch(
+        (error: unknown) => error as Error,
+      );
       signal.throwIfAborted();
       if (failure === undefined) continue;
       failed(file, failure.message, options);
@@ -92,12 +95,25 @@ export async function comeHome(file: RejoinFile, options: HomeOptions): Promise<
       file.setProgress(progress);
       throw rejoinFailed(options.dir, progress);
     }
-    if (opens && facts.restoreUnfinished === undefined) return;
+    if (opens && facts.restoreUnfinished === undefined && (await isAsBefore(options.dir))) return;
     const now = file.progress;
     if (now === undefined || now.current === 'operator') continue; // which ends it
     await sleep(backoffMs(now, limits), undefined, { signal }).catch(() => signal.throwIfAborted());
   }
 }
+
+/** What a round in vain has fetched is given up, or the directory would open for nobody; not once its files are exchanged. */
+async function isAsBefore(dir: string): Promise<boolean> {
+  const marker = readMarker(systemDisk, dir);
+  if (marker?.phase === 'fetching') {
+    const { abandonRestore } = await import('../restore/local/restore-directory.ts');
+    await abandonRestore({ disk: systemDisk, lock: heldAlready }, { dir });
+  }
+  return marker === undefined || marker.phase === 'fetching';
+}
+
+/** Whoever opens the directory has its lock already. */
+const heldAlready = async (): Promise<Disposable> => ({ [Symbol.dispose]: () => {} });
 
 /** Undefined where there is nothing to be done before the node is opened. */
 async function look(coordination: Coordination, file: RejoinFile, options: HomeOptions): Promise<Looked | undefined> {
@@ -156,24 +172,36 @@ async function decide(
 }
 
 async function restore(
+  coordination: Coordination,
   file: RejoinFile,
   { facts, current }: Looked,
   options: HomeOptions & { readonly asked: MembersAsked | undefined },
 ): Promise<void> {
-  const { dir, tls, clock, signal, asked, onStep } = options;
+  const { dir, name, tls, limits, clock, signal, asked, onStep } = options;
   const record = current === 'away' ? undefined : current?.record;
   const [{ restoreDeps, restoreFromProviders }, { DEFAULT_LIMITS }] = await Promise.all([
     import('./restore-run.ts'),
     import('../base/limits.ts'),
   ]);
-  const { markedWatermark, storeIn } = await import('./rejoin-tail.ts');
+  const [{ markedWatermark, storeIn }, { assertOnPrimary }] = await Promise.all([
+    import('./rejoin-tail.ts'),
+    import('./rejoin-anchor.ts'),
+  ]);
   const own = storeIn(dir);
-  if (own !== undefined && readMarker(systemDisk, dir) === undefined) {
+  // A restore that somebody else began, and that has moved nothing yet, sets this aside as well.
+  const phase = readMarker(systemDisk, dir)?.phase ?? 'fetching';
+  if (own !== undefined && phase === 'fetching') {
     const above = Math.max(facts.log.watermark, markedWatermark(dir)) as Lsn;
     file.setTail({ store: own, above, term: record?.term ?? facts.log.end.term });
   }
-  // Whoever opens the directory has its lock already.
-  const deps = { ...restoreDeps, lock: async () => ({ [Symbol.dispose]: () => {} }) };
+  const verify: typeof restoreDeps.verify = async (staged, step) => {
+    const verified = await restoreDeps.verify(staged, step);
+    const newest = await assertOnPrimary(coordination, staged, { name, tls, limits, signal });
+    // In place with the rest; without it a coordinator that is set back would not be seen.
+    writeNewest(systemDisk, join(staged, COORDINATOR_FILE), newest);
+    return verified;
+  };
+  const deps = { ...restoreDeps, verify, lock: heldAlready };
   const replace = record !== undefined && facts.generation !== record.generation;
   const report = await restoreFromProviders(
     async (marker) => ({ from: [...new Set([...(asked?.from ?? []), ...(marker?.sources ?? [])])], tls, replace }),
@@ -186,8 +214,9 @@ async function restore(
     },
     deps,
   );
-  // It was set aside with the rest; without it a coordinator that was set back would not be seen.
-  if (current !== 'away' && current?.record.generation === report.identity.generation)
+  // Not where a restore by hand was only finished here.
+  const remembers = systemDisk.exists(join(dir, COORDINATOR_FILE));
+  if (!remembers && current !== 'away' && current?.record.generation === report.identity.generation)
     writeNewest(systemDisk, join(dir, COORDINATOR_FILE), current);
   const { provider, setAside } = report;
   const from = provider === undefined ? 'what was fetched before' : provider.address;
