@@ -191,6 +191,11 @@ async function restore(
   // A restore that somebody else began, and that has moved nothing yet, sets this aside as well.
   const phase = readMarker(systemDisk, dir)?.phase ?? 'fetching';
   if (own !== undefined && phase === 'fetching') {
+    if (file.tail !== undefined && file.tail.store !== own)
+      throw new NostosError(
+        'TAIL_PERSIST_FAILED',
+        'the tail of the store before is not preserved yet, and comes first',
+      );
     const above = Math.max(facts.log.watermark, markedWatermark(dir)) as Lsn;
     file.setTail({ store: own, above, term: record?.term ?? facts.log.end.term });
   }
@@ -230,9 +235,16 @@ async function keepWhatIsLeft(file: RejoinFile, options: HomeOptions): Promise<v
   const { tail } = file;
   if (tail === undefined || readMarker(systemDisk, options.dir) !== undefined) return;
   const { keepTail } = await import('./rejoin-tail.ts');
-  const done = await keepTail(tail, options);
-  if (done !== undefined) options.onStep(done);
-  file.setTail(null);
+  try {
+    const done = await keepTail(tail, options);
+    if (done !== undefined) options.onStep(done);
+    file.setTail(null);
+  } catch (error) {
+    options.signal.throwIfAborted();
+    options.onStep(
+      `the tail of the former store is not preserved yet, which is tried again: ${(error as Error).message}`,
+    );
+  }
 }
 
 function failed(file: RejoinFile, why: string, { limits, clock, onStep }: HomeOptions): void {

@@ -2,11 +2,13 @@
  * Preserves what nobody else may have of a store whose files were set aside: the records above its W that the copy, which
  * came in its place, does not hold either. An equal hash at one LSN proves an equal prefix, so the highest LSN at which
  * both logs agree is where that begins. Of a generation that has ended, what was committed above the fork is preserved
- * too: the group has gone on without it. It may be done again; where it fails the files are there still.
+ * too: the group has gone on without it. It may be done again, and is where the disk was at fault; where the log is, that is
+ * said, and the files that were set aside have what there is.
  */
 import { join } from 'node:path';
 import type { Generation, Lsn, StoreId } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
+import { isNostosError, type ErrorCode } from '../base/errors.ts';
 import { yieldToEventLoop } from '../base/event-loop.ts';
 import { loadMarks } from '../log/marks-file.ts';
 import { ReadableLog } from '../log/readable.ts';
@@ -16,7 +18,13 @@ import { preserveTail } from './preserve-tail.ts';
 import type { Tail } from './rejoin-file.ts';
 import { commonEnd, readStopped } from './stopped-directory.ts';
 
-/** What was done, in words; undefined where there was nothing to preserve. */
+const DISK_FAULTS: ReadonlySet<string> = new Set([
+  'DISK_FULL',
+  'IO_FAILED',
+  'TAIL_PERSIST_FAILED',
+] satisfies ErrorCode[]);
+
+/** What was done, in words; undefined where there was nothing to preserve. It throws where it is to be tried again. */
 export async function keepTail(
   { store, above: watermark, term }: Tail,
   { dir, signal }: { readonly dir: string; readonly signal: AbortSignal },
@@ -38,6 +46,7 @@ export async function keepTail(
     return `${file.records} records above LSN ${above}, which the copy does not hold, are kept in ${file.path}${lost}`;
   } catch (error) {
     signal.throwIfAborted();
+    if (isNostosError(error) && DISK_FAULTS.has(error.code)) throw error;
     return `the records above LSN ${watermark} were not preserved: ${(error as Error).message}; ${name} has them`;
   }
 }
@@ -53,9 +62,15 @@ export function storeIn(dir: string): StoreId | undefined {
 
 /** Where a generation has begun without this store, what it knows to be committed above the fork is lost to the group. */
 function forkOf(aside: string, copy: string): number {
-  if (loadNode(aside, undefined).generation === loadNode(copy, undefined).generation) return Infinity;
+  const { generation } = loadNode(aside, undefined);
+  if (generation === loadNode(copy, undefined).generation) return Infinity;
   const [old, copied] = [readStopped(aside).report, readStopped(copy).report];
-  return old.damage === undefined && copied.damage === undefined ? commonEnd(old, copied) : Infinity;
+  if (copied.damage !== undefined) return Infinity;
+  if (old.damage === undefined) return commonEnd(old, copied);
+  // What the old log says of its terms is not to be trusted; the copy knows where the generation ended for its group.
+  const ended = copied.terms.findLastIndex((entry) => entry.generation === generation);
+  const next = ended < 0 ? undefined : copied.terms[ended + 1];
+  return next === undefined ? Infinity : next.firstLsn - 1;
 }
 
 async function agreedUpTo(aside: string, copy: string, above: Lsn): Promise<Lsn> {
