@@ -152,7 +152,7 @@ export async function restoreFromBackup(run: Run): Promise<void> {
 }
 
 async function dryRun({ io, options, dir, marker }: Run, wanted: RestoreBackupOptions): Promise<void> {
-  const { feed, to } = await openBackupFeed(wanted, marker, io.signal);
+  const { feed, to } = await openBackupFeed(wanted, marker, { signal: io.signal });
   try {
     const { plan } = feed;
     const outlook = lookAhead(systemDisk, { dir, plan, reserveBytes: DEFAULT_LIMITS.restoreReserveBytes });

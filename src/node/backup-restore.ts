@@ -8,7 +8,7 @@ import { dirname, join, parse, resolve, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { toGeneration, type Generation } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
-import { systemDisk } from '../base/disk.ts';
+import { systemDisk, type Disk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
@@ -88,7 +88,7 @@ export async function restoreBackup(
       ...(options.signal === undefined ? {} : { signal: options.signal }),
       ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
       openFeed: async (marker, signal) => {
-        opened = await openBackupFeed({ ...options, dir }, marker, signal);
+        opened = await openBackupFeed({ ...options, dir }, marker, { disk: deps.disk, signal });
         return opened.feed;
       },
     },
@@ -106,10 +106,9 @@ export async function restoreBackup(
 export async function openBackupFeed(
   options: RestoreBackupOptions,
   marker: Marker | undefined,
-  signal: AbortSignal | undefined,
+  { disk = systemDisk, signal }: { readonly disk?: Disk; readonly signal: AbortSignal | undefined },
 ): Promise<{ readonly feed: BackupFeed; readonly to: RestorePoint }> {
   const { dir, keys, onWarning, mode } = options;
-  const disk = systemDisk;
   const asked = askedOf(options, marker);
   if (marker === undefined && mode === 'new_cluster') assertEmpty(dir);
   const repository = await openRepository(asked.url, {
