@@ -128,6 +128,7 @@ export class GroupEngine extends LogService {
   #stopped: { readonly reason: StopReason; readonly details: Readonly<Record<string, string | number>> } | undefined;
   #told: GroupNotice | undefined;
   #leaseTold: Instant | undefined;
+  #watermarkTold: Lsn;
   /** The last request to the coordinator had no answer. */
   #away = false;
   #peerErrors: GroupReport['peerErrors'] = { count: 0, last: null };
@@ -160,6 +161,7 @@ export class GroupEngine extends LogService {
     this.#coordinator = coordination.group(settings.name);
     this.#newest = new NewestSeen(disk, join(options.dir, 'coordinator.json'));
     this.#boot = options.boot;
+    this.#watermarkTold = opened.log.watermark;
     this.#peers = new Peers(
       {
         connect: (to, signal) => this.#connect(to, signal),
@@ -444,7 +446,7 @@ export class GroupEngine extends LogService {
       case 'watermark':
         this.log.setWatermark(effect.lsn);
         this.#answer();
-        return this.#deps.tell({ kind: 'watermark', lsn: this.log.watermark });
+        return this.#tellWatermark();
       case 'lead':
         return this.#deps.tell({ kind: 'lead', term: effect.term });
       case 'drain':
@@ -554,6 +556,7 @@ export class GroupEngine extends LogService {
     try {
       this.log.appendReplicated(payload);
       this.log.sync();
+      this.#tellWatermark();
     } catch (error) {
       const channel = this.#from;
       if (this.log.state === 'failed') this.#tell({ kind: 'log-failed' });
@@ -567,6 +570,14 @@ export class GroupEngine extends LogService {
       return;
     }
     this.#tell({ kind: 'progress' });
+  }
+
+  /** Records name a W too. The node's thread must have heard of it before `outlook` says that it is reached. */
+  #tellWatermark(): void {
+    const { watermark: lsn } = this.log;
+    if (lsn <= this.#watermarkTold) return;
+    this.#watermarkTold = lsn;
+    this.#deps.tell({ kind: 'watermark', lsn });
   }
 
   #onClosed(channel: ChannelId, wrong: unknown): void {
@@ -624,6 +635,7 @@ export class GroupEngine extends LogService {
     }
     try {
       if (this.log.state === 'failed') this.log.reopen();
+      this.#tellWatermark();
     } catch (error) {
       this.#noteDamage(error);
       this.#deps.tell({ kind: 'reopen-failed', why: (error as Error).message });

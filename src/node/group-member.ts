@@ -15,7 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Lsn, StoreId, TenantId } from '../base/brands.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
-import type { CommittedRecord } from '../log/commit-log.ts';
+import type { CommitLog, CommittedRecord } from '../log/commit-log.ts';
 import type { MemberChange } from '../replication/effects.ts';
 import { leaseHolds, type Instant } from '../replication/lease.ts';
 import type { Catalog } from '../store/catalog.ts';
@@ -32,16 +32,20 @@ import { sharedMs } from './shared-clock.ts';
 export type RollbackNotice = Extract<GroupNotice, { kind: 'rollback' }>;
 export type RoleNotice = Extract<GroupNotice, { kind: 'role' }>;
 
+type Rejoin = Pick<RejoinDriver, 'start' | 'stop' | 'left' | 'progress' | 'found' | 'decided' | 'failed'>;
+
 export interface GroupMemberDeps {
-  readonly engine: EngineClient;
-  readonly catalog: Catalog;
-  readonly tenants: OpenTenants;
+  readonly engine: CommitLog & Pick<EngineClient, 'opened' | 'onNotice' | 'inGroup'>;
+  readonly catalog: Pick<Catalog, 'byId'>;
+  readonly tenants: Pick<OpenTenants, 'with' | 'each'>;
   readonly limits: Pick<Limits, 'leaseMs' | 'clockDriftMax' | 'renewIntervalMs'>;
-  /** Takes up a tenant-create or tenant-drop of the primary. */
+  /** Takes up a tenant-create, -drop or -reset of the primary. */
   readonly applyCatalog: (record: CommittedRecord) => Promise<void>;
+  /** Called when a reign has begun, and tenants take writes. */
+  readonly onLead?: () => void;
   /** Preserves the tail and drops it. */
   readonly rollback: Pick<GroupRollback, 'run' | 'finish' | 'isUnderWay'>;
-  readonly rejoin: (member: GroupMember) => RejoinDriver;
+  readonly rejoin: (member: GroupMember) => Rejoin;
 }
 
 /** What is told to those who listen. */
@@ -73,12 +77,14 @@ export class GroupMember {
   readonly #events: GroupLogEntry[] = [];
   readonly #closing = new AbortController();
   #role: TenantRole = 'replica';
+  /** Since the applier began: then that is behind its tenants. */
+  #hasLed = false;
   #said: RoleNotice | undefined;
   #applier: TenantApplier;
   #applying: { readonly abort: AbortController; readonly done: Promise<unknown> } | undefined;
   #working: Promise<void> = Promise.resolve();
   #reigns = 0;
-  readonly #rejoin: RejoinDriver;
+  readonly #rejoin: Rejoin;
 
   constructor(deps: GroupMemberDeps) {
     this.#deps = deps;
@@ -136,6 +142,11 @@ export class GroupMember {
   /** A file of a tenant cannot be read, or its rows are not what the log leads to. */
   foundDamaged(tenant: string, why: 'damage' | 'differs'): void {
     this.#rejoin.found(why === 'damage' ? { damage: `tenant ${tenant}` } : { differs: `tenant ${tenant}` });
+  }
+
+  /** A tenant did not take committed records, which it is given again. */
+  foundBehind(tenant: string, error: unknown): void {
+    this.note('tenant-failed', `tenant ${tenant} did not take what is committed, it is replayed: ${reasonOf(error)}`);
   }
 
   foundLogDamaged(what: string): void {
@@ -295,17 +306,19 @@ export class GroupMember {
     await this.#applier.catchUp(this.#closing.signal);
     if (turn !== this.#reigns) return this.#follow(); // deposed meanwhile
     this.#role = 'primary';
+    this.#hasLed = true;
     await this.#deps.tenants.each((store) => store.becomePrimary());
+    this.#deps.onLead?.();
   }
 
   async #stepDown(): Promise<void> {
     await this.#rest();
-    if (this.#role === 'primary') {
-      this.#role = 'replica';
-      // Of what this node has appended itself tenants have all that is committed. Where it never led they may yet lack some.
-      this.#applier = this.#newApplier(this.#deps.engine.watermark);
-    }
+    const { watermark } = this.#deps.engine;
+    this.#role = 'replica';
     await this.#deps.tenants.each((store) => store.becomeReplica());
+    // Of what this node has appended itself tenants now have all that is committed. Where it never led they may yet lack some.
+    if (this.#hasLed) this.#applier = this.#newApplier(watermark);
+    this.#hasLed = false;
     await this.#deps.engine.inGroup('steppedDown', undefined);
     this.#follow();
   }
@@ -333,7 +346,7 @@ export class GroupMember {
         tenants,
         catalog: { byId: (id) => catalog.byId(id), apply: applyCatalog },
         onFailed: (id: TenantId, error) => {
-          this.note('tenant-failed', `tenant ${id} could not take its records: ${reasonOf(error)}`);
+          this.foundBehind(catalog.byId(id)?.name ?? `${id}`, error);
           if (isNostosError(error, 'TENANT_DAMAGED')) this.foundDamaged(`${id} (${error.message})`, 'damage');
         },
       },

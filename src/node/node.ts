@@ -1,6 +1,6 @@
 /** A node with its tenants. `open-node.ts` puts it together. */
 import { rmSync } from 'node:fs';
-import { toTenantUuid, type BootId, type Lsn, type TenantId } from '../base/brands.ts';
+import { toTenantUuid, type BootId, type Lsn, type TenantId, type TenantUuid } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
@@ -8,7 +8,7 @@ import { randomHex128, systemRandom } from '../base/random.ts';
 import { readCommitted, type Durability } from '../log/commit-log.ts';
 import type { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
-import type { Catalog, CatalogEntry } from '../store/catalog.ts';
+import { HIDDEN_END, type Catalog, type CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
 import { TenantStore, type TenantDeps } from '../store/tenant-store.ts';
 import type { Int64Mode } from '../store/values.ts';
@@ -29,6 +29,7 @@ import type { QueryProcesses } from './query-processes.ts';
 import { NodeRestoreHost } from './restore-host.ts';
 import { VERSION } from './runtime.ts';
 import { Scrubber } from './scrubber.ts';
+import { TenantResets } from './tenant-reset.ts';
 import { TenantHandle, checkName, publicInfo, type TenantHandleDeps } from './tenant-handle.ts';
 import type {
   LongCallOptions,
@@ -82,6 +83,7 @@ export class NostosNode implements Node {
   readonly #member: GroupMember | undefined;
   readonly #handleDeps: TenantHandleDeps;
   readonly #creating = new Map<string, Promise<void>>();
+  readonly #resets: TenantResets;
   /** What is held for those who copy this node. */
   readonly restoreHost: NodeRestoreHost;
   #backupHost: BackupHost | undefined;
@@ -133,11 +135,12 @@ export class NostosNode implements Node {
       { intervalMs: settings.scrubIntervalMs },
     );
     this.tenants = {
-      create: (name, options) => this.#create(name, options?.ifNotExists ?? false),
+      create: (name, { ifNotExists = false } = {}) => this.#create(name, { ifNotExists }),
       get: async (name) => this.#info(name),
       list: async (options = {}) => this.#list(options),
       count: async () => this.#catalog().count(),
       drop: (name) => this.#drop(name),
+      replace: (name, file, options) => this.#resets.replace(checkName(name), file, options),
     };
     const node = this;
     this.#member = settings.makeMember?.({
@@ -147,6 +150,7 @@ export class NostosNode implements Node {
       identity: settings.identity,
       limits: settings.limits,
       removeFiles: (id) => this.#removeFiles(id),
+      onLead: () => void this.#removeLeftovers(),
     });
     this.#handleDeps = {
       log: deps.engine,
@@ -175,11 +179,19 @@ export class NostosNode implements Node {
       assertFresh: (reign) => (this.#member?.role === 'primary' ? this.#assertLease(this.#member, reign) : undefined),
       importing: new Set(),
       count: (outcome) => (this.#writes[outcome] += 1),
-      create: async (name) => void (await this.#create(name, false)),
+      create: async (name) => void (await this.#create(name, { ifNotExists: false })),
       drop: (name) => this.#drop(name),
       firstLsn: async () => (await deps.engine.status()).firstLsn,
+      givenTo: () => this.#member?.givenTo ?? deps.engine.watermark,
       closing: this.#stopping.signal,
     };
+    this.#resets = new TenantResets({
+      ...this.#handleDeps,
+      ...deps,
+      isPrimary: () => this.role === 'primary',
+      create: async (name, uuid) => void (await this.#create(name, { ifNotExists: true, uuid })),
+      removeFiles: (id) => this.#removeFiles(id),
+    });
   }
 
   /** Starts background work; `closeAll` closes everything that belongs to this node, in order, this one included. */
@@ -188,6 +200,7 @@ export class NostosNode implements Node {
     this.#bound.start(this.#deps.engine.opened.dirty);
     this.#member?.start();
     this.#scrubber.start();
+    if (this.#member === undefined && this.role === 'primary') void this.#removeLeftovers();
   }
 
   get role(): NodeStatus['role'] {
@@ -487,11 +500,11 @@ export class NostosNode implements Node {
       throw new NostosError('INVALID_ARGUMENT', `limit must be a whole number above 0, got ${String(limit)}`);
     if (typeof after !== 'string')
       throw new NostosError('INVALID_ARGUMENT', `after must be a tenant name, got ${typeof after}`);
-    return this.#catalog().list(after, limit).map(publicInfo);
+    return this.#catalog().list(shownAfter(after), limit).map(publicInfo);
   }
 
   *#all(): Iterable<CatalogEntry> {
-    let after = '';
+    let after = shownAfter('');
     for (;;) {
       const page = this.#catalog().list(after, LIST_DEFAULT);
       yield* page;
@@ -500,7 +513,10 @@ export class NostosNode implements Node {
     }
   }
 
-  async #create(given: string, ifNotExists: boolean): Promise<Tenant> {
+  async #create(
+    given: string,
+    { ifNotExists, uuid = newUuid() }: { readonly ifNotExists: boolean; readonly uuid?: TenantUuid },
+  ): Promise<Tenant> {
     const name = checkName(given);
     const catalog = this.#catalog();
     if (catalog.get(name) === undefined) this.#assertWritable();
@@ -512,7 +528,7 @@ export class NostosNode implements Node {
     if (catalog.get(name) === undefined) {
       let creating = this.#creating.get(name);
       if (creating === undefined) {
-        creating = this.#deps.catalogLog.create({ name, uuid: newUuid() }).finally(() => this.#creating.delete(name));
+        creating = this.#deps.catalogLog.create({ name, uuid }).finally(() => this.#creating.delete(name));
         this.#creating.set(name, creating);
       }
       await creating;
@@ -521,13 +537,27 @@ export class NostosNode implements Node {
   }
 
   async #drop(name: string): Promise<void> {
-    const { id } = this.#find(checkName(name));
+    const { id, uuid } = this.#find(checkName(name));
     this.#assertWritable();
     await this.#open.closed(id, async () => {
       if (this.#catalog().byId(id) === undefined) return; // somebody else dropped it meanwhile
       await this.#deps.catalogLog.drop(id, () => this.#removeFiles(id));
     });
+    // Or somebody has replaced its content.
+    if (this.#catalog().get(name)?.uuid === uuid) await this.#drop(name);
   }
+
+  /** What a replacement that was cut off has left; what cannot be dropped now is with the next start. */
+  async #removeLeftovers(): Promise<void> {
+    const removed = await this.#resets.removeLeftovers().catch(() => 0);
+    if (removed > 0)
+      this.#member?.note('tenant-failed', `${removed} replacements of tenants were cut off, and are dropped`);
+  }
+}
+
+/** Hidden ones come before. */
+function shownAfter(name: string): string {
+  return name < HIDDEN_END ? HIDDEN_END : name;
 }
 
 function notFound(name: string): NostosError {

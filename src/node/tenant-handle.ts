@@ -1,6 +1,14 @@
 /** The public `Tenant`: checks its arguments, finds or opens the tenant, and hands over to `store/`. */
-import { formatPosition, type Generation, type Lsn, type Position } from '../base/brands.ts';
-import { NostosError } from '../base/errors.ts';
+import {
+  formatPosition,
+  NO_LSN,
+  NO_TENANT,
+  type Generation,
+  type Lsn,
+  type Position,
+  type Term,
+} from '../base/brands.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import type { Clock } from '../base/clock.ts';
 import { untilCommitted, type CommitLog, type Durability } from '../log/commit-log.ts';
@@ -14,7 +22,7 @@ import type { Migration as StoreMigration } from '../store/migration.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
 import { checkStatement, type Connection } from '../store/connection.ts';
 import { Statements, checkParameters } from '../store/statements.ts';
-import { feed, idempotent, migrateStore, runTransaction, type TransactionDeps } from '../store/tenant.ts';
+import { feed, idempotent, migrateStore, runTransaction, tenantReset, type TransactionDeps } from '../store/tenant.ts';
 import type { TenantStore } from '../store/tenant-store.ts';
 import type { Int64Mode, Row, SqlParameters, SqlStatement } from '../store/values.ts';
 import { isThenable } from '../store/writer-transaction.ts';
@@ -69,6 +77,8 @@ export interface TenantHandleDeps {
   readonly create: (name: string) => Promise<void>;
   readonly drop: (name: string) => Promise<void>;
   readonly firstLsn: () => Promise<Lsn>;
+  /** Of a replica: up to where it has taken up what the primary has changed in the catalog. */
+  readonly givenTo: () => Lsn;
   /** Aborted when the node closes. */
   readonly closing: AbortSignal;
 }
@@ -130,8 +140,7 @@ export class TenantHandle implements Tenant {
   async position(): Promise<Position> {
     return this.#use(async (store) => {
       await store.ready();
-      const { term, lsn } = store.applied;
-      return { generation: this.#deps.generationOf(lsn), term, lsn };
+      return this.#positionOf(store.applied);
     }, 'any');
   }
 
@@ -144,8 +153,11 @@ export class TenantHandle implements Tenant {
     for (;;) {
       signal?.throwIfAborted();
       const found = await outlook(min);
-      if (found.kind === 'reached') break;
       if (found.kind === 'lost') throw positionLost(min, found.fork);
+      if (found.kind === 'reached') {
+        const isThere = store.role === 'primary' || store.appliedTo >= min.lsn;
+        if ((isThere || (await store.applyUpTo(min.lsn)) >= min.lsn) && (await this.#isCurrent(store, min.lsn))) return;
+      }
       const leftMs = untilMs - this.#deps.clock.monotonicMs();
       if (leftMs <= 0)
         throw new NostosError(
@@ -154,11 +166,26 @@ export class TenantHandle implements Tenant {
           { details: { min, watermark: log.watermark } },
         );
       // Whether another term has dropped it shows with whatever is committed next, at any LSN.
-      const pause = AbortSignal.timeout(Math.ceil(Math.min(leftMs, REACH_STEP_MS)));
+      const stepMs = found.kind === 'reached' ? APPLY_STEP_MS : REACH_STEP_MS;
+      const pause = AbortSignal.timeout(Math.ceil(Math.min(leftMs, stepMs)));
       const either = signal === undefined ? pause : AbortSignal.any([pause, signal]);
       await untilCommitted(log, Math.max(min.lsn, log.watermark + 1) as Lsn, either).catch(() => {}); // looked at again
     }
-    if (store.role === 'replica' && store.appliedTo < min.lsn) await store.applyUpTo(min.lsn);
+  }
+
+  /** On a replica the tenant may have been replaced before `lsn`, and this node be about to see that. */
+  async #isCurrent(store: TenantStore, lsn: Lsn): Promise<boolean> {
+    const { log, catalog, givenTo } = this.#deps;
+    if (store.role === 'primary' || givenTo() >= lsn) return this.#assertCurrent(store);
+    const { last } = await log.locate(NO_TENANT, NO_LSN);
+    return catalog.applied >= Math.min(last, lsn) && this.#assertCurrent(store);
+  }
+
+  #assertCurrent({ identity }: TenantStore): true {
+    if (this.#entry().id === identity.id) return true;
+    throw new NostosError('TENANT_RESET', `the content of tenant ${this.name} was replaced`, {
+      details: { tenant: this.name },
+    });
   }
 
   query<R = Row>(
@@ -272,7 +299,7 @@ export class TenantHandle implements Tenant {
           onProgress: (phase) => onProgress?.({ phase, done: 0, unit: 'steps' }),
         },
       );
-      const position = { generation: this.#deps.generationOf(lsn as Lsn), term, lsn } as Position;
+      const position = this.#positionOf({ term: term as Term, lsn: lsn as Lsn });
       return { tenant: this.name, file, bytes, position };
     });
   }
@@ -354,15 +381,35 @@ export class TenantHandle implements Tenant {
   /** Runs `fn` with the tenant open; unless `bare`, at the schema that `openNode` was given; `any`, even half imported. */
   async #use<T>(fn: (store: TenantStore) => Promise<T>, mode: 'migrated' | 'bare' | 'any' = 'migrated'): Promise<T> {
     const { tenants, catalog, migrations } = this.#deps;
-    const entry = this.#entry();
-    return tenants.with(entry, async (store) => {
-      if (mode !== 'any' && isUnfinished(store)) throw unfinished(entry.name);
-      if (mode === 'migrated' && migrations !== undefined && store.schemaVersion !== migrations.length) {
-        await migrateStore(store, migrations);
-        catalog.setSchemaVersion(entry.id, store.schemaVersion);
+    for (;;) {
+      const entry = this.#entry();
+      try {
+        return await tenants.with(entry, async (store) => {
+          if (mode !== 'any' && isUnfinished(store)) throw unfinished(entry.name);
+          if (mode === 'migrated' && migrations !== undefined && store.schemaVersion !== migrations.length) {
+            await migrateStore(store, migrations);
+            catalog.setSchemaVersion(entry.id, store.schemaVersion);
+          }
+          return fn(store);
+        });
+      } catch (error) {
+        if (!this.#isReplaced(entry, error)) throw error;
       }
-      return fn(store);
-    });
+    }
+  }
+
+  /** What the old content refused since it was being closed, the new one may do. */
+  #isReplaced({ id }: CatalogEntry, error: unknown): boolean {
+    if (!isNostosError(error) || !GONE.has(error.code) || this.#deps.closing.aborted) return false;
+    const now = this.#deps.catalog.get(this.name);
+    return now !== undefined && now.id !== id;
+  }
+
+  /** That of its content, or of the record by which it has that. */
+  #positionOf(applied: { readonly term: Term; readonly lsn: Lsn }): Position {
+    const { reset } = this.#entry();
+    const { term, lsn } = reset !== undefined && reset.lsn > applied.lsn ? reset : applied;
+    return { generation: this.#deps.generationOf(lsn), term, lsn };
   }
 
   async #counted<T>(running: Promise<T>): Promise<T> {
@@ -378,7 +425,9 @@ export class TenantHandle implements Tenant {
 
   async #feedStart(entry: CatalogEntry, from: Position | undefined): Promise<Lsn> {
     const { log, outlook } = this.#deps;
-    if (from === undefined) return (Math.max(entry.createdAt, await this.#deps.firstLsn()) - 1) as Lsn;
+    const { reset } = entry;
+    if (from === undefined)
+      return Math.max(entry.createdAt - 1, (await this.#deps.firstLsn()) - 1, reset?.lsn ?? NO_LSN) as Lsn;
     if (!Number.isSafeInteger(from?.lsn) || from.lsn < 0)
       throw new NostosError('INVALID_ARGUMENT', `from must be a position, got ${JSON.stringify(from)}`);
     const found = await outlook(from);
@@ -388,6 +437,8 @@ export class TenantHandle implements Tenant {
         'POSITION_LOST',
         `position ${from.lsn} is above the watermark ${log.watermark} of this log`,
       );
+    if (reset !== undefined && from.lsn < reset.lsn)
+      throw tenantReset(entry.name, { generation: this.#deps.generationOf(reset.lsn), ...reset });
     return from.lsn;
   }
 }
@@ -460,8 +511,13 @@ function checkDurability(given: Durability): Durability {
   throw new NostosError('INVALID_ARGUMENT', `durability must be quorum or local, got ${JSON.stringify(given)}`);
 }
 
+/** How a tenant that is closed for good answers. */
+const GONE: ReadonlySet<string> = new Set(['CLOSED', 'TENANT_NOT_FOUND', 'TENANT_RESET']);
+
 /** A position that is lost is seen when the group goes on, be it elsewhere. */
 const REACH_STEP_MS = 500;
+/** What is committed is about to be applied here. */
+const APPLY_STEP_MS = 10;
 
 function positionLost(position: Position, fork: Position): NostosError {
   return new NostosError(

@@ -493,7 +493,9 @@ export class TenantStore {
       else await file.replay.run(log, { from: (appliedTo + 1) as Lsn, to, tenant: this.identity.id });
     } catch (error) {
       file.stale = true; // what it lacks now is read again by whoever comes next
-      throw error;
+      if (given !== undefined) throw error;
+      this.#deps.onCommitFailed?.(error);
+      return this.#recover();
     }
     if (to > file.appliedTo) file.appliedTo = to;
     this.#wal.changed(file.replay.takeAppliedBytes());
