@@ -15,6 +15,7 @@ import type { ForgetLedger } from '../log/ledger.ts';
 import { CATALOG_KINDS, RecordKind } from '../log/record.ts';
 import type { Catalog, CatalogRecord } from '../store/catalog.ts';
 import { Connection } from '../store/connection.ts';
+import { renameTenantFile } from '../store/create-tenant-file.ts';
 import {
   decodeTenantReset,
   encodeTenantCreate,
@@ -24,7 +25,7 @@ import {
   type TenantCreatePayload,
   type TenantResetPayload,
 } from '../store/payload.ts';
-import { readTenantMeta, renameTenantFile } from '../store/tenant-file.ts';
+import { readTenantMeta } from '../store/tenant-file.ts';
 import type { EngineClient } from './engine-client.ts';
 import { tenantDir, tenantPath } from './paths.ts';
 

@@ -36,6 +36,8 @@ export interface MemberParts {
   readonly limits: Limits;
   /** Of a tenant that was dropped. */
   readonly removeFiles: (id: TenantId) => Promise<void>;
+  /** Called when a reign has begun. */
+  readonly onLead: () => void;
 }
 
 export function makeMember(parts: MemberParts, { rejoinFile, ...place }: GroupPlace): GroupMember {

@@ -6,6 +6,7 @@ import type { Lsn } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
 import { checkpointFile, letGo, type CheckpointRequest } from '../store/checkpoint.ts';
 import type { CopyWork } from '../store/export-file.ts';
+import type { ForgottenRowsRequest } from '../store/forgotten-rows.ts';
 import type { InspectRequest, ScrubRequest } from '../store/maintenance.ts';
 import { serveThread } from './thread-server.ts';
 
@@ -17,6 +18,8 @@ serveThread({
     (await import('../store/import-source.ts')).inspectSource(request, progress),
   verifyLog: async ({ dir, inUseFrom }: { dir: string; inUseFrom: Lsn }, onProgress) =>
     (await import('../log/verify.ts')).verifyLog({ disk: systemDisk, dir, inUseFrom }, { onProgress }),
+  findForgotten: async (request: ForgottenRowsRequest) =>
+    (await import('../store/forgotten-rows.ts')).findForgottenRows(request),
   exportPlain: async (request: CopyWork, progress) =>
     (await import('../store/export-file.ts')).exportPlain(request, progress),
 });

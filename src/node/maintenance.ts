@@ -11,6 +11,7 @@ import { randomHex128, systemRandom } from '../base/random.ts';
 import type { LogVerification, VerifyProgress } from '../log/verify.ts';
 import type { CheckpointMode, CheckpointRequest, CheckpointResult } from '../store/checkpoint.ts';
 import { removeTemporary } from '../store/export-file.ts';
+import type { ForgottenRow, ForgottenRowsRequest } from '../store/forgotten-rows.ts';
 import type {
   CopyReport,
   CopyRequest,
@@ -77,6 +78,11 @@ export class ThreadMaintenance implements Maintenance {
 
   inspect(request: InspectRequest, options: LongWork<string> = {}): Promise<InspectReport> {
     return this.#inTurn('inspect', request, options);
+  }
+
+  /** Reads all keys of the tables of which something was forgotten. */
+  findForgotten(request: ForgottenRowsRequest, options: LongWork<never> = {}): Promise<ForgottenRow[]> {
+    return this.#inTurn('findForgotten', request, options);
   }
 
   /** Of a log that is in use: records from `inUseFrom` on are being written meanwhile. */

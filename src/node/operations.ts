@@ -6,7 +6,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import * as v from 'valibot';
-import { formatPosition, parsePosition, toLsn, toStoreId, type Position } from '../base/brands.ts';
+import { formatPosition, parsePosition, toLsn, toStoreId, toTenantUuid, type Position } from '../base/brands.ts';
 import { NostosError, serializeError } from '../base/errors.ts';
 import { finiteNumber, plainRecord, readInput, wholeNumber } from '../base/input-schema.ts';
 import type { SqlParameters } from '../store/values.ts';
@@ -136,6 +136,28 @@ export const OPERATIONS = {
     run: async (node, input) => {
       await node.tenants.drop(input.tenant);
       return { dropped: input.tenant };
+    },
+  }),
+  'tenant.replace': operation({
+    summary: 'Replaces the content of a tenant by that of a file of this machine, which may be one of a tenant.',
+    access: 'admin',
+    localOnly: true,
+    input: v.strictObject({
+      tenant,
+      file,
+      at: v.optional(v.string()),
+      schemaVersion: v.optional(wholeNumber(1)),
+      uuid: v.optional(v.string()),
+      keepViolations: v.optional(v.boolean()),
+    }),
+    run: async (node, { tenant: name, file, at, uuid, ...options }, context) => {
+      const report = await node.tenants.replace(name, file, {
+        ...given(options),
+        ...(at === undefined ? {} : { at: parsePosition(at) }),
+        ...(uuid === undefined ? {} : { uuid: toTenantUuid(uuid) }),
+        ...longCall(context),
+      });
+      return { ...report, position: formatPosition(report.position) };
     },
   }),
   'tenant.status': operation({

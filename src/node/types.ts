@@ -207,6 +207,30 @@ export interface Tenant {
   status(): Promise<TenantStatus>;
 }
 
+export interface ReplaceOptions extends LongCallOptions {
+  /**
+   * The state that the file holds, where it is one of this node's history, or of one that it comes from: what was forgotten
+   * up to there the file has forgotten itself. Without it everything that was ever forgotten of this tenant counts.
+   */
+  readonly at?: Position;
+  /** The schema version of a plain file. Default 1, as with an import; the file of a tenant says it itself. */
+  readonly schemaVersion?: number;
+  /** Where there is no tenant of this name, one is made, with this uuid: a dropped one comes back as the same. */
+  readonly uuid?: TenantUuid;
+  /** Take rows whose foreign keys point nowhere, instead of refusing a plain file. */
+  readonly keepViolations?: boolean;
+}
+
+export interface ReplaceReport {
+  readonly tenant: string;
+  readonly rows: number;
+  /** Rows of the file that were left out, since they were forgotten. */
+  readonly forgotten: number;
+  /** From here on the tenant has the new content; a change feed begins anew after it. */
+  readonly position: Position;
+  readonly elapsedMs: number;
+}
+
 export interface Tenants {
   create(name: string, options?: { readonly ifNotExists?: boolean }): Promise<Tenant>;
   get(name: string): Promise<TenantInfo | undefined>;
@@ -214,6 +238,17 @@ export interface Tenants {
   list(options?: { readonly after?: string; readonly limit?: number }): Promise<readonly TenantInfo[]>;
   count(): Promise<number>;
   drop(name: string): Promise<void>;
+  /**
+   * Replaces the content of a tenant by that of a file: a plain SQLite file, or that of a tenant (of a restore, say), which
+   * nobody writes to meanwhile. Followers and backups have it before it counts, others are served all the while.
+   *
+   * Writes that were acknowledged before are part of what is replaced; those that wait meanwhile, for as long as one record
+   * takes, go to the new content. Handles go on with it; change feeds end with `TENANT_RESET`. Ids of idempotent writes are
+   * those of the file. What was forgotten stays so. One that fails, or is cut off, leaves the tenant as it was.
+   *
+   * @example await node.tenants.replace('acme', '/restored/acme.sqlite')
+   */
+  replace(name: string, file: string, options?: ReplaceOptions): Promise<ReplaceReport>;
 }
 
 export interface RecordSummary {

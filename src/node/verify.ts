@@ -4,7 +4,7 @@ import type { Lsn } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { ForgetLedger } from '../log/ledger.ts';
 import type { LogVerification } from '../log/verify.ts';
-import type { Catalog, CatalogEntry } from '../store/catalog.ts';
+import { HIDDEN_END, type Catalog, type CatalogEntry } from '../store/catalog.ts';
 import type { ScrubReport } from '../store/maintenance.ts';
 import type { OpenTenants } from '../store/open-tenants.ts';
 import type { TenantStore } from '../store/tenant-store.ts';
@@ -146,7 +146,8 @@ function* entries(catalog: Catalog, tenant: string | undefined): Iterable<Catalo
     yield entry;
     return;
   }
-  for (let after = ''; ;) {
+  // What is yet to replace a tenant is not looked at.
+  for (let after = HIDDEN_END; ;) {
     const page = catalog.list(after, 1_000);
     yield* page;
     if (page.length < 1_000) return;

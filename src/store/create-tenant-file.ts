@@ -2,10 +2,13 @@
  * Makes the file of a new tenant whole: as bytes in memory, written under another name, synced, and renamed. Made in
  * place by SQLite it takes a rollback journal and several syncs of the caller's thread.
  */
+import { statSync } from 'node:fs';
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { diskError } from '../base/disk.ts';
+import { Connection } from './connection.ts';
+import { fromSqlite } from './sqlite-errors.ts';
 import { formatTenant, type TenantIdentity } from './tenant-file.ts';
 
 /** Where the header says how the database is written and read; 2 stands for WAL. */
@@ -30,6 +33,19 @@ export async function createTenantFile(path: string, identity: TenantIdentity): 
   } catch (error) {
     await rm(temporary, { force: true }).catch(() => {});
     throw diskError('create', path, error);
+  }
+}
+
+/** Of a file that nobody has open, durably; nothing where there is no file, or an empty one. */
+export function renameTenantFile(path: string, name: string): void {
+  if ((statSync(path, { throwIfNoEntry: false })?.size ?? 0) === 0) return;
+  try {
+    using connection = new Connection(path, { role: 'applier', statementCacheMax: 1 });
+    connection.database.exec('pragma synchronous = full');
+    connection.internal('update nostos_meta set name = ? where id = 1 and name <> ?').run(name, name);
+    connection.database.exec('pragma wal_checkpoint(truncate)');
+  } catch (error) {
+    throw fromSqlite(error);
   }
 }
 

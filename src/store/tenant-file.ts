@@ -9,7 +9,6 @@
  * - `nostos_shapes`: columns and keys of each schema version, to read older records of the log.
  * - `nostos_results`: answers of idempotent writes. Unlike the others it is captured and replicated like user tables.
  */
-import { statSync } from 'node:fs';
 import type { Hash, Lsn, TenantId, TenantUuid, Term } from '../base/brands.ts';
 import {
   HASH_BYTES,
@@ -25,7 +24,7 @@ import {
 import type { DatabaseSync } from 'node:sqlite';
 import { NostosError } from '../base/errors.ts';
 import { releaseBuffer } from '../base/release.ts';
-import { Connection } from './connection.ts';
+import type { Connection } from './connection.ts';
 import { NO_COUNTER, type SequenceValue } from './payload.ts';
 import { readSchemaShape, serializeShape } from './schema-shape.ts';
 import { fromSqlite } from './sqlite-errors.ts';
@@ -98,19 +97,6 @@ export function readTenantMeta(connection: Connection): TenantMeta | undefined {
       fingerprint: row['fingerprint'] as Uint8Array,
       schemaVersion: row['schema_version'] as number,
     };
-  } catch (error) {
-    throw fromSqlite(error);
-  }
-}
-
-/** Of a file that nobody has open, durably; nothing where there is no file, or an empty one. */
-export function renameTenantFile(path: string, name: string): void {
-  if ((statSync(path, { throwIfNoEntry: false })?.size ?? 0) === 0) return;
-  try {
-    using connection = new Connection(path, { role: 'applier', statementCacheMax: 1 });
-    connection.database.exec('pragma synchronous = full');
-    connection.internal('update nostos_meta set name = ? where id = 1 and name <> ?').run(name, name);
-    connection.database.exec('pragma wal_checkpoint(truncate)');
   } catch (error) {
     throw fromSqlite(error);
   }
