@@ -10,7 +10,7 @@ import { bytes, count, duration, fields, style } from './render.ts';
 import { answer, verb, withNode, type VerbOptions } from './verb.ts';
 
 function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string {
-  const { log, tenants, writes, scrub, recovery } = { ...status, recovery: status.log.recovery };
+  const { log, tenants, writes, scrub, rollbackFiles, recovery } = { ...status, recovery: status.log.recovery };
   const upMs = Date.now() - status.startedAtMs;
   const running: readonly (readonly [string, unknown])[] = [
     ['running', `process ${status.pid}, for ${duration(upMs)}`],
@@ -42,6 +42,11 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
       `${count(recovery.recordsScanned)} records read in ${duration(recovery.elapsedMs)}` +
         (recovery.tornBytes > 0 ? `, ${bytes(recovery.tornBytes)} of an unfinished write cut` : ''),
     ],
+    ...(rollbackFiles.count === 0
+      ? []
+      : ([
+          ['rollback files', `${count(rollbackFiles.count)}, ${bytes(rollbackFiles.bytes)}: nostos rollback list`],
+        ] as const)),
     ['tenants', `${count(tenants.total)}, ${count(tenants.open)} open`],
     [
       'damaged',
@@ -61,7 +66,7 @@ function describeCopy({ source, reaches }: NonNullable<NodeStatus['copy']>): str
 
 /** Members as this node sees them; the last events, the newest last. */
 function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (readonly [string, unknown])[] {
-  const { record, replicas, stopped, events, rejoin, progress } = group;
+  const { record, replicas, stopped, events, rejoin, progress, peerErrors } = group;
   const lead = record?.primary?.store;
   const members = (record?.members ?? []).map((store) => {
     const replica = replicas.find((one) => one.store === store);
@@ -78,6 +83,9 @@ function describeGroup(group: NonNullable<NodeStatus['group']>): readonly (reado
     ],
     ...(progress === null ? [] : describeTried(progress)),
     ...(stopped === null ? [] : ([['stopped', `${stopped.reason} ${JSON.stringify(stopped.details)}`]] as const)),
+    ...(peerErrors.count === 0
+      ? []
+      : ([['peer errors', `${count(peerErrors.count)}, the last one: ${peerErrors.last ?? ''}`]] as const)),
     ...members.map((member, at) => [at === 0 ? 'members' : '', member] as const),
     ...events
       .slice(-EVENTS_SHOWN)

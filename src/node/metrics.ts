@@ -114,6 +114,12 @@ const METRICS: readonly Metric[] = [
     value: (s) => s.backup?.failures ?? 0,
   },
   {
+    name: 'nostos_rollback_files',
+    help: 'Rollback files: what had to be dropped, until somebody deletes it; alert on any that nobody has looked at.',
+    value: (s) => s.rollbackFiles.count,
+  },
+  { name: 'nostos_rollback_bytes', help: 'Their size on disk.', value: (s) => s.rollbackFiles.bytes },
+  {
     name: 'nostos_writes_committed_total',
     help: 'Transactions committed since the node was opened.',
     kind: 'counter',

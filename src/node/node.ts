@@ -1,13 +1,16 @@
 /** A node with its tenants. `open-node.ts` puts it together. */
 import { rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { toTenantUuid, type BootId, type Lsn, type TenantId, type TenantUuid } from '../base/brands.ts';
 import { hlcToMs, type Clock } from '../base/clock.ts';
+import { systemDisk } from '../base/disk.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import { readCommitted, type Durability } from '../log/commit-log.ts';
 import type { ForgetLedger } from '../log/ledger.ts';
 import { RecordKind } from '../log/record.ts';
+import { measureRollbackFiles } from '../rollback/file/measure.ts';
 import { HIDDEN_END, type Catalog, type CatalogEntry } from '../store/catalog.ts';
 import { OpenTenants } from '../store/open-tenants.ts';
 import { TenantStore, type TenantDeps } from '../store/tenant-store.ts';
@@ -332,6 +335,7 @@ export class NostosNode implements Node {
       serving: this.restoreHost.status(),
       ...(this.#schedule === undefined ? {} : { backup: this.#schedule.status() }),
       refusedPeers: this.#refusedPeers,
+      rollbackFiles: measureRollbackFiles(systemDisk, join(dir, 'rollback')),
       openFiles: countOpenFiles(),
       residentBytes: process.memoryUsage.rss(),
     };

@@ -346,6 +346,8 @@ export interface NodeStatus {
   readonly backup?: BackupStatus;
   /** Connections that were not let in, reached no service or failed in it, by reason, since the node was opened. */
   readonly refusedPeers: Readonly<Record<string, number>>;
+  /** What rollbacks have kept: `nostos rollback list` shows it. */
+  readonly rollbackFiles: { readonly count: number; readonly bytes: number };
   readonly openFiles: number;
   readonly residentBytes: number;
 }

@@ -87,6 +87,7 @@ const lone = {
   },
   tenants: { total: 0, open: 0 },
   writes: { committed: 0, failed: 0 },
+  rollbackFiles: { count: 2, bytes: 4096 },
   scrub: { tenants: 1, rows: 1, damaged: [] },
 };
 const decision = {
@@ -107,6 +108,7 @@ const group = {
   replicas: [{ store: other, phase: 'streaming', acked: 4, inSync: true }],
   record: { members: [own, other], inSync: [own, other], primary: { store: own, boot: own } },
   stopped: null,
+  peerErrors: { count: 3, last: 'another <b>cluster</b>' },
   rejoin: decision,
   events: [{ atMs: 1_000, kind: 'role', text: 'leading in term 3' }],
   progress: {
@@ -122,6 +124,7 @@ const group = {
 
 test('the page of a lone node has no group', async () => {
   const byId = await shown(lone);
+  assert.match(byId('node').textContent, /Rollback files 2, 4/);
   assert.ok(byId('group').hidden);
   assert.match(byId('state').text, /^healthy/);
 });
@@ -135,6 +138,7 @@ test('the page of a member shows its place, its members and how far behind they 
     'In sync yes',
     'leave-and-restore (attempt 2): tenant acme is damaged',
     '1 since it was last in place, 5 in all',
+    '3, the last one: another <b>cluster</b>',
   ])
     assert.ok(facts.includes(text), `${text} in ${facts}`);
   assert.deepEqual(

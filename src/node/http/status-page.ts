@@ -127,6 +127,7 @@ function show(status) {
     ['Log holds', 'records ' + count(log.firstLsn) + ' to ' + count(log.lastLsn)],
     ['Last opening', count(log.recovery.recordsScanned) + ' records read in ' + Math.round(log.recovery.elapsedMs) + ' ms' +
       (log.recovery.tornBytes ? ', ' + bytes(log.recovery.tornBytes) + ' of an unfinished write cut' : '')],
+    ...(status.rollbackFiles.count ? [['Rollback files', count(status.rollbackFiles.count) + ', ' + bytes(status.rollbackFiles.bytes)]] : []),
     ['Background check', scrub.damaged.length ? 'DAMAGED: ' + scrub.damaged.join(', ') : scrub.tenants ? count(scrub.rows) + ' rows in ' + count(scrub.tenants) + ' tenants, no damage' : 'has not run yet'],
   ]);
   byId('group').hidden = !status.group;
@@ -148,7 +149,7 @@ const rowOf = (cells) => {
 };
 const time = (ms) => new Date(ms).toISOString().replace('T', ' ').slice(0, 19);
 /** What is wrong, in a few words; nothing where the node is where it belongs. */
-function showGroup({ name, role, term, inSync, following, record, replicas, lastLsn, watermark, stopped, rejoin, progress, events }) {
+function showGroup({ name, role, term, inSync, following, record, replicas, lastLsn, watermark, stopped, rejoin, progress, events, peerErrors }) {
   const current = progress ? progress.current : rejoin.action;
   const home = current === 'lead' || current === 'stream';
   fill('groupfacts', [
@@ -159,6 +160,7 @@ function showGroup({ name, role, term, inSync, following, record, replicas, last
     ['Rejoin', current + (progress && progress.attempt > 1 ? ' (attempt ' + progress.attempt + ')' : '') + ': ' + rejoin.reason],
     ...(progress && progress.attemptsEver ? [['Attempts', count(progress.attemptsTotal) + ' since it was last in place, ' + count(progress.attemptsEver) + ' in all']] : []),
     ...(stopped ? [['Stopped', stopped.reason]] : []),
+    ...(peerErrors.count ? [['Peer errors', count(peerErrors.count) + ', the last one: ' + peerErrors.last]] : []),
     ...(rejoin.advice ? [['You may', rejoin.advice]] : []),
   ]);
   const lead = record && record.primary ? record.primary.store : '';
