@@ -2,7 +2,7 @@
  * Applies the archived log to a state that is being restored: one pass over the records, whoever they are of. Tenants are
  * made and dropped at their place in the order, and the term table grows along.
  */
-import type { Lsn, TenantId } from '../base/brands.ts';
+import { toTenantId, type Lsn, type TenantId } from '../base/brands.ts';
 import { NostosError } from '../base/errors.ts';
 import type { ArchivedRecord } from '../backup/repository/archive-format.ts';
 import { rangesOf } from '../backup/repository/archive-ranges.ts';
@@ -13,8 +13,8 @@ import { pointOf, sameBytes, type ChainPoint } from '../log/chain.ts';
 import type { CommittedRecord } from '../log/commit-log.ts';
 import { RecordKind } from '../log/record.ts';
 import type { TermTable } from '../log/terms.ts';
-import type { Catalog } from '../store/catalog.ts';
-import { decodeTenantCreate } from '../store/payload.ts';
+import { HIDDEN_END, type Catalog } from '../store/catalog.ts';
+import { decodeTenantCreate, decodeTenantReset } from '../store/payload.ts';
 import type { StagedTenants } from './backup-feed-tenants.ts';
 
 export interface ArchiveReplayDeps {
@@ -23,7 +23,7 @@ export interface ArchiveReplayDeps {
   readonly tenants: StagedTenants;
   /** Of the snapshot, up to the position that is gone to. */
   readonly terms: TermTable;
-  readonly leftOut: LeftOut;
+  readonly selection: Selection;
 }
 
 export interface ArchiveReplayOptions {
@@ -33,38 +33,57 @@ export interface ArchiveReplayOptions {
   readonly onRecords?: (done: number, total: number) => void;
 }
 
-/** Tenants that are not restored, asked for by name, or as `#<id>` where nobody can read the name any more. */
-export class LeftOut {
-  readonly #asked: ReadonlySet<string>;
-  readonly #ids = new Map<TenantId, string>();
+/**
+ * Which tenants are restored: all but those that are named, or one alone. A name may be `#<id>`, where nobody can read the
+ * name any more. The hidden content that is to replace a tenant (`tenant-reset.ts`) goes with that tenant.
+ */
+export class Selection {
+  readonly #only: string | undefined;
+  readonly #without: ReadonlySet<string>;
+  readonly #taken = new Set<TenantId>();
+  readonly #omitted = new Map<TenantId, string>();
   readonly #used = new Set<string>();
 
-  constructor(asked: Iterable<string>) {
-    this.#asked = new Set(asked);
+  constructor({ only, without = [] }: { readonly only?: string; readonly without?: Iterable<string> }) {
+    this.#only = only;
+    this.#without = new Set(without);
   }
 
   /** Whether this tenant is left out; from then on its id tells. */
-  takes(id: TenantId, name: string): boolean {
-    const asked = [name, `#${id}`].find((one) => this.#asked.has(one));
-    if (asked === undefined) return false;
-    this.#used.add(asked);
-    this.#ids.set(id, name);
+  omits(id: TenantId, name: string): boolean {
+    if (!this.#isOmitted(id, name)) {
+      this.#taken.add(id);
+      return false;
+    }
+    this.#omitted.set(id, name);
     return true;
   }
 
-  has(id: TenantId): boolean {
-    return this.#ids.has(id);
+  /** Whether records of this tenant are of no use, as far as it was heard of. */
+  skips(id: TenantId): boolean {
+    return this.#omitted.has(id) || (this.#only !== undefined && !this.#taken.has(id));
   }
 
-  get names(): readonly string[] {
-    return [...this.#ids.values()];
+  /** Of those that were to be left out. */
+  get omitted(): readonly string[] {
+    return [...this.#omitted.values()].filter((name) => !isHidden(name));
   }
 
   /** Asked for, and there was none. */
   get unknown(): readonly string[] {
-    return [...this.#asked].filter((name) => !this.#used.has(name));
+    return [...this.#without].filter((name) => !this.#used.has(name));
+  }
+
+  #isOmitted(id: TenantId, name: string): boolean {
+    if (isHidden(name)) return this.skips(toTenantId(Number(name.slice(1))));
+    if (this.#only !== undefined) return name !== this.#only;
+    const asked = [name, `#${id}`].find((one) => this.#without.has(one));
+    if (asked !== undefined) this.#used.add(asked);
+    return asked !== undefined;
   }
 }
+
+const isHidden = (name: string): boolean => name < HIDDEN_END;
 
 export class ArchiveReplay {
   readonly #deps: ArchiveReplayDeps;
@@ -104,7 +123,7 @@ export class ArchiveReplay {
     const previous = this.#previous;
     this.#previous = pointOf(header, hash);
     const { kind, lsn, tenant } = header;
-    const { catalog, tenants, leftOut } = this.#deps;
+    const { catalog, tenants, selection } = this.#deps;
     switch (kind) {
       case RecordKind.termStart:
         return this.#startTerm(this.#previous, previous);
@@ -117,19 +136,26 @@ export class ArchiveReplay {
         return;
       default:
     }
-    if (leftOut.has(tenant)) return;
+    if (kind !== RecordKind.tenantCreate && selection.skips(tenant)) return;
     // Of one that was dropped before the catalog was taken nothing is needed.
     const isKnown = this.#byTenant.has(tenant) || catalog.byId(tenant) !== undefined;
     if (lsn <= this.#catalogAt && (!isKnown || kind === RecordKind.tenantCreate)) return;
     if (record === undefined) {
       const name = catalog.byId(tenant)?.name;
-      if (leftOut.takes(tenant, name ?? `#${tenant}`)) return;
+      if (selection.omits(tenant, name ?? `#${tenant}`)) return;
       throw keyMissing(tenant, name);
     }
     if (kind === RecordKind.tenantCreate) {
       await this.#flush();
-      if (!leftOut.takes(tenant, decodeTenantCreate(record.payload).name)) catalog.apply(record);
+      if (!selection.omits(tenant, decodeTenantCreate(record.payload).name)) catalog.apply(record);
       return;
+    }
+    if (kind === RecordKind.tenantReset) {
+      if (lsn <= this.#catalogAt) return;
+      await this.#flush();
+      tenants.drop(tenant);
+      catalog.apply(record);
+      return tenants.renamed(decodeTenantReset(record.payload).tenant);
     }
     const committed = { ...header, hash, payload: record.payload };
     const waiting = this.#byTenant.get(tenant);

@@ -18,7 +18,7 @@ import { ExpectedFingerprint } from '../store/expected-fingerprint.ts';
 import { Replay, shapesFrom, type FileContent } from '../store/replay.ts';
 import { readSchemaShape } from '../store/schema-shape.ts';
 import { fromSqlite } from '../store/sqlite-errors.ts';
-import { readFingerprint, readShapes, readTenantMeta, writeFingerprint } from '../store/tenant-file.ts';
+import { readFingerprint, readShapes, readTenantMeta, writeFingerprint, writeName } from '../store/tenant-file.ts';
 import { tenantDir, tenantPath } from './paths.ts';
 
 export interface StagedTenantsDeps {
@@ -67,6 +67,12 @@ export class StagedTenants {
     this.#open.delete(id);
     this.#settled.delete(id);
     rmSync(tenantDir(this.#deps.dir, id), { recursive: true, force: true });
+  }
+
+  /** It has another name from here on, which its file is given when it is closed. */
+  renamed(id: TenantId): void {
+    this.#settle(id);
+    this.#settled.delete(id);
   }
 
   /** Closes all, those too that no record changed: each file says by itself where it is, and the catalog knows of it. */
@@ -153,6 +159,7 @@ class StagedTenant {
     const { applied, expected } = this.content;
     if (readFingerprint(this.#connection)?.lsn !== applied.lsn)
       writeFingerprint(this.#connection, applied.lsn, expected.serialize());
+    writeName(this.#connection, this.entry.name);
   }
 
   close(): void {

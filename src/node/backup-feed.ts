@@ -14,7 +14,7 @@ import { HybridClock, type Clock } from '../base/clock.ts';
 import { filesBelow, removeTree } from '../base/directory-tree.ts';
 import type { Disk } from '../base/disk.ts';
 import { NostosError, isNostosError } from '../base/errors.ts';
-import type { Snapshot, SnapshotItem } from '../backup/repository/manifest.ts';
+import type { Snapshot, SnapshotItem, TenantItem } from '../backup/repository/manifest.ts';
 import { readForgets } from '../backup/repository/forgets.ts';
 import type { Repository } from '../backup/repository/repository.ts';
 import { beginGeneration } from '../log/generation.ts';
@@ -30,7 +30,7 @@ import type { RestorePlan } from '../restore/source.ts';
 import { Catalog } from '../store/catalog.ts';
 import { ForgetFilter, removeForgotten } from '../store/forget-filter.ts';
 import { fetchFiles, itemNameOf } from './backup-feed-files.ts';
-import { ArchiveReplay, LeftOut, keyMissing } from './backup-feed-replay.ts';
+import { ArchiveReplay, Selection, keyMissing } from './backup-feed-replay.ts';
 import { StagedTenants, entriesOf } from './backup-feed-tenants.ts';
 import type { RestorePoint } from './backup-restore-target.ts';
 import { formatBackupSource } from './backup-restore-target.ts';
@@ -75,7 +75,7 @@ export class BackupFeed implements RestoreFeed {
   constructor(deps: BackupFeedDeps, options: BackupFeedOptions) {
     const { snapshot, point } = options.to;
     const { without, generation } = options;
-    if (!snapshot.items.some(({ kind }) => kind === 'catalog'))
+    if (!isOfWholeNode(snapshot))
       throw new NostosError(
         'BACKUP_REFUSED',
         `the snapshot ${snapshot.id} is of single tenants, not of a whole node; restore one of them (--mode single_tenant), or another snapshot`,
@@ -93,7 +93,10 @@ export class BackupFeed implements RestoreFeed {
       node: null,
       term: point.term + 1,
       watermark: point.lsn + 1,
-      items: wantedItems(snapshot, without).map((item) => ({ name: itemNameOf(item), bytes: item.bytes })),
+      items: wantedItems(snapshot, new Selection({ without })).map((item) => ({
+        name: itemNameOf(item),
+        bytes: item.bytes,
+      })),
     };
   }
 
@@ -123,8 +126,8 @@ export class BackupFeed implements RestoreFeed {
     { signal, onProgress }: { readonly [Name in keyof FetchOptions]: FetchOptions[Name] | undefined },
   ): Promise<Pick<FetchReport, 'bytesOnWire' | 'bytesReused'>> {
     const { repository, disk } = this.#deps;
-    const items = wantedItems(this.#options.to.snapshot, this.#options.without);
-    for (const item of items) await this.#assertReadable(item);
+    const items = wantedItems(this.#options.to.snapshot, new Selection(this.#options));
+    for (const item of items) await assertReadable(repository, item);
     removeOthers(disk, stagingOf(target), items.map(itemNameOf));
     const total = items.reduce((sum, { bytes }) => sum + bytes, 0);
     const sums = { fetched: 0, reused: 0 };
@@ -145,12 +148,6 @@ export class BackupFeed implements RestoreFeed {
     return { bytesOnWire: sums.fetched, bytesReused: sums.reused };
   }
 
-  /** Said before anything is fetched. */
-  async #assertReadable(item: SnapshotItem): Promise<void> {
-    if (item.kind !== 'tenant' || item.key === undefined) return;
-    if ((await this.#deps.repository.deps.keys.keyById(item.key)) === undefined) throw keyMissing(item.id, item.name);
-  }
-
   async #build(target: FetchTarget, signal: AbortSignal | undefined): Promise<FetchReport['items']> {
     const { repository, disk } = this.#deps;
     const { to, onProgress } = this.#options;
@@ -159,35 +156,31 @@ export class BackupFeed implements RestoreFeed {
     const ledger = ForgetLedger.open(disk, join(dir, 'log'));
     const terms = new TermTable(to.snapshot.terms);
     terms.cut(to.point.lsn);
-    const leftOut = new LeftOut(this.#options.without);
+    const selection = new Selection({ without: this.#options.without });
     const catalog = Catalog.open(join(dir, 'catalog.sqlite'));
     const tenants = new StagedTenants({ disk, dir, catalog, ledger });
     try {
-      this.#leaveOut(catalog, leftOut);
+      leaveOut(catalog, selection);
       await this.#noteForgets(ledger, signal);
-      const replay = new ArchiveReplay({ repository, catalog, tenants, terms, leftOut }, to);
+      const replay = new ArchiveReplay({ repository, catalog, tenants, terms, selection }, to);
       const records = await replay.run({
         ...to,
         signal,
         onRecords: (done, total) => onProgress?.({ phase: 'applying the archived log', done, total, unit: 'records' }),
       });
-      if (leftOut.unknown.length > 0) throw noSuchTenant(leftOut.unknown);
+      if (selection.unknown.length > 0) throw noSuchTenant(selection.unknown);
       await tenants.finish((done) => onProgress?.({ phase: 'settling tenants', done, unit: 'tenants' }));
       assertAllThere({ disk, dir, catalog });
       const forgottenRows = this.#forget({ dir, catalog, ledger, terms, signal });
       // Whatever comes next is behind the fork.
       catalog.apply({ kind: RecordKind.noop, lsn: to.point.lsn, tenant: NO_TENANT, payload: new Uint8Array() });
-      this.report = { records, forgottenRows, leftOut: leftOut.names };
+      this.report = { records, forgottenRows, leftOut: selection.omitted };
     } finally {
       tenants.close();
       catalog.close();
     }
     this.#beginLog(dir, terms);
     return itemsIn(disk, dir);
-  }
-
-  #leaveOut(catalog: Catalog, leftOut: LeftOut): void {
-    for (const { id, name } of [...entriesOf(catalog)]) if (leftOut.takes(id, name)) catalog.leaveOut(id);
   }
 
   /** Those of the backup and of the directory, in the order in which they came, before those of the archived log. */
@@ -255,10 +248,33 @@ export class BackupFeed implements RestoreFeed {
   }
 }
 
-function wantedItems({ items }: Snapshot, without: readonly string[]): readonly SnapshotItem[] {
-  return items.filter(
-    (item) => item.kind === 'catalog' || !without.some((one) => one === item.name || one === `#${item.id}`),
+/** Said before anything is fetched. */
+export async function assertReadable({ deps }: Repository, item: SnapshotItem): Promise<void> {
+  if (item.kind !== 'tenant' || item.key === undefined) return;
+  if ((await deps.keys.keyById(item.key)) === undefined) throw keyMissing(item.id, item.name);
+}
+
+/** One of some tenants alone has no catalog. */
+export function isOfWholeNode({ items }: Snapshot): boolean {
+  return items.some(({ kind }) => kind === 'catalog');
+}
+
+function wantedItems({ items }: Snapshot, selection: Selection): readonly SnapshotItem[] {
+  const tenants = items.filter((item): item is TenantItem => item.kind === 'tenant');
+  const omitted = new Set(
+    hiddenLast(tenants)
+      .filter(({ id, name }) => selection.omits(id, name))
+      .map(({ id }) => id),
   );
+  return items.filter((item) => item.kind === 'catalog' || !omitted.has(item.id));
+}
+
+/** Whether what replaces a tenant is wanted follows from that tenant. */
+const hiddenLast = <T extends { readonly name: string }>(entries: Iterable<T>): T[] =>
+  [...entries].toSorted((a, b) => (a.name < b.name ? 1 : -1));
+
+export function leaveOut(catalog: Catalog, selection: Selection): void {
+  for (const { id, name } of hiddenLast(entriesOf(catalog))) if (selection.omits(id, name)) catalog.leaveOut(id);
 }
 
 const stagingOf = (target: FetchTarget): string => dirname(target.pathOf(parseItemName('catalog')));
@@ -269,7 +285,7 @@ function removeOthers(disk: Disk, dir: string, items: readonly ItemName[]): void
   for (const path of [...filesBelow(disk, dir)]) if (!wanted.has(path)) disk.remove(join(dir, path));
 }
 
-async function holdOf(
+export async function holdOf(
   repository: Repository,
   onWarning: BackupFeedOptions['onWarning'],
   signal: AbortSignal | undefined,

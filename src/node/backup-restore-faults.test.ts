@@ -276,9 +276,15 @@ test('a full disk, then room', async (t) => {
     mode: 'new_cluster',
     keys: KeyringFile.open(keys),
   } as const;
-  const filling = disk.fill();
-  await assert.rejects(restoreBackup(options), (error) => isNostosError(error, 'DISK_FULL'));
-  rmSync(filling);
+  const full = (error: unknown): boolean => isNostosError(error, 'DISK_FULL');
+  const before = disk.fill();
+  await assert.rejects(restoreBackup(options), full);
+  rmSync(before);
+  // And in the middle of a file.
+  let meanwhile: string | undefined;
+  await assert.rejects(restoreBackup({ ...options, onProgress: () => void (meanwhile ??= disk.fill()) }), full);
+  assert.equal(readMarker(systemDisk, options.dir)?.phase, 'fetching');
+  rmSync(meanwhile!);
   await restoreBackup(options);
   await using node = await open(options.dir);
   assert.deepEqual(

@@ -33,14 +33,24 @@ interface CallOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export interface ResolveOptions extends CallOptions {
+  /** Snapshots that are of use; the others are as if they were not there. */
+  readonly accepts?: (snapshot: Snapshot) => boolean;
+}
+
 export async function resolveTarget(
   repository: Repository,
   target: RestoreTarget,
-  options: CallOptions = {},
+  { accepts = () => true, ...options }: ResolveOptions = {},
 ): Promise<RestorePoint> {
   if (target.toLsn !== undefined && target.toTimeMs !== undefined)
     throw new NostosError('INVALID_ARGUMENT', 'a restore goes to a position or to a time, not to both');
-  const line = await timeline(repository, options.signal === undefined ? {} : { signal: options.signal });
+  const all = await timeline(repository, asSignal(options));
+  // One that is asked for by name is refused for what it is, not as missing.
+  const line = {
+    ...all,
+    snapshots: all.snapshots.filter(({ snapshot }) => snapshot.id === target.snapshot || accepts(snapshot)),
+  };
   const newest = newestOf(repository, line, target.snapshot);
   const place = await placeOf(repository, { ...target, line, newest }, options);
   const candidates = candidatesFor(line, place, target.snapshot);

@@ -25,7 +25,7 @@ import {
   type RestoreReport,
 } from '../restore/local/restore-directory.ts';
 import { ownedByNode } from '../restore/local/swap.ts';
-import { BackupFeed, type BackupFeedReport } from './backup-feed.ts';
+import { BackupFeed, isOfWholeNode, type BackupFeedReport } from './backup-feed.ts';
 import {
   isBackupSource,
   parseBackupSource,
@@ -118,7 +118,7 @@ export async function openBackupFeed(
   });
   try {
     assertApart(dir, repository);
-    const to = await resolveTarget(repository, asked, { signal });
+    const to = await resolveTarget(repository, asked, { signal, accepts: isOfWholeNode });
     const feed = new BackupFeed(
       { repository, disk, clock: systemClock },
       {
