@@ -104,7 +104,7 @@ export const ERROR_CODES = {
   ],
   HANDOVER_FAILED: [
     'safe',
-    'No successor took over in time, so this node goes on leading; details tell the term. See that a replica is in sync.',
+    'No successor took over in time; details tell the term, and the message whether this node goes on leading. See that a replica is in sync.',
   ],
   COORDINATOR_UNSUITABLE: [
     'never',

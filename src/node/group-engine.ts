@@ -620,7 +620,10 @@ export class GroupEngine extends LogService {
 
   #restartLater(): void {
     this.#restarts += 1;
-    if (this.#finding.damage !== undefined || this.#restarts > this.options.limits.rejoinTotalAttemptsMax) return;
+    if (this.#finding.damage !== undefined) return;
+    const { rejoinTotalAttemptsMax: most } = this.options.limits;
+    if (this.#restarts > most)
+      return this.#deps.tell({ kind: 'reopen-failed', why: `begun anew ${most} times in a row; open the node again` });
     this.#restarting = setTimeout(() => this.#restart(), RESTART_MS);
     this.#restarting.unref();
   }

@@ -195,7 +195,13 @@ export class GroupMember {
     await this.#deps.engine.inGroup('handover', to === undefined ? {} : { to });
     for (;;) {
       const report = await this.report();
-      if (report.role !== 'leading' && report.role !== 'draining') return;
+      if (report.role !== 'leading' && report.role !== 'draining') {
+        const leader = report.record?.primary ?? null;
+        if (leader !== null && leader.boot !== report.boot) return;
+        throw new NostosError('HANDOVER_FAILED', 'this node does not lead any more, and nobody has taken over yet', {
+          details: { term },
+        });
+      }
       if (report.role === 'leading' && asked <= this.#undrained)
         throw new NostosError('HANDOVER_FAILED', 'no successor took over in time; this node goes on leading', {
           details: { term },

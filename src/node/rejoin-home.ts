@@ -25,7 +25,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { NO_LSN, NO_TERM, toStoreId, type Lsn } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import type { Limits } from '../base/limits.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { Coordination } from '../coordination/coordination.ts';
@@ -163,7 +163,12 @@ async function decide(
   const restores = [decision.action, ...decision.next].some((action) => RESTORING.has(action));
   if (!restores || record === undefined) return { decision, asked: undefined };
   const self = systemDisk.exists(join(dir, 'node.json')) ? { self: loadNode(dir, undefined) } : {};
-  const asked = await askMembers(coordination, { name, record, ...self, tls, restoreFrom, limits, signal });
+  const asker = { name, record, ...self, tls, restoreFrom, limits, signal };
+  const asked = await askMembers(coordination, asker).catch((error: unknown): MembersAsked => {
+    signal.throwIfAborted();
+    if (!isNostosError(error) || error.retry !== 'safe') throw error;
+    return { from: [], refused: [error.message], primaryLives: false };
+  });
   const primary = asked.primaryLives ? facts.primary : 'none';
   const decided = decideRejoin({ ...facts, primary, providers: asked.from.length });
   const why = asked.refused.join('; ');

@@ -21,7 +21,7 @@ const [, , task = ''] = process.argv;
 if (import.meta.main) {
   const { dir, coordinator, killAt, fullAt } = JSON.parse(task) as KillTask;
   let changes = 0;
-  const disk = systemDisk as { -readonly [K in keyof Disk]: Disk[K] };
+  const disk: { -readonly [K in keyof Disk]: Disk[K] } = systemDisk;
   const changing = (what: string, path: string): void => {
     if (!path.startsWith(dir)) return;
     if (changes++ === killAt) process.kill(process.pid, 'SIGKILL');

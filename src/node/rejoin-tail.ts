@@ -32,7 +32,7 @@ export async function keepTail(
   const name = systemDisk
     .list(dir)
     .filter(isSetAsideName)
-    .find((one) => storeIn(join(dir, one)) === store);
+    .find((one) => isOf(store, join(dir, one)));
   if (name === undefined) return undefined;
   const aside = join(dir, name);
   try {
@@ -40,7 +40,16 @@ export async function keepTail(
     const above = await agreedUpTo(aside, dir, from);
     const committed = from < watermark ? { committed: watermark } : {};
     const into = join(dir, 'rollback');
-    const { file, missing } = await preserveTail({ dir: aside, into, above, term, signal, ...committed });
+    // However large: the log is given up already.
+    const { file, missing } = await preserveTail({
+      dir: aside,
+      into,
+      above,
+      term,
+      signal,
+      override: true,
+      ...committed,
+    });
     if (file === undefined) return undefined;
     const lost = missing === 0 ? '' : `; ${missing} could not be read`;
     return `${file.records} records above LSN ${above}, which the copy does not hold, are kept in ${file.path}${lost}`;
@@ -58,6 +67,15 @@ export function markedWatermark(dir: string): number {
 
 export function storeIn(dir: string): StoreId | undefined {
   return systemDisk.exists(join(dir, 'node.json')) ? loadNode(dir, undefined).store : undefined;
+}
+
+/** What somebody has set aside may be anything. */
+function isOf(store: StoreId, dir: string): boolean {
+  try {
+    return storeIn(dir) === store;
+  } catch {
+    return false;
+  }
 }
 
 /** Where a generation has begun without this store, what it knows to be committed above the fork is lost to the group. */
