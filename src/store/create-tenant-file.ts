@@ -9,7 +9,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { diskError } from '../base/disk.ts';
 import { Connection } from './connection.ts';
 import { fromSqlite } from './sqlite-errors.ts';
-import { formatTenant, type TenantIdentity } from './tenant-file.ts';
+import { formatTenant, writeName, type TenantIdentity } from './tenant-file.ts';
 
 /** Where the header says how the database is written and read; 2 stands for WAL. */
 const WRITE_VERSION_OFFSET = 18;
@@ -42,7 +42,7 @@ export function renameTenantFile(path: string, name: string): void {
   try {
     using connection = new Connection(path, { role: 'applier', statementCacheMax: 1 });
     connection.database.exec('pragma synchronous = full');
-    connection.internal('update nostos_meta set name = ? where id = 1 and name <> ?').run(name, name);
+    writeName(connection, name);
     connection.database.exec('pragma wal_checkpoint(truncate)');
   } catch (error) {
     throw fromSqlite(error);

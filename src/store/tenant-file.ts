@@ -102,6 +102,10 @@ export function readTenantMeta(connection: Connection): TenantMeta | undefined {
   }
 }
 
+export function writeName(connection: Connection, name: string): void {
+  connection.internal('update nostos_meta set name = ?1 where id = 1 and name <> ?1').run(name);
+}
+
 /** Part of the transaction that changes the rows, after its session has been closed. */
 export function writeApplied(connection: Connection, applied: AppliedPosition): void {
   connection

@@ -15,6 +15,7 @@ import { readInput } from '../../base/input-schema.ts';
 import { parseStrictJson } from '../../base/strict-json.ts';
 import type { ChainPoint } from '../../log/chain.ts';
 import type { TermEntry } from '../../log/terms.ts';
+import { HIDDEN_END } from '../../store/catalog.ts';
 import { FILE_BYTES_MAX } from './content.ts';
 import type { Content } from './content.ts';
 import type { KeyId } from './keys.ts';
@@ -190,9 +191,12 @@ export function decodeManifest(bytes: Uint8Array, id: SnapshotId, bytesMax: numb
 function contradiction({ items, position, archive, terms }: Snapshot): string | undefined {
   const tenants = items.filter((item) => item.kind === 'tenant');
   if (items.length - tenants.length > 1) return 'items: there are two catalogs';
-  for (const what of ['id', 'uuid', 'name'] as const)
-    if (new Set(tenants.map((tenant) => tenant[what])).size < tenants.length)
+  for (const what of ['id', 'uuid', 'name'] as const) {
+    // A hidden one that is to replace another has its uuid.
+    const counted = what === 'uuid' ? tenants.filter(({ name }) => name >= HIDDEN_END) : tenants;
+    if (new Set(counted.map((tenant) => tenant[what])).size < counted.length)
       return `items: two tenants have one ${what}`;
+  }
   if (items.some(({ applied }) => applied.lsn > position.lsn)) return 'items: a file is above the position';
   if (archive !== undefined && !(archive.after.lsn < archive.through.lsn)) return 'archive: it is empty';
   if (archive !== undefined && archive.through.lsn !== position.lsn) return 'archive: it does not end at the position';
