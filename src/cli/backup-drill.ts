@@ -5,7 +5,14 @@ import { placeOption } from './backup-options.ts';
 import type { Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
 import { duration, fields, style } from './render.ts';
-import { describeBackup, sourceAt, targetOf, withTargetOptions, type TargetOptions } from './restore-backup.ts';
+import {
+  describeBackup,
+  sourceAt,
+  targetOf,
+  withTargetOptions,
+  withoutOption,
+  type TargetOptions,
+} from './restore-backup.ts';
 import { answer, plainVerb, type PlainOptions } from './verb.ts';
 
 interface DrillVerbOptions extends PlainOptions, TargetOptions {
@@ -26,6 +33,7 @@ export function drillVerb(io: Io): Command {
     ],
   })
     .addOption(placeOption('--from'))
+    .addOption(withoutOption())
     .option('--scratch <directory>', 'where the directory is made; that for temporary files where absent');
   return withTargetOptions(command).action(async (options: DrillVerbOptions) => {
     const report = await callWithDisplay(io, (onProgress) =>

@@ -24,6 +24,7 @@ import {
   type RepositoryOptions,
 } from './backup-options.ts';
 import { drillVerb } from './backup-drill.ts';
+import { forkVerb } from './backup-fork.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
@@ -467,5 +468,6 @@ export function backupVerb(io: Io): Command {
     .addCommand(pinVerb(io))
     .addCommand(scheduleVerb(io))
     .addCommand(drillVerb(io))
+    .addCommand(forkVerb(io))
     .addCommand(keysVerb(io));
 }

@@ -91,3 +91,32 @@ test('nostos backup drill restores, measures, and leaves nothing', async (t) => 
   assert.ok(report.recoveryMs > 0);
   assert.deepEqual(await readdir(join(cwd, 'scratch')), []);
 });
+
+test('one tenant by the command line, into a node that runs and into one that does not, and a fork', async (t) => {
+  const { cwd, data, snapshot } = await place(t);
+  const to = ['--from', 'file:backup', '--dir', 'data', '--tenant', 'acme', '--snapshot', snapshot.id];
+  const ok = async (...args: string[]): Promise<void> => {
+    const ended = await inProcess(cwd, args);
+    assert.equal(ended.code, 0, ended.stderr);
+    assert.match(ended.stdout, /in place/);
+  };
+  {
+    await using node = await open(data);
+    await ok('restore', ...to, '--mode', 'single_tenant');
+    assert.deepEqual(await idsOf(node, 'acme'), [1, 2, 3]);
+    await insert(node, 'acme', [9]);
+  }
+  await ok('restore', ...to);
+  await ok('backup', 'fork', ...to.slice(0, 6), '--as', 'acme now');
+  const taken = await inProcess(cwd, ['backup', 'fork', ...to, '--as', 'acme']);
+  assert.match(taken.stderr, /TENANT_EXISTS/);
+  for (const [args, message] of [
+    [['--mode', 'single_tenant', '--from', 'file:backup'], /goes with --tenant/],
+    [[...to, '--mode', 'wipe_and_restore'], /goes with --tenant/],
+    [[...to, '--dry-run'], /--dry-run is for whole nodes/],
+  ] as const)
+    assert.match((await inProcess(cwd, ['restore', ...args])).stderr, message);
+  await using node = await open(data);
+  assert.deepEqual(await idsOf(node, 'acme'), [1, 2, 3]);
+  assert.deepEqual(await idsOf(node, 'acme now'), [1, 2, 3, 4]);
+});

@@ -2,7 +2,9 @@
 import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Option, type Command } from 'commander';
+import { formatPosition, parsePosition } from '../base/brands.ts';
 import { systemDisk } from '../base/disk.ts';
+import { isNostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { KeyringFile } from '../backup/repository/keyring-file.ts';
 import type { KeyProvider } from '../backup/repository/keys.ts';
@@ -13,6 +15,7 @@ import {
   type RestoreBackupReport,
 } from '../node/backup-restore.ts';
 import { isBackupSource, parseBackupSource } from '../node/backup-restore-target.ts';
+import { restoreTenant, type RestoreTenantReport, type TenantReplacer } from '../node/backup-restore-tenant.ts';
 import type { Marker } from '../restore/local/marker.ts';
 import { assertSpace, lookAhead } from '../restore/local/outlook.ts';
 import { ownedByNode } from '../restore/local/swap.ts';
@@ -21,7 +24,7 @@ import { ExitError } from './exit-codes.ts';
 import type { Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
 import { bytes, count, duration, fields, style } from './render.ts';
-import { answer, wholeNumber, type PlainOptions } from './verb.ts';
+import { answer, callWithProgress, wholeNumber, withNode, type PlainOptions } from './verb.ts';
 
 export interface TargetOptions {
   readonly snapshot?: string;
@@ -33,32 +36,37 @@ export interface TargetOptions {
 
 export interface BackupRestoreOptions extends PlainOptions, TargetOptions {
   readonly from?: readonly string[];
-  readonly mode?: RestoreBackupOptions['mode'];
+  readonly mode?: RestoreBackupOptions['mode'] | 'single_tenant';
+  readonly tenant?: string;
   readonly discard?: true;
   readonly dryRun?: true;
 }
 
-/** Options that say which backup, and how far. */
+/** Options that say how far, and with which keys. */
 export function withTargetOptions(command: Command): Command {
   return command
     .option('--snapshot <id>', 'of a backup: this snapshot, else the one that leads where it is asked to')
     .option('--to-lsn <lsn>', 'of a backup: up to this record', wholeNumber('--to-lsn'))
     .option('--to-time <time>', 'of a backup: up to this time, like 2026-05-01T10:00:00Z', toTime)
-    .addOption(new Option('--keys <file>', 'keyring of the backup').env('NOSTOS_BACKUP_KEYS'))
-    .option(
-      '--without <tenant>',
-      'of a backup: leave this tenant out; may be repeated',
-      (name: string, all?: string[]) => [...(all ?? []), name],
-    );
+    .addOption(new Option('--keys <file>', 'keyring of the backup').env('NOSTOS_BACKUP_KEYS'));
+}
+
+export function withoutOption(): Option {
+  return new Option('--without <tenant>', 'of a backup: leave this tenant out; may be repeated').argParser(
+    (name: string, all: readonly string[] = []) => [...all, name],
+  );
 }
 
 export function withModeOption(command: Command): Command {
-  return command.addOption(
-    new Option(
-      '--mode <mode>',
-      'of a backup: new_cluster into an empty directory (default there), wipe_and_restore sets aside what is there',
-    ).choices(['new_cluster', 'wipe_and_restore']),
-  );
+  return command
+    .addOption(
+      new Option(
+        '--mode <mode>',
+        'of a backup: new_cluster into an empty directory (default there), wipe_and_restore sets aside what is there, ' +
+          'single_tenant replaces one tenant of the node on --dir, which may run',
+      ).choices(['new_cluster', 'wipe_and_restore', 'single_tenant']),
+    )
+    .option('--tenant <name>', 'of a backup: this tenant alone');
 }
 
 function toTime(text: string): number {
@@ -103,7 +111,7 @@ export function isFromBackup(options: BackupRestoreOptions, marker: Marker | und
   if (backups.length > 0 && sources.length > 1)
     throw new ExitError('usage', `${backups[0]} goes with no other source`, 'Name one backup, or nodes that run.');
   if (backups.length > 0) return true;
-  const named = (['snapshot', 'toLsn', 'toTime', 'mode', 'without'] as const).find(
+  const named = (['snapshot', 'toLsn', 'toTime', 'mode', 'tenant', 'without'] as const).find(
     (name) => options[name] !== undefined,
   );
   if (named === undefined) return false;
@@ -126,7 +134,7 @@ function optionsOf({ io, options, dir, marker }: Run): RestoreBackupOptions {
   const [from] = options.from ?? [];
   const isEmpty = !systemDisk.isDirectory(dir) || !systemDisk.list(dir).some(ownedByNode);
   const mode = options.mode ?? (isEmpty || marker !== undefined ? 'new_cluster' : undefined);
-  if (mode === undefined)
+  if (mode === undefined || mode === 'single_tenant')
     throw new ExitError(
       'usage',
       `${dir} has a node in it`,
@@ -145,6 +153,7 @@ function optionsOf({ io, options, dir, marker }: Run): RestoreBackupOptions {
 
 export async function restoreFromBackup(run: Run): Promise<void> {
   const { io, options } = run;
+  if (options.mode === 'single_tenant' || options.tenant !== undefined) return restoreOne(run);
   const wanted = optionsOf(run);
   if (options.dryRun) return dryRun(run, wanted);
   const report = await callWithDisplay(io, (onProgress) => restoreBackup({ ...wanted, onProgress }));
@@ -177,6 +186,59 @@ async function dryRun({ io, options, dir, marker }: Run, wanted: RestoreBackupOp
   } finally {
     await feed.close();
   }
+}
+
+async function restoreOne({ io, options, dir }: Run): Promise<void> {
+  const { tenant, from = [], mode = 'single_tenant', without, dryRun: dry, discard } = options;
+  if (mode !== 'single_tenant' || tenant === undefined || from[0] === undefined)
+    throw new ExitError('usage', '--mode single_tenant goes with --tenant <name> and --from <backup>');
+  const other = [without && '--without', dry && '--dry-run', discard && '--discard'].find((one) => one);
+  if (other !== undefined) throw new ExitError('usage', `${other} is for whole nodes`);
+  await replaceBy({ io, options, dir }, (into) =>
+    callWithDisplay(io, (onProgress) =>
+      restoreTenant(into, { ...targetOf(io, options), from: sourceAt(io, from[0]!), tenant, onProgress }),
+    ),
+  );
+}
+
+/** Works through the node on `dir`, which may run in another process; the file is made in this one. */
+export async function replaceBy(
+  { io, options, dir }: { readonly io: Io; readonly options: PlainOptions; readonly dir: string },
+  work: (into: TenantReplacer) => Promise<RestoreTenantReport>,
+): Promise<void> {
+  const report = await withNode(io, { ...options, dir }, (node) =>
+    work({
+      has: (tenant) =>
+        node.call('tenant.status', { tenant }).then(
+          () => true,
+          (error: unknown) => {
+            if (isNostosError(error, 'TENANT_NOT_FOUND')) return false;
+            throw error;
+          },
+        ),
+      replace: async (tenant, file, { at, uuid } = {}) => {
+        const input = {
+          tenant,
+          file,
+          ...(at === undefined ? {} : { at: formatPosition(at) }),
+          ...(uuid === undefined ? {} : { uuid }),
+        };
+        const done = await callWithProgress(io, node, { name: 'tenant.replace', input });
+        return { ...done, position: parsePosition(done.position) };
+      },
+    }),
+  );
+  await answer(io, options, report, () => {
+    const lines: [string, unknown][] = [
+      ['tenant', report.tenant],
+      ['snapshot', report.snapshot],
+      ['to', `record ${count(report.at.lsn)} of ${new Date(report.timeMs).toISOString()}`],
+      ['rows', count(report.rows)],
+      ['forgotten', `${count(report.forgotten)} rows were forgotten since, and stay so`],
+      ['since', `${formatPosition(report.position)}; change feeds begin anew there`],
+    ];
+    return `${fields(io, lines)}\n\n${style(io, 'green', 'in place')} in ${duration(report.elapsedMs)}`;
+  });
 }
 
 export function describeBackup({

@@ -41,6 +41,7 @@ import {
   restoreFromBackup,
   withModeOption,
   withTargetOptions,
+  withoutOption,
   type BackupRestoreOptions,
 } from './restore-backup.ts';
 
@@ -279,11 +280,16 @@ export function restoreVerb(io: Io): Command {
         'nostos restore --from s3://backups/shop --mode wipe_and_restore --to-time 2026-05-01T10:00:00Z',
         'back to a moment; what is there now is set aside',
       ],
+      [
+        'nostos restore --from file:/backups/shop --mode single_tenant --tenant acme --to-lsn 4711',
+        'one tenant, into a node that runs',
+      ],
       ['nostos restore --dir ./data', 'go on with a restore that was cut off, from where it began'],
       ['nostos restore --dir ./data --abandon', 'give it up; what was there before is back in use'],
     ],
   });
   return withTargetOptions(withModeOption(command))
+    .addOption(withoutOption())
     .option(
       '--from <source>',
       'host:port of a node to copy from, several: the best one of one cluster; or a backup, file:… or s3:…',

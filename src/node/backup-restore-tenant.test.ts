@@ -9,7 +9,7 @@ import { KeyringFile } from '../backup/repository/keyring-file.ts';
 import { createRepository } from '../backup/repository/repository.ts';
 import { restoreBackup } from './backup-restore.ts';
 import { backUp, idsOf, insert, open, scratch } from './backup-restore.fixture.ts';
-import { forkTenant, restoreTenant } from './backup-restore-tenant.ts';
+import { forkTenant, replacerOf, restoreTenant } from './backup-restore-tenant.ts';
 
 const code = (wanted: ErrorCode) => (error: unknown) => isNostosError(error, wanted);
 const range = (from: number, to: number): number[] => Array.from({ length: to - from + 1 }, (_, at) => from + at);
@@ -46,7 +46,7 @@ test('a tenant goes back while others are written to; what was forgotten stays s
     const writing = (async () => {
       for (const id of range(100, 140)) await insert(node, 'other', [id]);
     })();
-    const report = await restoreTenant(node.tenants, options);
+    const report = await restoreTenant(replacerOf(node), options);
     await writing;
     assert.equal(report.forgotten, 1);
     const wanted = range(1, 11).filter((id) => id !== 2);
@@ -58,23 +58,23 @@ test('a tenant goes back while others are written to; what was forgotten stays s
     const { uuid: gone } = second.items.find((item) => item.kind === 'tenant' && item.name === 'gone') as {
       uuid: string;
     };
-    await restoreTenant(node.tenants, { ...options, tenant: 'gone' });
+    await restoreTenant(replacerOf(node), { ...options, tenant: 'gone' });
     assert.deepEqual(await idsOf(node, 'gone'), range(1, 10));
     assert.equal((await node.tenants.get('gone'))?.uuid, gone, 'it is the same tenant again');
 
-    await forkTenant(node.tenants, { ...options, as: 'acme then' });
+    await forkTenant(replacerOf(node), { ...options, as: 'acme then' });
     assert.deepEqual(await idsOf(node, 'acme then'), wanted, 'a fork brings nothing back either');
     assert.notEqual((await node.tenants.get('acme then'))?.uuid, (await node.tenants.get('acme'))?.uuid);
 
     const refusals: readonly [() => Promise<unknown>, ErrorCode][] = [
-      [() => forkTenant(node.tenants, { ...options, as: 'other' }), 'TENANT_EXISTS'],
-      [() => restoreTenant(node.tenants, { ...options, tenant: 'nobody' }), 'TENANT_NOT_FOUND'],
+      [() => forkTenant(replacerOf(node), { ...options, as: 'other' }), 'TENANT_EXISTS'],
+      [() => restoreTenant(replacerOf(node), { ...options, tenant: 'nobody' }), 'TENANT_NOT_FOUND'],
       [
-        () => restoreTenant(node.tenants, { ...options, tenant: 'gone', toLsn: second.position.lsn }),
+        () => restoreTenant(replacerOf(node), { ...options, tenant: 'gone', toLsn: second.position.lsn }),
         'TENANT_NOT_FOUND',
       ],
-      [() => restoreTenant(node.tenants, { ...options, tenant: 'other' }), 'BACKUP_KEY_MISSING'],
-      [() => restoreTenant(node.tenants, { ...options, toLsn: 100_000 }), 'ARCHIVE_GAP'],
+      [() => restoreTenant(replacerOf(node), { ...options, tenant: 'other' }), 'BACKUP_KEY_MISSING'],
+      [() => restoreTenant(replacerOf(node), { ...options, toLsn: 100_000 }), 'ARCHIVE_GAP'],
     ];
     for (const [call, wantedCode] of refusals) await assert.rejects(call(), code(wantedCode));
     assert.deepEqual(readdirSync(temporary), []);
@@ -110,7 +110,7 @@ test('a snapshot of one tenant alone brings back that one, and no node', async (
   );
   await using node = await open(data);
   await insert(node, 'acme', [2]);
-  await restoreTenant(node.tenants, { from: url, tenant: 'acme' });
+  await restoreTenant(replacerOf(node), { from: url, tenant: 'acme' });
   assert.deepEqual(await idsOf(node, 'acme'), [1]);
-  await assert.rejects(restoreTenant(node.tenants, { from: url, tenant: 'other' }), code('BACKUP_NOT_FOUND'));
+  await assert.rejects(restoreTenant(replacerOf(node), { from: url, tenant: 'other' }), code('BACKUP_NOT_FOUND'));
 });

@@ -171,7 +171,15 @@ export interface RestoreTenantReport
 
 /** Whoever may replace the content of a tenant: a node, or one that is reached through its socket. */
 export interface TenantReplacer {
-  replace: Node['tenants']['replace'];
+  readonly has: (tenant: string) => Promise<boolean>;
+  readonly replace: Node['tenants']['replace'];
+}
+
+export function replacerOf({ tenants }: Pick<Node, 'tenants'>): TenantReplacer {
+  return {
+    has: async (tenant) => (await tenants.get(tenant)) !== undefined,
+    replace: (tenant, file, options) => tenants.replace(tenant, file, options),
+  };
 }
 
 /**
@@ -179,7 +187,7 @@ export interface TenantReplacer {
  * content is committed.
  *
  * @example
- * await restoreTenant(node.tenants, { from: 'file:/backups/shop', tenant: 'acme', toTimeMs: Date.parse('2026-05-01T10:00Z') })
+ * await restoreTenant(replacerOf(node), { from: 'file:/backups/shop', tenant: 'acme', toTimeMs: Date.parse('2026-05-01T10:00Z') })
  */
 export async function restoreTenant(
   into: TenantReplacer,
@@ -193,10 +201,10 @@ export async function restoreTenant(
 
 /** The same under a name that is free, as a tenant of its own. */
 export async function forkTenant(
-  into: TenantReplacer & Pick<Node['tenants'], 'get'>,
+  into: TenantReplacer,
   { as, ...options }: TenantOfBackupOptions & { readonly as: string },
 ): Promise<RestoreTenantReport> {
-  if ((await into.get(as)) !== undefined)
+  if (await into.has(as))
     throw new NostosError(
       'TENANT_EXISTS',
       `there is a tenant ${JSON.stringify(as)} already; give a name that is free`,
