@@ -13,7 +13,16 @@
  * A crash leaves no snapshot or a whole one (`backup/SPEC.md`).
  */
 import { DatabaseSync } from 'node:sqlite';
-import { NO_LSN, toLsn, toTenantId, toTenantUuid, type Generation, type Lsn, type TenantId } from '../base/brands.ts';
+import {
+  NO_LSN,
+  NO_TENANT,
+  toLsn,
+  toTenantId,
+  toTenantUuid,
+  type Generation,
+  type Lsn,
+  type TenantId,
+} from '../base/brands.ts';
 import type { NodeId, TenantUuid } from '../base/brands.ts';
 import { hlcToMs, systemClock } from '../base/clock.ts';
 import { NostosError } from '../base/errors.ts';
@@ -24,6 +33,7 @@ import type { Snapshot, SnapshotId, TenantItem } from '../backup/repository/mani
 import type { Repository, SnapshotWriter } from '../backup/repository/repository.ts';
 import { Window } from '../backup/repository/window.ts';
 import { genesis, sameBytes, type ChainPoint } from '../log/chain.ts';
+import { RecordKind, type LogRecord } from '../log/record.ts';
 import type { GenerationEntry, TermEntry } from '../log/terms.ts';
 import type { ItemName } from '../restore/item-name.ts';
 import type { SourceFile } from '../restore/source.ts';
@@ -87,6 +97,13 @@ interface KnownTenant {
   readonly schemaVersion: number;
 }
 
+/** They change the catalog. */
+const CATALOG_KINDS: ReadonlySet<number> = new Set([
+  RecordKind.tenantCreate,
+  RecordKind.tenantDrop,
+  RecordKind.tenantReset,
+]);
+
 /** Signs of life for a copy that waits for its storage. */
 const ALIVE_EVERY_MS = 1_000;
 
@@ -130,8 +147,8 @@ class Backup {
   readonly #counts = { read: 0, reused: 0, dropped: 0 };
   readonly #archived = { records: 0, bytes: 0 };
   #gaps: readonly LsnRange[] = [];
-  /** Where the files that were read are, to be found in the log. */
-  readonly #applied: { readonly name: string; readonly point: ChainPoint }[] = [];
+  /** Where the files are that were read, or found to be as before; to be found in the log. */
+  readonly #applied = new Map<TenantId, { readonly name: string; readonly point: ChainPoint }>();
   #bytesRead = 0;
 
   constructor(
@@ -170,7 +187,7 @@ class Backup {
     const facts = await this.#facts(catalogApplied);
     await this.#archive(this.#session.from);
     if (this.#options.tenants === undefined) await this.#readCatalogFile(facts, catalogApplied);
-    const after = reused.size > 0 ? earlier! : facts.before;
+    const after = reused.size > 0 ? earlier! : this.#start(facts);
     const snapshot = await this.#writer.commit(
       {
         position: facts.end,
@@ -305,13 +322,13 @@ class Backup {
       }
       const applied = appliedOf(attributes, generations);
       const before = itemOf(base, id, tenant);
+      this.#applied.set(id, { name: tenant.name, point: applied });
       // The same record on the same chain: the same content.
       if (before !== undefined && sameBytes(before.applied.hash, applied.hash) && (await this.#hasKey(before))) {
         this.#writer.reuse(before);
         this.#counts.reused += 1;
         return;
       }
-      this.#applied.push({ name: tenant.name, point: applied });
       const onBytes = (count: number): void => this.#readSome(count, `copying ${tenant.name}`, total);
       await this.#writer.addFile({ kind: 'tenant', id, ...tenant, applied }, this.#source(file), { signal, onBytes });
       this.#counts.read += 1;
@@ -364,15 +381,29 @@ class Backup {
     this.#options.onProgress?.({ phase, done: this.#bytesRead, total, unit: 'bytes' } satisfies Progress);
   }
 
+  /** No file lacks a record up to there, and none is above, so that every position behind it can be restored. */
+  #start({ before, complete, points }: LogFacts): ChainPoint {
+    const highest = Math.max(NO_LSN, ...[...this.#applied.values()].map(({ point }) => point.lsn)) as Lsn;
+    return complete.lsn <= highest ? complete : (points.get(highest) ?? before);
+  }
+
   /** What the log says up to the position of the snapshot; each file has to be where it says. */
   async #facts(catalogApplied: Lsn): Promise<LogFacts> {
     const { archiveHost, log } = this.#deps;
     const { from } = this.#session;
-    const wanted = new Set([catalogApplied, ...this.#applied.map(({ point }) => point.lsn)]);
+    const applied = [...this.#applied.values()];
+    const wanted = new Set([catalogApplied, ...applied.map(({ point }) => point.lsn)]);
+    const isWhole = this.#options.tenants === undefined;
+    const isLacking = ({ kind, tenant, lsn }: LogRecord): boolean => {
+      if (tenant === NO_TENANT) return false;
+      if (CATALOG_KINDS.has(kind)) return isWhole && lsn > catalogApplied;
+      const file = this.#applied.get(tenant);
+      return file === undefined ? isWhole : lsn > file.point.lsn;
+    };
     const files = await archiveHost.openArchive(from);
     try {
-      const facts = log.facts(files, { from, generation: this.#identity.generation, wanted });
-      for (const { name, point } of this.#applied) {
+      const facts = log.facts(files, { from, generation: this.#identity.generation, wanted, isLacking });
+      for (const { name, point } of applied) {
         const found = facts.points.get(point.lsn);
         if (point.lsn > facts.end.lsn || (found !== undefined && !sameBytes(found.hash, point.hash)))
           throw new NostosError(

@@ -10,7 +10,7 @@ import type { NostosError } from '../base/errors.ts';
 import { brokenLink, genesis, pointOf, samePoint, type ChainPoint } from '../log/chain.ts';
 import { logDamaged } from '../log/damage.ts';
 import type { ReadRecord } from '../log/reader.ts';
-import { RecordKind, hashRecord } from '../log/record.ts';
+import { RecordKind, hashRecord, type LogRecord } from '../log/record.ts';
 import { SegmentCursor } from '../log/segment-cursor.ts';
 import { SEGMENT_HEADER_BYTES, decodeSegmentHeader } from '../log/segment-header.ts';
 import { loadTable } from '../log/table-file.ts';
@@ -29,6 +29,8 @@ interface Place {
 export interface LogFacts {
   /** The record before the span. */
   readonly before: ChainPoint;
+  /** The record before the first one that somebody lacks; the end where nobody does. */
+  readonly complete: ChainPoint;
   /** The last one, and its time. */
   readonly end: ChainPoint;
   readonly time: Hlc;
@@ -36,6 +38,15 @@ export interface LogFacts {
   readonly terms: readonly TermEntry[];
   /** Those that were asked for and lie in the span. */
   readonly points: ReadonlyMap<Lsn, ChainPoint>;
+}
+
+export interface FactsRequest {
+  readonly from: Lsn;
+  /** Of an empty log. */
+  readonly generation: Generation;
+  readonly wanted: ReadonlySet<Lsn>;
+  /** Whether what was stored lacks this record, which is at or behind `from`. */
+  readonly isLacking: (record: LogRecord) => boolean;
 }
 
 export class BackupLog {
@@ -72,27 +83,26 @@ export class BackupLog {
    * Walks from the beginning of the segment of `from` to the watermark. The table on disk has the terms before that, since
    * it is written before a segment is sealed, and the walk finds the others.
    */
-  facts(
-    files: LogFiles,
-    { from, generation, wanted }: { from: Lsn; generation: Generation; wanted: ReadonlySet<Lsn> },
-  ): LogFacts {
+  facts(files: LogFiles, { from, generation, wanted, isLacking }: FactsRequest): LogFacts {
     this.#place = undefined;
     const points = new Map<Lsn, ChainPoint>();
     const found: TermEntry[] = [];
     const table = loadTable(this.#disk, join(this.#dir, TERMS_FILE), termTable)?.rows ?? [];
     let [before, end, time] = [genesis(generation), genesis(generation), 0n as Hlc];
     let first = Infinity;
+    let complete: ChainPoint | undefined;
     for (const { record, hash, previous } of this.#records(files, NO_LSN, files.watermark)) {
       first = Math.min(first, record.lsn);
       if (record.kind === RecordKind.termStart)
         found.push({ term: record.term, generation: record.generation, firstLsn: record.lsn, previous });
       if (record.lsn === from) before = previous;
+      if (record.lsn >= from && complete === undefined && isLacking(record)) complete = previous;
       end = pointOf(record, hash);
       time = record.hlc;
       if (wanted.has(record.lsn)) points.set(record.lsn, end);
     }
     const terms = [...table.filter(({ firstLsn }) => firstLsn < first), ...found];
-    return { before, end, time, terms, points };
+    return { before, complete: complete ?? end, end, time, terms, points };
   }
 
   *#records(
