@@ -5,10 +5,14 @@
 import { spawn } from 'node:child_process';
 import { globSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
 
 const ROOTS = ['src', 'scripts', 'bench', 'examples'];
 /** A test that hangs is a bug; no single one takes this long. */
 const TIMEOUT_MS = 180_000;
+
+/** Modules as they were compiled last, for this process and all that tests start: that is half of the time of a start. */
+const COMPILED = fileURLToPath(new URL('../node_modules/.cache/compiled', import.meta.url));
 
 function testFiles(path: string): string[] {
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === false) return [path];
@@ -35,7 +39,7 @@ const run = spawn(
     ...flags,
     ...files,
   ],
-  { stdio: 'inherit' },
+  { stdio: 'inherit', env: { NODE_COMPILE_CACHE: COMPILED, ...process.env } },
 );
 run.on('exit', (code, signal) => {
   const seconds = ((performance.now() - startedMs) / 1000).toFixed(1);

@@ -6,7 +6,7 @@
  * Where none can be made the members are on loopback and cannot be parted like that.
  */
 import { spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync } from 'node:fs';
 
 export type Ways = 'both' | 'out' | 'in';
 
@@ -54,11 +54,23 @@ export function namespaceRefusal(): string | undefined {
 function attempt(): string | undefined {
   if (process.platform !== 'linux') return 'network namespaces are of Linux';
   try {
+    removeAbandoned();
     new Namespaces(1).close();
     run('nsenter', '--version');
     return undefined;
   } catch (error) {
     return (error as Error).message;
+  }
+}
+
+const NAMESPACES_DIR = '/run/netns';
+
+/** Those of processes that were killed. */
+function removeAbandoned(): void {
+  if (!existsSync(NAMESPACES_DIR)) return;
+  for (const name of readdirSync(NAMESPACES_DIR)) {
+    const pid = /^nostos-(\d+)-/.exec(name)?.[1];
+    if (pid !== undefined && !existsSync(`/proc/${pid}`)) spawnSync('ip', ['netns', 'del', name]);
   }
 }
 
@@ -90,7 +102,7 @@ export class Namespaces implements HarnessNetwork {
   }
 
   launcherOf(index: number): readonly string[] {
-    return ['nsenter', `--net=/run/netns/${this.#nameOf(`${index}`)}`];
+    return ['nsenter', `--net=${NAMESPACES_DIR}/${this.#nameOf(`${index}`)}`];
   }
 
   part(member: number, others: readonly number[], ways: Ways): void {

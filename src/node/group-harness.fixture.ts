@@ -29,8 +29,14 @@ import { openNode } from './open-node.ts';
 import { restoreNode } from './restore-node.ts';
 import type { NodeOptions, NodeStatus } from './types.ts';
 
-const COMPILED = mkdtempSync(join(tmpdir(), 'nostos-compiled-'));
-process.once('exit', () => rmSync(COMPILED, { recursive: true, force: true }));
+const COMPILED = process.env.NODE_COMPILE_CACHE ?? temporary('nostos-compiled-');
+
+/** A directory that goes with this process. */
+function temporary(prefix: string): string {
+  const dir = mkdtempSync(join(tmpdir(), prefix));
+  process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
 
 /** Times at which a group of one machine moves quickly, and yet not because the machine is busy. */
 export const HARNESS_LIMITS = {

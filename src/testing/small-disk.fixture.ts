@@ -1,6 +1,6 @@
 /** A file system of a few megabytes that really fills up: a tmpfs, where mounting one is permitted. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -22,10 +22,21 @@ export function mountRefusal(): string | undefined {
 
 function attempt(): string | undefined {
   try {
+    removeAbandoned();
     mountSmall(64 * 1024)[Symbol.dispose]();
     return undefined;
   } catch (error) {
     return (error as Error).message;
+  }
+}
+
+/** Those of processes that were killed. */
+function removeAbandoned(): void {
+  const mounts = readFileSync('/proc/mounts', 'utf8');
+  for (const [, pid, dir = ''] of mounts.matchAll(/^nostos-(\d+) (\S+) tmpfs /gm)) {
+    if (existsSync(`/proc/${pid}`)) continue;
+    spawnSync('umount', ['-l', dir]);
+    rmSync(dir, { recursive: true, force: true });
   }
 }
 
@@ -40,7 +51,7 @@ export function mountSmall(bytes: number, at?: string): SmallDisk {
     if (at === undefined) rmSync(dir, { recursive: true, force: true });
   };
   try {
-    run('mount', '-t', 'tmpfs', '-o', `size=${bytes}`, 'tmpfs', dir);
+    run('mount', '-t', 'tmpfs', '-o', `size=${bytes}`, `nostos-${process.pid}`, dir);
   } catch (error) {
     remove();
     throw error;
