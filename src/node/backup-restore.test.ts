@@ -163,6 +163,14 @@ test('what a restore removed as forgotten, and is inserted anew, is there after 
   await restoreBackup({ from: url, dir, mode: 'wipe_and_restore', snapshot: snapshot.id });
   await using node = await open(dir);
   assert.deepEqual(await idsOf(node, 'acme'), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+  for (const [name, to] of [
+    ['a position below the fork', { toLsn: at['gone is there']!.lsn }],
+    ['a time before it', { toTimeMs: at['gone is there']!.timeMs }],
+  ] as const) {
+    const { backup } = await restoreBackup({ from: url, dir: join(root, name), mode: 'new_cluster', ...to });
+    assert.equal(backup?.parent.lsn, at['gone is there']!.lsn, name);
+    assert.equal(backup?.parent.generation, snapshot.terms[0]!.generation, name);
+  }
   const { terms } = snapshot;
   assert.equal(new Set(terms.map(({ generation }) => generation)).size, 2, 'the lineage stands in the backup');
 });

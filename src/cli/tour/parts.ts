@@ -18,4 +18,9 @@ export const PARTS: readonly TourPart[] = [
       'A primary is cut off and killed; another one goes on, and what only the old one had comes back from a file.',
     run: async (context) => (await import('./rollback.ts')).rollback(context),
   },
+  {
+    name: 'backup',
+    title: 'A table is dropped and a person forgotten; a restore to the moment before brings back only the table.',
+    run: async (context) => (await import('./backup.ts')).backup(context),
+  },
 ];
