@@ -34,6 +34,7 @@ const NAMES = [
   'group-failover',
   'group-lag',
   'group-rollback',
+  'backup',
 ] as const;
 
 interface BenchInput {
