@@ -143,7 +143,7 @@ export class NostosNode implements Node {
       list: async (options = {}) => this.#list(options),
       count: async () => this.#catalog().count(),
       drop: (name) => this.#drop(name),
-      replace: (name, file, options) => this.#resets.replace(checkName(name), file, options),
+      replace: async (name, file, options) => this.#resets.replace(checkName(name), file, options),
     };
     const node = this;
     this.#member = settings.makeMember?.({

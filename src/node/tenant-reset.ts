@@ -18,7 +18,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { formatPosition, type Generation, type Lsn, type Position, type TenantUuid } from '../base/brands.ts';
 import type { Clock } from '../base/clock.ts';
-import { NostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { randomHex128, systemRandom } from '../base/random.ts';
 import type { ForgetLedger } from '../log/ledger.ts';
 import type { PositionOutlook } from '../replication/store-view.ts';
@@ -69,9 +69,16 @@ interface Replacement {
   readonly hidden: CatalogEntry;
   readonly content: Content;
   readonly options: ReplaceOptions;
+  readonly attempt: Attempt;
+}
+
+interface Attempt {
+  /** The record was appended, whatever came of it. */
+  named: boolean;
 }
 
 const SETTLE_RETRY_MS = 200;
+const REMOVE_RETRY_MS = 1_000;
 /** What was forgotten meanwhile is looked for again so often before writes are held. */
 const LOOKS_MAX = 3;
 const LEFTOVERS_MAX = 1_000;
@@ -101,12 +108,12 @@ export class TenantResets {
         details: { tenant: name },
       });
     this.#running.add(hidden);
+    const attempt = { named: false };
     try {
-      const done = await this.#replace(old, file, options);
+      const done = await this.#replace(old, { file, attempt }, options);
       return { tenant: name, ...done, elapsedMs: Math.round(clock.monotonicMs() - startedMs) };
     } catch (error) {
-      // What cannot be taken back now is dropped by the next primary.
-      await this.#drop(hidden).catch(() => {});
+      await this.#takeBack(hidden, attempt);
       if (isNew) await this.#drop(name, old).catch(() => {});
       throw error;
     } finally {
@@ -127,7 +134,7 @@ export class TenantResets {
 
   async #replace(
     old: CatalogEntry,
-    file: string,
+    { file, attempt }: { readonly file: string; readonly attempt: Attempt },
     options: ReplaceOptions,
   ): Promise<Omit<ReplaceReport, 'tenant' | 'elapsedMs'>> {
     const { catalog, catalogLog, tenants, maintenance } = this.#deps;
@@ -141,7 +148,7 @@ export class TenantResets {
           tenant: old.name,
           exists: () => catalog.get(name) !== undefined,
           create: () => catalogLog.create({ name, uuid: old.uuid }),
-          drop: () => this.#drop(name),
+          drop: () => this.#discard(this.#hidden(name)),
           use: (fn) => tenants.with(this.#hidden(name), fn),
           inspect: (request, work) => maintenance.inspect(request, work),
         },
@@ -153,7 +160,7 @@ export class TenantResets {
           keepViolations: options.keepViolations ?? content.tenant !== undefined,
         },
       );
-      const replacement = { old, hidden: this.#hidden(name), content, options };
+      const replacement = { old, hidden: this.#hidden(name), content, options, attempt };
       if (content.tenant !== undefined) {
         const { path } = content.tenant;
         await tenants.with(replacement.hidden, (store) => copyResults(path, store, options.signal));
@@ -206,9 +213,10 @@ export class TenantResets {
   }
 
   /** The caller keeps both tenants closed. */
-  async #record({ old, hidden }: Replacement): Promise<Position> {
+  async #record({ old, hidden, attempt }: Replacement): Promise<Position> {
     const { catalog, catalogLog, removeFiles, generationOf } = this.#deps;
     const { name, uuid } = old;
+    attempt.named = true;
     try {
       return await catalogLog.reset(old.id, { name, uuid, tenant: hidden.id }, () => removeFiles(old.id));
     } catch (error) {
@@ -270,6 +278,39 @@ export class TenantResets {
     const entry = this.#deps.catalog.get(name);
     if (entry === undefined) throw new NostosError('INTERNAL', 'what replaces a tenant was dropped meanwhile');
     return entry;
+  }
+
+  /** What is left is dropped when that can be done, or by the next primary. */
+  async #takeBack(hidden: string, { named }: Attempt): Promise<void> {
+    const entry = this.#deps.catalog.get(hidden);
+    if (entry === undefined) return;
+    const remove = (): Promise<void> => (named ? this.#drop(hidden, entry) : this.#discard(entry));
+    await remove().catch(() => void this.#again(remove));
+  }
+
+  async #again(remove: () => Promise<void>): Promise<void> {
+    const { closing, isPrimary } = this.#deps;
+    for (;;) {
+      await sleep(REMOVE_RETRY_MS, undefined, { signal: closing, ref: false }).catch(() => {}); // closing
+      if (closing.aborted || !isPrimary()) return;
+      try {
+        return await remove();
+      } catch {
+        continue; // a full disk, say
+      }
+    }
+  }
+
+  /** Nothing names it yet: on a full disk its files go first, or there is no room for the record. */
+  async #discard(entry: CatalogEntry): Promise<void> {
+    const { tenants, removeFiles } = this.#deps;
+    try {
+      await this.#drop(entry.name, entry);
+    } catch (error) {
+      if (!isNostosError(error, 'DISK_FULL')) throw error;
+      await tenants.closed(entry.id, () => removeFiles(entry.id));
+      await this.#drop(entry.name, entry);
+    }
   }
 
   /** Nothing where there is no tenant of this name, or another one than `only`. */
