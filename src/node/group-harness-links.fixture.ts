@@ -33,6 +33,16 @@ interface Rule {
   touched: number;
 }
 
+/** Of the two directions of a connection. */
+interface Rules {
+  readonly there: Rule;
+  readonly back: Rule;
+}
+
+function newRule(): Rule {
+  return { lost: false, held: undefined, delayMs: 0, faults: [], touched: 0 };
+}
+
 const HELLO_BOOT = /([0-9a-f]{32})-\d+/;
 const HEADER_BYTES = 4;
 /** Preamble and hello: which conversation it is, not yet a message. */
@@ -80,11 +90,22 @@ export class Links implements HarnessNetwork {
     this.#targets[index] = address;
   }
 
+  #between(from: number, to: number): Rules {
+    return { there: this.rule(from, to), back: this.rule(to, from) };
+  }
+
+  /** Who comes home asks a primary under the id of nobody. While anything is lost it might be a member that has opened anew. */
+  #ofStrangers(to: number): Rules | undefined {
+    const rules = [...this.#rules].filter(([key]) => key.split('>').includes(`${to}`)).map(([, rule]) => rule);
+    if (rules.some(({ lost, held }) => lost || held !== undefined)) return undefined;
+    return { there: newRule(), back: newRule() };
+  }
+
   rule(from: number, to: number): Rule {
     const key = `${from}>${to}`;
     let rule = this.#rules.get(key);
     if (rule === undefined) {
-      rule = { lost: false, held: undefined, delayMs: 0, faults: [], touched: 0 };
+      rule = newRule();
       this.#rules.set(key, rule);
     }
     return rule;
@@ -138,7 +159,7 @@ export class Links implements HarnessNetwork {
     const [host = '', port = ''] = target.split(':');
     const connection = new Connection(opener, connect({ host, port: Number(port) }), {
       identify: this.#options.identify,
-      rules: (from) => ({ there: this.rule(from, to), back: this.rule(to, from) }),
+      rules: (from) => (from === undefined ? this.#ofStrangers(to) : this.#between(from, to)),
       onClosed: () => this.#connections.delete(connection),
     });
     this.#connections.add(connection);
@@ -146,7 +167,8 @@ export class Links implements HarnessNetwork {
 }
 
 interface ConnectionDeps extends LinkOptions {
-  readonly rules: (from: number) => { readonly there: Rule; readonly back: Rule };
+  /** Undefined where it is let through to nobody. */
+  readonly rules: (from: number | undefined) => Rules | undefined;
   readonly onClosed: () => void;
 }
 
@@ -156,7 +178,7 @@ class Connection {
 
   constructor(opener: Socket, target: Socket, { identify, rules, onClosed }: ConnectionDeps) {
     this.#sockets = [opener, target];
-    const known = Promise.withResolvers<{ readonly there: Rule; readonly back: Rule }>();
+    const known = Promise.withResolvers<Rules>();
     known.promise.catch(() => {});
     const there = new Flow(target, {
       rule: known.promise.then((found) => found.there),
@@ -164,7 +186,11 @@ class Connection {
       framesBefore: FRAMES_BEFORE_MESSAGES,
       onHello: (frame) => {
         const boot = HELLO_BOOT.exec(frame.toString('latin1'))?.[1] ?? '';
-        void identify(boot).then((from) => (from === undefined ? this.destroy() : known.resolve(rules(from))));
+        void identify(boot).then((from) => {
+          const found = rules(from);
+          if (found === undefined) this.destroy();
+          else known.resolve(found);
+        });
       },
     });
     const back = new Flow(opener, {
