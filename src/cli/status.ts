@@ -25,6 +25,7 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
             .map(([reason, times]) => `; ${count(times)} refused: ${reason}`)
             .join(''),
     ],
+    ...(status.backup === undefined ? [] : [['backups', describeBackup(io, status.backup)] as const]),
     ['process', `${bytes(status.residentBytes)} resident, ${count(status.openFiles)} open files`],
   ];
   return fields(io, [
@@ -57,6 +58,12 @@ function describe(io: Io, status: NodeStatus, via: 'running' | 'opened'): string
         : style(io, 'red', `${scrub.damaged.join(', ')}: run nostos verify`),
     ],
   ]);
+}
+
+function describeBackup(io: Io, { to, last, lagRecords, error }: NonNullable<NodeStatus['backup']>): string {
+  const newest = last === null ? 'no snapshot yet' : `newest ${duration(Date.now() - last.atMs)} ago`;
+  const failed = error === null ? '' : `; ${style(io, 'red', error.message)}`;
+  return `to ${to}, ${newest}, archive ${count(lagRecords)} records behind${failed}`;
 }
 
 function describeCopy({ source, reaches }: NonNullable<NodeStatus['copy']>): string {
