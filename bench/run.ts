@@ -29,6 +29,7 @@ const NAMES = [
   'memory',
   'restore',
   'restore-node',
+  'backup-restore',
   'serving',
   'group-writers',
   'group-failover',
