@@ -8,7 +8,7 @@ import { timeline } from '../backup/repository/timeline.ts';
 import { isNostosError } from '../base/errors.ts';
 import type { Lsn } from '../base/brands.ts';
 import { backupNode } from './backup-operations.ts';
-import { add, newTenant, openFor, scratch, SMALL, snapshotsOf } from './backup.fixture.ts';
+import { add, newTenant, openFor, rowsAt, scratch, SMALL, snapshotsOf } from './backup.fixture.ts';
 import { makeGroup, until } from './group.fixture.ts';
 import type { NostosNode } from './node.ts';
 import type { BackupStatus, NodeStatus } from './types.ts';
@@ -78,6 +78,25 @@ test('a forget resolves when the backup has it; a storage that is away is told o
   renameSync(path('away'), path('backup'));
   await until('it gets there', async () => (await forgotten()) === 2);
   await until('the archive catches up', () => isArchived(node));
+});
+
+test('a key that another process has rotated or destroyed seals nothing more', async (t) => {
+  const path = scratch(t);
+  const { KeyringFile } = await import('../backup/repository/keyring-file.ts');
+  const backup = { to: path('backup'), keys: path('keys'), everyMs: 60_000, archiveEveryMs: 20 };
+  await using node = await openFor(path('node'), { backup });
+  const tenant = await newTenant(node, 'a');
+  await add(tenant);
+  await until('there is a snapshot', async () => (await backupOf(node)).last !== null);
+  const { uuid } = (await node.tenants.get('a'))!;
+  await backupNode(node, { to: backup.to, keys: backup.keys });
+  await KeyringFile.open(backup.keys).destroy(uuid);
+  await add(tenant);
+  const report = await backupNode(node, { to: backup.to, keys: backup.keys, full: true });
+  const { repository, all } = await snapshotsOf(backup.to, KeyringFile.open(backup.keys));
+  const snapshot = all.find(({ id }) => id === report.snapshot)!;
+  assert.deepEqual(await rowsAt(repository, snapshot, { name: 'a', path: path('a.sqlite') }), [1, 2]);
+  await repository.close();
 });
 
 test('what a storage does not take is held back to a limit; beyond it the archive has a gap that is named', async (t) => {

@@ -70,6 +70,7 @@ function yieldToWriters(): void {
 }
 
 interface Opened {
+  readonly keyring: KeyringFile | undefined;
   readonly repository: Repository;
   readonly archiver: Archiver;
   readonly log: BackupLog;
@@ -80,11 +81,12 @@ let opened: Promise<Opened> | undefined;
 /** Kept open; after a failure it is opened again. */
 function open({ make = true } = {}): Promise<Opened> {
   opened ??= (async () => {
-    const keys = keysPath === undefined ? {} : { keys: KeyringFile.open(keysPath) };
+    const keyring = keysPath === undefined ? undefined : KeyringFile.open(keysPath);
+    const keys = keyring === undefined ? {} : { keys: keyring };
     const onWarning = (message: string): void => tell({ kind: 'warning', message });
     const repository = await (make ? createRepository : openRepository)(url, { ...keys, limits, onWarning });
     const log = new BackupLog(dir);
-    return { repository, log, archiver: new Archiver({ host: archiveHost, repository, log, dir }) };
+    return { keyring, repository, log, archiver: new Archiver({ host: archiveHost, repository, log, dir }) };
   })();
   opened.catch(() => (opened = undefined));
   return opened;
@@ -127,6 +129,7 @@ async function answer({ id, method, input }: Extract<ToBackupThread, { kind: 'ca
   const onProgress: LongCallOptions['onProgress'] = (progress) => tell({ kind: 'progress', id, progress });
   const run = async (): Promise<unknown> => {
     signal.throwIfAborted();
+    (await opened)?.keyring?.refresh();
     return calls[method](input as never, { signal, onProgress });
   };
   try {

@@ -63,6 +63,11 @@ export class KeyringFile implements KeyProvider {
     return new KeyringFile(path, random);
   }
 
+  /** Takes what another process has changed: a key that is gone must seal nothing more. */
+  refresh(): void {
+    this.#reload();
+  }
+
   async keyFor(owner: TenantUuid): Promise<BackupKey> {
     const known = this.#current.get(owner);
     return known ?? this.#mint(owner, (ring) => ring.keys.some((key) => key.owner === owner));
