@@ -5,14 +5,8 @@ import { placeOption } from './backup-options.ts';
 import type { Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
 import { duration, fields, style } from './render.ts';
-import {
-  describeBackup,
-  sourceAt,
-  targetOf,
-  withTargetOptions,
-  withoutOption,
-  type TargetOptions,
-} from './restore-backup.ts';
+import { describeBackup, sourceAt, targetOf } from './restore-backup.ts';
+import { withTargetOptions, withoutOption, type TargetOptions } from './restore-backup-options.ts';
 import { answer, plainVerb, type PlainOptions } from './verb.ts';
 
 interface DrillVerbOptions extends PlainOptions, TargetOptions {

@@ -4,7 +4,8 @@ import { forkTenant } from '../node/backup-restore-tenant.ts';
 import { placeOption } from './backup-options.ts';
 import type { Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
-import { replaceBy, sourceAt, targetOf, withTargetOptions, type TargetOptions } from './restore-backup.ts';
+import { replaceBy, sourceAt, targetOf } from './restore-backup.ts';
+import { withTargetOptions, type TargetOptions } from './restore-backup-options.ts';
 import { verb, type VerbOptions } from './verb.ts';
 
 interface ForkVerbOptions extends VerbOptions, TargetOptions {

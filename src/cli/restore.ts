@@ -23,7 +23,7 @@ import type { RestorePlan } from '../restore/source.ts';
 import { parseAddress } from '../wire/address.ts';
 import { readTlsIdentity } from '../wire/tls-files.ts';
 import { restoreNode } from '../node/restore-node.ts';
-import { isBackupSource } from '../node/backup-restore-target.ts';
+import { isBackupSource } from '../node/backup-restore-source.ts';
 import { EXIT_CODES, ExitError } from './exit-codes.ts';
 import { print, type Io } from './io.ts';
 import { callWithDisplay } from './progress.ts';
@@ -38,12 +38,11 @@ import {
 import { answer, byteRate, verb, wholeNumber, type VerbOptions } from './verb.ts';
 import {
   isFromBackup,
-  restoreFromBackup,
   withModeOption,
   withTargetOptions,
   withoutOption,
   type BackupRestoreOptions,
-} from './restore-backup.ts';
+} from './restore-backup-options.ts';
 
 interface RestoreVerbOptions extends VerbOptions, BackupRestoreOptions {
   readonly abandon?: true;
@@ -308,11 +307,13 @@ export function restoreVerb(io: Io): Command {
         throw new ExitError('usage', `--connections takes 1 to 16, got ${options.connections}`);
       if (options.abandon) return abandon(run);
       const marker = readMarker(systemDisk, run.dir);
-      if (isFromBackup(options, marker))
+      if (isFromBackup(options, marker)) {
+        const { restoreFromBackup } = await import('./restore-backup.ts');
         return restoreFromBackup({ ...run, marker }).catch(async (error: unknown) => {
           await tellHowToGoOn(run);
           throw error;
         });
+      }
       return options.dryRun ? dryRun(run) : restore(run);
     });
 }

@@ -33,7 +33,7 @@ import { fetchFiles, itemNameOf } from './backup-feed-files.ts';
 import { ArchiveReplay, Selection, keyMissing } from './backup-feed-replay.ts';
 import { StagedTenants, entriesOf } from './backup-feed-tenants.ts';
 import type { RestorePoint } from './backup-restore-target.ts';
-import { formatBackupSource } from './backup-restore-target.ts';
+import { formatBackupSource } from './backup-restore-source.ts';
 import { tenantPath } from './paths.ts';
 
 export interface BackupFeedOptions {

@@ -40,4 +40,4 @@ function dyingDisk(killAt: number): Disk {
 
 const { killAt, ...options } = JSON.parse(process.argv[2]!) as ChildOptions;
 await restoreBackup(options, { ...restoreDeps, disk: dyingDisk(killAt) });
-console.log(JSON.stringify({ steps }));
+process.stdout.write(JSON.stringify({ steps }));

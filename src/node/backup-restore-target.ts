@@ -8,7 +8,7 @@ import { hlcToMs } from '../base/clock.ts';
 import { NostosError } from '../base/errors.ts';
 import { rangesOf } from '../backup/repository/archive-ranges.ts';
 import { missingFrom, type LsnRange } from '../backup/repository/archive.ts';
-import type { Snapshot, SnapshotId } from '../backup/repository/manifest.ts';
+import type { Snapshot } from '../backup/repository/manifest.ts';
 import type { Repository } from '../backup/repository/repository.ts';
 import { archiveStart, snapshotFor, timeline, type Timeline } from '../backup/repository/timeline.ts';
 import { pointOf, type ChainPoint } from '../log/chain.ts';
@@ -265,40 +265,3 @@ async function unreachable(
 
 const asSignal = ({ signal }: CallOptions): { signal?: AbortSignal } => (signal === undefined ? {} : { signal });
 const asTime = (ms: number): string => new Date(ms).toISOString();
-
-/** How the marker names a restore from a backup; the same text is taken as a source. */
-export interface BackupSource {
-  /** Of the repository. */
-  readonly url: string;
-  readonly snapshot?: SnapshotId | undefined;
-  readonly lsn?: Lsn | undefined;
-  /** Tenants that are left out. */
-  readonly without: readonly string[];
-}
-
-export function isBackupSource(text: string): boolean {
-  return /^(?:file|s3):/.test(text);
-}
-
-export function formatBackupSource({ url, snapshot, lsn, without }: BackupSource): string {
-  const fragment = new URLSearchParams();
-  if (snapshot !== undefined) fragment.set('snapshot', snapshot);
-  if (lsn !== undefined) fragment.set('lsn', String(lsn));
-  for (const name of without) fragment.append('without', name);
-  return fragment.size === 0 ? url : `${url}#${fragment.toString()}`;
-}
-
-export function parseBackupSource(text: string): BackupSource {
-  const at = text.search(/#(?:snapshot|lsn|without)=/);
-  if (at === -1) return { url: text, without: [] };
-  const fragment = new URLSearchParams(text.slice(at + 1));
-  const [snapshot, lsn] = [fragment.get('snapshot') ?? undefined, fragment.get('lsn') ?? undefined];
-  if (lsn !== undefined && !/^\d{1,16}$/.test(lsn))
-    throw new NostosError('INVALID_ARGUMENT', `${JSON.stringify(text)} names no LSN`);
-  return {
-    url: text.slice(0, at),
-    snapshot: snapshot as SnapshotId | undefined,
-    lsn: lsn === undefined ? undefined : toLsn(Number(lsn)),
-    without: fragment.getAll('without'),
-  };
-}

@@ -9,7 +9,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
-import { toTenantUuid, type Lsn, type Position, type TenantUuid } from '../base/brands.ts';
+import { toTenantUuid, type Position, type TenantUuid } from '../base/brands.ts';
 import { hlcToMs } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
 import { NostosError } from '../base/errors.ts';
@@ -28,7 +28,8 @@ import { fetchFiles } from './backup-feed-files.ts';
 import { ArchiveReplay, Selection } from './backup-feed-replay.ts';
 import { StagedTenants } from './backup-feed-tenants.ts';
 import { assertReadable, holdOf, isOfWholeNode, leaveOut } from './backup-feed.ts';
-import { parseBackupSource, resolveTarget, type RestorePoint, type RestoreTarget } from './backup-restore-target.ts';
+import { parseBackupSource } from './backup-restore-source.ts';
+import { resolveTarget, type RestorePoint, type RestoreTarget } from './backup-restore-target.ts';
 import { tenantPath } from './paths.ts';
 import type { LongCallOptions, Node, ReplaceReport } from './types.ts';
 
@@ -162,7 +163,7 @@ function notThere({ url }: Repository, { snapshot, point }: RestorePoint, tenant
   return new NostosError(
     'TENANT_NOT_FOUND',
     `${url} has no tenant ${JSON.stringify(tenant)} at LSN ${point.lsn}; its snapshot ${snapshot.id} has ${names.slice(0, 20).join(', ') || 'none'}`,
-    { details: { tenant, lsn: point.lsn as Lsn } },
+    { details: { tenant, lsn: point.lsn } },
   );
 }
 

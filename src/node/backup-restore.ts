@@ -26,13 +26,8 @@ import {
 } from '../restore/local/restore-directory.ts';
 import { ownedByNode } from '../restore/local/swap.ts';
 import { BackupFeed, isOfWholeNode, type BackupFeedReport } from './backup-feed.ts';
-import {
-  isBackupSource,
-  parseBackupSource,
-  resolveTarget,
-  type RestorePoint,
-  type RestoreTarget,
-} from './backup-restore-target.ts';
+import { isBackupSource, parseBackupSource } from './backup-restore-source.ts';
+import { resolveTarget, type RestorePoint, type RestoreTarget } from './backup-restore-target.ts';
 import { loadNode, writeNode } from './node-file.ts';
 import { restoreDeps } from './restore-run.ts';
 
