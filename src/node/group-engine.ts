@@ -20,7 +20,16 @@
  * that conversation, and is counted.
  */
 import { join } from 'node:path';
-import { NO_LSN, toBootId, type BootId, type Lsn, type NodeId, type StoreId, type Term } from '../base/brands.ts';
+import {
+  NO_LSN,
+  toBootId,
+  toLsn,
+  type BootId,
+  type Lsn,
+  type NodeId,
+  type StoreId,
+  type Term,
+} from '../base/brands.ts';
 import { HASH_BYTES, NO_TENANT } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
 import { systemDisk } from '../base/disk.ts';
@@ -134,6 +143,8 @@ export class GroupEngine extends LogService {
   #peerErrors: GroupReport['peerErrors'] = { count: 0, last: null };
   /** What is known to be wrong with the store. */
   #finding: Finding = {};
+  /** The last record that could not be read for a replica. */
+  #unreadable: Lsn = NO_LSN;
   /** The common point that is being rolled back to, tried again until the node streams or another term begins. */
   #rollingBack: { readonly lsn: Lsn; readonly term: Term } | undefined;
   /** The node's thread still works for the last machine: the next one must not move W, or ask for more, before that ends. */
@@ -372,7 +383,26 @@ export class GroupEngine extends LogService {
         return log.history;
       },
       pointAt: (lsn) => log.pointAt(lsn),
+      readable: (lsn) => lsn === NO_LSN || this.#readable(lsn),
     };
+  }
+
+  /** A log that is damaged in the midst still leads; who lacks what it cannot send takes a copy. */
+  #readable(lsn: Lsn): boolean {
+    try {
+      this.log.pointAt(lsn);
+    } catch (error) {
+      if (!isNostosError(error, 'LOG_DAMAGED')) throw error;
+      this.#noteUnreadable(error);
+    }
+    return lsn >= this.#unreadable;
+  }
+
+  #noteUnreadable(error: unknown): void {
+    if (!isNostosError(error, 'LOG_DAMAGED')) return;
+    const { lsn } = error.details;
+    if (typeof lsn === 'number' && lsn > this.#unreadable) this.#unreadable = toLsn(lsn);
+    this.#noteDamage(error);
   }
 
   #tell(event: Event): void {
@@ -522,7 +552,7 @@ export class GroupEngine extends LogService {
         to = run.last.lsn;
       }
     } catch (error) {
-      this.#noteDamage(error);
+      this.#noteUnreadable(error);
       this.#peers.close(channel);
       if (this.#machine === machine) this.#tell({ kind: 'channel-closed', channel });
       return;

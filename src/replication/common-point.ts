@@ -21,6 +21,7 @@ export function answerPoint(view: StoreView, point: ChainPoint): PointAnswer {
   // An empty store that was made in a later generation: this log begins in an earlier one, so it takes a copy.
   const begunElsewhere = point.lsn === 0 && point.generation !== view.anchor.generation;
   if (point.lsn < view.anchor.lsn || begunElsewhere) return { held: 'pruned' };
+  if (view.readable?.(point.lsn) === false) return { held: 'pruned' };
   return { held: samePoint(view.pointAt(point.lsn), point) ? 'held' : 'diverged' };
 }
 

@@ -33,7 +33,7 @@ export type PointAnswer =
   | { readonly held: 'held' }
   /** Another record with this term and LSN. */
   | { readonly held: 'diverged' }
-  /** Too far back to tell. */
+  /** Too far back to tell, or what follows cannot be read: it comes by a copy. */
   | { readonly held: 'pruned' }
   /** Not held. The last own term that is not above the asked one, and where it ends; 0 and 0 where there is none. */
   | { readonly held: 'below'; readonly term: Term; readonly lsn: Lsn };

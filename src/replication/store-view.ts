@@ -25,6 +25,8 @@ export interface StoreView {
   readonly terms: TermTable;
   /** A record from the anchor to the end. */
   pointAt(lsn: Lsn): ChainPoint;
+  /** Whether it and what follows can be read, as far as is known: a log may be damaged behind its end. Absent: yes. */
+  readable?(lsn: Lsn): boolean;
 }
 
 /** The position of an LSN of this log, for good: the term table is never pruned. */
