@@ -10,6 +10,9 @@ import { createRepository } from '../backup/repository/repository.ts';
 import { restoreBackup } from './backup-restore.ts';
 import { backUp, idsOf, insert, open, scratch } from './backup-restore.fixture.ts';
 import { forkTenant, replacerOf, restoreTenant } from './backup-restore-tenant.ts';
+import { makeGroup, until } from './group.fixture.ts';
+import { runOperation } from './operations.ts';
+import type { Node } from './types.ts';
 
 const code = (wanted: ErrorCode) => (error: unknown) => isNostosError(error, wanted);
 const range = (from: number, to: number): number[] => Array.from({ length: to - from + 1 }, (_, at) => from + at);
@@ -113,4 +116,50 @@ test('a snapshot of one tenant alone brings back that one, and no node', async (
   await restoreTenant(replacerOf(node), { from: url, tenant: 'acme' });
   assert.deepEqual(await idsOf(node, 'acme'), [1]);
   await assert.rejects(restoreTenant(replacerOf(node), { from: url, tenant: 'other' }), code('BACKUP_NOT_FOUND'));
+});
+
+test('in a group: every member has the restored tenant, and so has a node that is made of a later backup', async (t) => {
+  const root = await scratch(t);
+  const url = `file:${join(root, 'backup')}`;
+  await createRepository(url).then((repository) => repository.close());
+  const group = await makeGroup(t, 2);
+  const create = (node: Node) =>
+    runOperation(
+      node,
+      { name: 'backup.create', input: { to: join(root, 'backup') } },
+      { signal: new AbortController().signal, onProgress: () => {}, emit: async () => {} },
+    );
+  {
+    await using primary = await group.open(0);
+    await until('it leads', async () => (await primary.status()).role === 'primary');
+    await using replica = await group.open(1);
+    await insert(primary, 'acme', range(1, 50));
+    await create(replica);
+    await primary.tenant('acme').write((tx) => {
+      tx.run('delete from item where id > 10');
+      tx.forget('item', { id: 3 });
+    });
+    await assert.rejects(restoreTenant(replacerOf(replica), { from: url, tenant: 'acme' }), code('NOT_PRIMARY'));
+    const report = await restoreTenant(replacerOf(primary), { from: url, tenant: 'acme' });
+    const wanted = range(0, 50).filter((id) => id !== 3);
+    assert.deepEqual(await idsOf(primary, 'acme'), wanted);
+    const there = await replica
+      .tenant('acme')
+      .read((tx) => tx.all<{ id: number }>('select id from item order by id').map(({ id }) => id), {
+        min: report.position,
+      });
+    assert.deepEqual(there, wanted);
+    const [one, other] = await Promise.all([primary.tenant('acme').status(), replica.tenant('acme').status()]);
+    assert.equal(one.fingerprint, other.fingerprint);
+    await create(primary);
+  }
+  // The whole group is lost.
+  const dir = join(root, 'restored');
+  await restoreBackup({ from: url, dir, mode: 'new_cluster' });
+  await using node = await open(dir);
+  assert.deepEqual(
+    await idsOf(node, 'acme'),
+    range(0, 50).filter((id) => id !== 3),
+  );
+  assert.deepEqual((await node.verify()).problems, []);
 });
