@@ -391,11 +391,12 @@ export class GroupEngine extends LogService {
   #readable(lsn: Lsn): boolean {
     try {
       this.log.pointAt(lsn);
+      return lsn >= this.#unreadable;
     } catch (error) {
       if (!isNostosError(error, 'LOG_DAMAGED')) throw error;
       this.#noteUnreadable(error);
+      return false;
     }
-    return lsn >= this.#unreadable;
   }
 
   #noteUnreadable(error: unknown): void {
