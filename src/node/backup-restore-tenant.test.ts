@@ -10,7 +10,9 @@ import { createRepository } from '../backup/repository/repository.ts';
 import { restoreBackup } from './backup-restore.ts';
 import { backUp, idsOf, insert, open, scratch } from './backup-restore.fixture.ts';
 import { forkTenant, replacerOf, restoreTenant } from './backup-restore-tenant.ts';
-import { makeGroup, until } from './group.fixture.ts';
+import { openCoordinator } from '../coordination/open-coordinator.ts';
+import { FAST, makeGroup, until } from './group.fixture.ts';
+import { initGroup } from './group-init.ts';
 import { runOperation } from './operations.ts';
 import type { Node } from './types.ts';
 
@@ -156,10 +158,18 @@ test('in a group: every member has the restored tenant, and so has a node that i
   // The whole group is lost.
   const dir = join(root, 'restored');
   await restoreBackup({ from: url, dir, mode: 'new_cluster' });
-  await using node = await open(dir);
+  // It founds a group anew; the record of the lost one is of another generation.
+  {
+    await using coordination = await openCoordinator(group.coordinator);
+    await initGroup(coordination.group('again'), dir);
+  }
+  const again = { coordinator: group.coordinator, name: 'again', listen: { port: 0 } };
+  await using node = await open(dir, { group: again, limits: FAST });
+  await until('it leads', async () => (await node.status()).role === 'primary');
   assert.deepEqual(
     await idsOf(node, 'acme'),
     range(0, 50).filter((id) => id !== 3),
   );
+  await insert(node, 'acme', [3], 'new');
   assert.deepEqual((await node.verify()).problems, []);
 });
