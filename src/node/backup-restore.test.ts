@@ -13,15 +13,22 @@ import type { Node } from './types.ts';
 const code = (wanted: ErrorCode) => (error: unknown) => isNostosError(error, wanted);
 const range = (from: number, to: number): number[] => Array.from({ length: to - from + 1 }, (_, at) => from + at);
 
+async function* takeOne<T>(source: AsyncIterable<T>): AsyncGenerator<T> {
+  for await (const one of source) return void (yield one);
+}
+
 test('a node comes back from a snapshot, leads, and tells its positions from those that are lost', async (t) => {
   const root = await scratch(t);
   const [data, url] = [join(root, 'data'), `file:${join(root, 'backup')}`];
   await using repository = await createRepository(url);
+  let early: Position;
   let at: Position;
   {
     await using node = await open(data);
     for (const name of ['acme', 'other']) await node.tenants.create(name);
-    await insert(node, 'acme', range(1, 100));
+    await insert(node, 'acme', [100]);
+    early = await node.tenant('acme').position();
+    await insert(node, 'acme', range(1, 99));
     await insert(node, 'other', [1]);
     at = await node.tenant('acme').position();
   }
@@ -45,7 +52,11 @@ test('a node comes back from a snapshot, leads, and tells its positions from tho
     node.tenant('acme').read(() => 0, { min: above }),
     code('POSITION_LOST'),
   );
+  await assert.rejects(node.tenant('acme').changes({ from: early }).next(), code('LOG_PRUNED'));
+  await assert.rejects(node.tenant('acme').changes({ from: above }).next(), code('POSITION_LOST'));
   await insert(node, 'acme', [1_000]);
+  const [change] = await Array.fromAsync(takeOne(node.tenant('acme').changes({ from: at })));
+  assert.equal(change?.position.generation, (await node.status()).log.generation, 'a feed goes on over the fork');
   const now = await node.tenant('acme').position();
   assert.notEqual(now.generation, at.generation);
   assert.ok(now.term > at.term && now.lsn > report.backup!.parent.lsn);
