@@ -4,7 +4,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import type { Lsn } from '../base/brands.ts';
 import { systemClock } from '../base/clock.ts';
-import { isNostosError } from '../base/errors.ts';
+import { NostosError, isNostosError } from '../base/errors.ts';
 import { DEFAULT_LIMITS } from '../base/limits.ts';
 import { seededRandom } from '../base/random.ts';
 import { RecordKind } from '../log/record.ts';
@@ -230,6 +230,35 @@ test('stepping down ends what is open, and says of what waits where it stands; w
   await store.applyUpTo(end(log));
   assert.equal(await count(), 3, 'the new primary kept the record');
   assertSound(store);
+});
+
+test('who reads at a position does not fail with the first try to apply it: the file is opened anew', async (t) => {
+  const files = stores(t);
+  const log = await groupLog({ prompt: true });
+  const primary = await files.open(log, { path: files.newPath() });
+  await migrateStore(primary, MIGRATIONS.slice(0, 1));
+  const own = copyOf(log);
+  own.committing = false;
+  own.commitTo(end(own));
+  const replica = await files.open(own, { path: files.newPath(), role: 'replica' });
+  for (let i = 0; i < 5; i += 1) await write(primary, 'quorum', insert(`row ${i}`));
+  own.records.push(...log.records.slice(end(own)));
+  own.commitTo(end(own));
+  const readPage = own.readPage.bind(own);
+  let failures = 1;
+  own.readPage = (request) =>
+    (failures -= 1) >= 0 ? Promise.reject(new NostosError('IO_FAILED', 'disk I/O error')) : readPage(request);
+  assert.equal(await replica.applyUpTo(end(own)), end(own));
+  assert.ok(failures < 0, 'it has failed once');
+  assert.deepEqual(contentOf(replica), contentOf(primary));
+  failures = Infinity;
+  await write(primary, 'quorum', insert('one more'));
+  own.records.push(...log.records.slice(end(own)));
+  own.commitTo(end(own));
+  await failsWith(replica.applyUpTo(end(own)), 'IO_FAILED');
+  failures = 0;
+  assert.equal(await replica.applyUpTo(end(own)), end(own));
+  assert.deepEqual(contentOf(replica), contentOf(primary));
 });
 
 test('an open transaction ends at once when its node steps down', async (t) => {
