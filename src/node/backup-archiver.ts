@@ -14,7 +14,7 @@ import type { ArchiveRange, LsnRange } from '../backup/repository/archive.ts';
 import { missingFrom } from '../backup/repository/archive.ts';
 import { archivePrefix, parseArchiveKey } from '../backup/repository/archive-format.ts';
 import type { Repository } from '../backup/repository/repository.ts';
-import { sameBytes } from '../log/chain.ts';
+import { brokenLink, sameBytes, type ChainPoint } from '../log/chain.ts';
 import type { ReadRecord } from '../log/reader.ts';
 import { RecordKind } from '../log/record.ts';
 import { decodeTenantCreate } from '../store/payload.ts';
@@ -50,6 +50,8 @@ const PRUNED_TRIES_MAX = 10;
 export class Archiver {
   readonly #deps: ArchiverDeps;
   readonly #uuids = new Map<TenantId, TenantUuid>();
+  /** The last record that was sent: what follows it needs no look at what others have archived. */
+  #sent: ChainPoint | undefined;
   /** Everything from `from` on is archived, but the gaps, and what follows `through` is held. */
   #known: { readonly from: Lsn; readonly through: Lsn; readonly log: number; readonly gaps: LsnRange[] } | undefined;
 
@@ -180,6 +182,7 @@ export class Archiver {
     await repository.archive.write(this.#checked(this.#deps.log.pages(files, { from, to }), signal), {
       uuidOf: (tenant) => this.#uuidOf(tenant),
       onArchived: (object) => {
+        this.#sent = object.through;
         const records = object.through.lsn - sent;
         sent = object.through.lsn;
         bytes += object.bytes;
@@ -201,7 +204,7 @@ export class Archiver {
     let isFirst = true;
     for (const page of pages) {
       const { record } = page[0]!;
-      if (isFirst)
+      if (isFirst && !(this.#sent !== undefined && brokenLink(this.#sent, record) === undefined))
         for (const name of await archive.objects(record.generation, { signal })) {
           if (name.to !== record.lsn - 1) continue;
           const { last } = await archive.prelude(name, { signal });

@@ -96,7 +96,13 @@ type Calls = { [M in BackupMethod]: (input: Parameters<BackupCalls[M]>[0], call:
 
 const calls: Calls = {
   create: async (options, call) => {
-    const parts = await open({ make: options.dryRun !== true });
+    const parts = await open({ make: options.dryRun !== true }).catch((error: unknown) => {
+      if (options.dryRun !== true || !isNostosError(error, 'BACKUP_NOT_FOUND')) throw error;
+      throw new NostosError('BACKUP_NOT_FOUND', `${error.message} yet; the first one makes it and reads every file`, {
+        details: error.details,
+        cause: error,
+      });
+    });
     return createBackup({ host, archiveHost, dir, limits, ...parts }, { ...options, ...call });
   },
   archive: async (_, { signal }) => (await open()).archiver.catchUp(undefined, { signal }),
