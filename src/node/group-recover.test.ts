@@ -1,15 +1,16 @@
 /** A group of real nodes from its beginning, through a coordinator that lost everything, and on. */
 import assert from 'node:assert/strict';
-import { rmSync } from 'node:fs';
+import { cpSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { tmpdir } from 'node:os';
 import { isDeepStrictEqual } from 'node:util';
 import { mkdtemp, rm } from 'node:fs/promises';
-import type { Position } from '../base/brands.ts';
+import { toTerm, type Position } from '../base/brands.ts';
 import { isNostosError } from '../base/errors.ts';
 import { systemDisk } from '../base/disk.ts';
 import { openCoordinator } from '../coordination/open-coordinator.ts';
+import { SEGMENT_HEADER_BYTES } from '../log/segment-header.ts';
 import { listRollbackFiles } from '../rollback/file/list.ts';
 import { showFile } from '../rollback/show.ts';
 import { FAST, until } from './group.fixture.ts';
@@ -19,7 +20,9 @@ import { loadNode } from './node-file.ts';
 import { openNode } from './open-node.ts';
 import { runOperation, type OperationInput } from './operations.ts';
 import { planRejoin } from './rejoin-plan.ts';
+import { keepTail } from './rejoin-tail.ts';
 import { restoreNode } from './restore-node.ts';
+import { readStopped } from './stopped-directory.ts';
 import type { Node } from './types.ts';
 
 const context = { signal: new AbortController().signal, onProgress: () => {}, emit: async () => {} };
@@ -199,19 +202,39 @@ test('two of three are lost: the third goes on in a new generation, and what com
       return !members.includes(store) && inSync.length === 3;
     });
     await until('it has all', async () => (await rows(first)) === 5);
-    const files = await listRollbackFiles(systemDisk, join(a, 'rollback'));
-    assert.equal(files.length, 1);
-    const [kept] = files;
-    assert.ok(kept?.state === 'whole');
-    assert.deepEqual([kept.header.generation, kept.header.common.lsn], [parent.generation, begins.fork.lsn]);
-    const shown = await Array.fromAsync(showFile(systemDisk, kept.path));
-    const dropped = shown.filter((one) => one.kind === 'row');
-    assert.deepEqual(
-      dropped.map(({ key, acknowledged }) => [key, acknowledged]),
-      [
-        [{ id: 3 }, true],
-        [{ id: 4 }, true],
-      ],
-    );
+    const kept = async (dir: string): Promise<void> => {
+      const files = await listRollbackFiles(systemDisk, join(dir, 'rollback'));
+      assert.equal(files.length, 1);
+      const [file] = files;
+      assert.ok(file?.state === 'whole');
+      assert.deepEqual([file.header.generation, file.header.common.lsn], [parent.generation, begins.fork.lsn]);
+      const shown = await Array.fromAsync(showFile(systemDisk, file.path));
+      const dropped = shown.filter((one) => one.kind === 'row');
+      assert.deepEqual(
+        dropped.map(({ key, acknowledged }) => [key, acknowledged]),
+        [
+          [{ id: 3 }, true],
+          [{ id: 4 }, true],
+        ],
+      );
+    };
+    await kept(a);
+
+    // Its log may be damaged below the fork, and not say any more where its generation ended.
+    const damaged = join(root, 'damaged');
+    cpSync(a, damaged, { recursive: true, filter: (path) => !path.endsWith('.sock') });
+    rmSync(join(damaged, 'rollback'), { recursive: true });
+    const aside = join(damaged, 'set-aside.1');
+    const { watermark, anchor } = readStopped(aside).report;
+    const segment = readdirSync(join(aside, 'log')).find((name) => name.endsWith('.ndb'))!;
+    const path = join(aside, 'log', segment);
+    const bytes = readFileSync(path);
+    assert.ok(anchor < begins.fork.lsn - 1);
+    bytes[SEGMENT_HEADER_BYTES + 40]! ^= 1;
+    writeFileSync(path, bytes);
+    assert.ok(readStopped(aside).report.damage !== undefined);
+    const { signal } = new AbortController();
+    await keepTail({ store, above: watermark, term: toTerm(99) }, { dir: damaged, signal });
+    await kept(damaged);
   }
 });
