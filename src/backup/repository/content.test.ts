@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { isNostosError, NostosError } from '../../base/errors.ts';
 import { MemoryBackend } from '../backend/memory-backend.fixture.ts';
 import { CHUNK_BYTES } from './content.ts';
@@ -8,19 +9,23 @@ import { createRepository } from './repository.ts';
 
 const LIMITS = { backupConcurrency: 3 };
 const BYTES = fileBytes(15 * CHUNK_BYTES + 9);
+const PATIENCE_MS = 5_000;
 
 /** A repository in memory that tells how many requests were under way at a time, and may fail one. */
 async function watched() {
   let now = 0;
   let most = 0;
   let countdown = Infinity;
+  let awaited = 0;
   const backend = new MemoryBackend({
     before: async () => {
       now += 1;
       most = Math.max(most, now);
       countdown -= 1;
       const fails = countdown === 0;
-      await new Promise((resolve) => setTimeout(resolve, 1));
+      const untilMs = performance.now() + PATIENCE_MS;
+      do await sleep(1);
+      while (most < awaited && performance.now() < untilMs);
       if (fails) {
         now -= 1;
         throw new Error('the storage broke');
@@ -32,8 +37,10 @@ async function watched() {
     },
   });
   const repository = await createRepository(backend, { limits: LIMITS });
-  const reset = () => {
+  /** From now on requests stay until so many have been under way at a time. */
+  const reset = (wanted = 0) => {
     most = 0;
+    awaited = wanted;
   };
   const failAfter = (requests: number) => {
     countdown = requests;
@@ -44,7 +51,7 @@ async function watched() {
 test('as many chunks are under way as is allowed, and no more, while a file goes and while it comes', async () => {
   const { repository, reset, most } = await watched();
   const writer = await repository.createSnapshot(ORIGIN);
-  reset();
+  reset(LIMITS.backupConcurrency);
   let seen = 0;
   const item = await writer.addFile(tenantFile(1), sourceOf(BYTES), { onBytes: (count) => (seen += count) });
   assert.deepEqual([most(), seen], [LIMITS.backupConcurrency, BYTES.length]);
