@@ -106,7 +106,7 @@ export class ArchiveReplay {
     const positions = new Map(snapshot.items.map(({ applied }) => [applied.lsn, applied]));
     let done = 0;
     for (const range of rangesOf(snapshot.terms, { after, through: point }))
-      for await (const page of archive.records(range, { after: this.#previous, signal })) {
+      for await (const page of oneAhead(archive.records(range, { after: this.#previous, signal }))) {
         for (const record of page) {
           checkPosition(record, positions.get(record.header.lsn));
           await this.#take(record);
@@ -173,6 +173,21 @@ export class ArchiveReplay {
     const byTenant = this.#byTenant;
     this.#byTenant = new Map();
     for (const [id, records] of byTenant) await this.#deps.tenants.apply(id, records);
+  }
+}
+
+/** The next page is fetched while one is applied. */
+async function* oneAhead<T>(pages: AsyncGenerator<T, void, void>): AsyncGenerator<T, void, void> {
+  try {
+    for (let next = pages.next(); ;) {
+      const { done, value } = await next;
+      if (done === true) return;
+      next = pages.next();
+      next.catch(() => undefined); // awaited one step later
+      yield value;
+    }
+  } finally {
+    await pages.return();
   }
 }
 
