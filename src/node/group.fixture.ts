@@ -35,7 +35,7 @@ export interface TestGroup {
   bringBack(): void;
 }
 
-const MIGRATIONS = ['create table item (id integer primary key not null, body text not null)'];
+export const MIGRATIONS = ['create table item (id integer primary key not null, body text not null)'];
 
 /** A primary with one tenant, `acme`, and copies of it, all closed; the group record names the primary's store alone. */
 export async function makeGroup(t: TestContext, members: number): Promise<TestGroup> {

@@ -393,16 +393,20 @@ export class TenantHandle implements Tenant {
           return fn(store);
         });
       } catch (error) {
-        if (!this.#isReplaced(entry, error)) throw error;
+        if (!(await this.#goesOn(entry, error))) throw error;
       }
     }
   }
 
-  /** What the old content refused since it was being closed, the new one may do. */
-  #isReplaced({ id }: CatalogEntry, error: unknown): boolean {
-    if (!isNostosError(error) || !GONE.has(error.code) || this.#deps.closing.aborted) return false;
-    const now = this.#deps.catalog.get(this.name);
-    return now !== undefined && now.id !== id;
+  /** What a tenant refused since it was being closed, to be replaced, the new content does; or the old one, where that stays. */
+  async #goesOn({ id }: CatalogEntry, error: unknown): Promise<boolean> {
+    const { tenants, catalog, closing } = this.#deps;
+    if (!isNostosError(error) || !GONE.has(error.code)) return false;
+    const ended = tenants.closing(id);
+    await ended;
+    if (closing.aborted) return false;
+    const now = catalog.get(this.name);
+    return now !== undefined && (now.id !== id || ended !== undefined);
   }
 
   /** That of its content, or of the record by which it has that. */

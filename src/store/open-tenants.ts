@@ -138,6 +138,11 @@ export class OpenTenants {
     }
   }
 
+  /** Resolves when that has ended for which a tenant is kept closed; undefined where it is not. */
+  closing(id: TenantId): Promise<void> | undefined {
+    return this.#closing.get(id)?.done.catch(() => {});
+  }
+
   /** Runs `fn` on all that are open or being opened; also where it fails with some. */
   async each(fn: (store: TenantStore) => Promise<void>): Promise<void> {
     const run = async ({ opening }: Entry): Promise<void> => {
