@@ -81,7 +81,9 @@ export class BackupSchedule {
 
   /** Whether a backup to there is one of these. */
   covers(url: string, keys: string | undefined): boolean {
-    return backupUrl(this.#options.to) === url && this.#options.keys === keys;
+    const { to, keys: own } = this.#options;
+    const pathOf = (path: string | undefined): string => (path === undefined ? '' : resolve(path));
+    return backupUrl(to) === url && pathOf(own) === pathOf(keys);
   }
 
   status(): BackupStatus {

@@ -47,10 +47,10 @@ export const add = (tenant: Tenant, body = 'x'.repeat(2_000)): Promise<unknown> 
 
 /** Writes to one tenant after the other, round and round, so that at any position their counts differ by one at most. */
 export function writeMeanwhile(tenants: readonly Tenant[]): () => Promise<number> {
-  let stopped = false;
+  const stop = new AbortController();
   let count = 0;
   const run = async (): Promise<void> => {
-    while (!stopped)
+    while (!stop.signal.aborted)
       for (const tenant of tenants) {
         await add(tenant);
         count += 1;
@@ -58,7 +58,7 @@ export function writeMeanwhile(tenants: readonly Tenant[]): () => Promise<number
   };
   const running = run();
   return async () => {
-    stopped = true;
+    stop.abort();
     await running;
     return count;
   };

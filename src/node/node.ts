@@ -35,6 +35,7 @@ import { Scrubber } from './scrubber.ts';
 import { TenantResets } from './tenant-reset.ts';
 import { TenantHandle, checkName, publicInfo, type TenantHandleDeps } from './tenant-handle.ts';
 import type {
+  BackupNodeOptions,
   LongCallOptions,
   MigrateReport,
   Migration,
@@ -302,6 +303,17 @@ export class NostosNode implements Node {
       });
     }
     return { migrated, failed };
+  }
+
+  async backup(options: BackupNodeOptions): ReturnType<Node['backup']> {
+    this.#assertOpen();
+    const { signal, onProgress, ...request } = options;
+    // Who makes no backups has no use for it.
+    const { backupNode } = await import('./backup-operations.ts');
+    return backupNode(this, request, {
+      ...(signal === undefined ? {} : { signal }),
+      ...(onProgress === undefined ? {} : { onProgress }),
+    });
   }
 
   async status(): Promise<NodeStatus> {

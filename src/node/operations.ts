@@ -12,7 +12,6 @@ import { finiteNumber, plainRecord, readInput, wholeNumber } from '../base/input
 import type { SqlParameters } from '../store/values.ts';
 import { memberChange } from './member-change.ts';
 import { renderMetrics } from './metrics.ts';
-import type { NostosNode } from './node.ts';
 import { executeScript, queryScript, readsOnly } from './sql-script.ts';
 import type { Change, LongCallOptions, Node, NodeGroup, Progress, RecordSummary } from './types.ts';
 
@@ -324,11 +323,8 @@ export const OPERATIONS = {
       full: flag,
       dryRun: flag,
     }),
-    // Loaded when it is asked for.
-    run: async (node, input, context) => {
-      const { backupNode } = await import('./backup-operations.ts');
-      return backupNode(node as NostosNode, input, longCall(context));
-    },
+    run: (node, { keys, tenants, label, ...input }, context) =>
+      node.backup({ ...input, ...given({ keys, tenants, label }), ...longCall(context) }),
   }),
   metrics: operation({
     summary: 'Metrics in the text format of Prometheus.',

@@ -1,6 +1,7 @@
 /** The public shapes of a node and its tenants. */
 import type { MemberChange } from '../replication/effects.ts';
 import type { Durability } from '../log/commit-log.ts';
+import type { BackupReport } from './backup-create.ts';
 import type { GroupReport } from './engine-protocol.ts';
 import type { GroupLogEntry } from './group-member.ts';
 import type { RejoinProgress } from './rejoin-progress.ts';
@@ -405,6 +406,13 @@ export interface Node extends AsyncDisposable {
     readonly migrated: readonly MigrateReport[];
     readonly failed: readonly { readonly tenant: string; readonly error: Error }[];
   }>;
+  /**
+   * Makes one backup of what is committed, while writers go on; `backup` of `openNode` makes them by itself. Restored by
+   * `nostos restore --from`.
+   *
+   * @example await node.backup({ to: 's3://backups/shop?region=eu-central-1', keys: 'shop.keys' })
+   */
+  backup(options: BackupNodeOptions): Promise<BackupReport & { readonly warnings: readonly string[] }>;
   status(): Promise<NodeStatus>;
   verify(options?: LongCallOptions & { readonly tenant?: string }): Promise<VerifyReport>;
   /** Summaries of records, oldest first. */
@@ -474,6 +482,17 @@ export interface BackupOptions {
   };
 }
 
+export interface BackupNodeOptions extends LongCallOptions, Pick<BackupOptions, 'to' | 'keys'> {
+  /** Names; by default all, and only then it can be restored as a node. */
+  readonly tenants?: readonly string[];
+  /** Kept with the snapshot. */
+  readonly label?: string;
+  /** Reads every file, whatever the snapshot before has. */
+  readonly full?: boolean;
+  /** Only says what would be read. */
+  readonly dryRun?: boolean;
+}
+
 export interface NodeOptions {
   readonly dir: string;
   /** Replicate with other nodes. The group record must exist (`nostos group init`). */
@@ -496,4 +515,4 @@ export interface NodeOptions {
   readonly signal?: AbortSignal;
 }
 
-export type { SqlInput };
+export type { BackupReport, SqlInput };
