@@ -149,6 +149,8 @@ export class GroupEngine extends LogService {
   #rollingBack: { readonly lsn: Lsn; readonly term: Term } | undefined;
   /** The node's thread still works for the last machine: the next one must not move W, or ask for more, before that ends. */
   #awaited: 'step-down' | 'rollback' | undefined;
+  /** It was asked for that this store be in sync no more: room on the disk is no reason to come back. */
+  #leaving = false;
   /** Since it last led or streamed. */
   #restarts = 0;
   #rejoinTold = '';
@@ -626,7 +628,7 @@ export class GroupEngine extends LogService {
     clearTimeout(this.#roomTimer);
     this.#roomTimer = setTimeout(() => {
       if (systemDisk.freeBytes(this.options.dir) < ROOM_BYTES) this.#awaitRoom();
-      else this.#tell({ kind: 'eligible', eligible: true });
+      else if (!this.#leaving) this.#tell({ kind: 'eligible', eligible: true });
     }, ROOM_POLL_MS);
     this.#roomTimer.unref();
   }
@@ -862,6 +864,7 @@ export class GroupEngine extends LogService {
   }
 
   setEligible(eligible: boolean): undefined {
+    this.#leaving = !eligible;
     this.#tell({ kind: 'eligible', eligible });
   }
 
