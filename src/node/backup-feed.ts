@@ -37,6 +37,8 @@ import { formatBackupSource } from './backup-restore-source.ts';
 import { tenantPath } from './paths.ts';
 
 export interface BackupFeedOptions {
+  /** Of the repository, as it opens again: what a backend calls itself is for people. */
+  readonly url: string;
   readonly to: RestorePoint;
   /** The one that begins there. */
   readonly generation: Generation;
@@ -74,7 +76,7 @@ export class BackupFeed implements RestoreFeed {
 
   constructor(deps: BackupFeedDeps, options: BackupFeedOptions) {
     const { snapshot, point } = options.to;
-    const { without, generation } = options;
+    const { url, without, generation } = options;
     if (!isOfWholeNode(snapshot))
       throw new NostosError(
         'BACKUP_REFUSED',
@@ -83,7 +85,7 @@ export class BackupFeed implements RestoreFeed {
       );
     this.#deps = deps;
     this.#options = options;
-    this.sources = [formatBackupSource({ url: deps.repository.url, snapshot: snapshot.id, lsn: point.lsn, without })];
+    this.sources = [formatBackupSource({ url, snapshot: snapshot.id, lsn: point.lsn, without })];
     this.plan = {
       kind: 'node',
       cluster: snapshot.cluster,

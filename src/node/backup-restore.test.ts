@@ -7,6 +7,7 @@ import type { Position } from '../base/brands.ts';
 import { isNostosError, type ErrorCode } from '../base/errors.ts';
 import { createRepository } from '../backup/repository/repository.ts';
 import { restoreBackup } from './backup-restore.ts';
+import { S3_BUCKET, realS3Missing, startRealS3, useTestCredentials } from '../testing/coordinator-s3.ts';
 import { backUp, idsOf, insert, open, scratch } from './backup-restore.fixture.ts';
 import type { Node } from './types.ts';
 
@@ -231,4 +232,38 @@ test('a target that cannot be reached is refused by name, with what can be, and 
   });
   await using node = await open(data);
   assert.deepEqual((await node.verify()).problems, []);
+});
+
+test('out of object storage, by the same URL that the marker keeps', { skip: realS3Missing() ?? false }, async (t) => {
+  const root = await scratch(t);
+  const data = join(root, 'data');
+  useTestCredentials();
+  const server = await startRealS3();
+  t.after(() => server.close());
+  const url = `s3://${S3_BUCKET}/shop?endpoint=http://${server.endpoint}&region=us-east-1`;
+  await using repository = await createRepository(url);
+  {
+    await using node = await open(data);
+    await node.tenants.create('acme');
+    await insert(node, 'acme', range(1, 200), 'x'.repeat(10_000));
+  }
+  await backUp(repository, data);
+  {
+    await using node = await open(data);
+    await insert(node, 'acme', [201]);
+  }
+  await backUp(repository, data, { reuse: true });
+  const dir = join(root, 'restored');
+  const stop = new AbortController();
+  const stopped = restoreBackup({
+    from: url,
+    dir,
+    mode: 'new_cluster',
+    signal: stop.signal,
+    onProgress: ({ phase }) => void (phase.includes('archived') && stop.abort(new Error('enough'))),
+  });
+  await assert.rejects(stopped, /enough/);
+  await restoreBackup({ dir, mode: 'new_cluster' });
+  await using node = await open(dir);
+  assert.deepEqual(await idsOf(node, 'acme'), range(1, 201));
 });

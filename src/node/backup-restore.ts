@@ -117,6 +117,7 @@ export async function openBackupFeed(
     const feed = new BackupFeed(
       { repository, disk, clock: systemClock },
       {
+        url: asked.url.startsWith('s3:') ? asked.url : `file:${urlOf(asked.url)}`,
         to,
         generation: marker?.history.generation ?? toGeneration(randomHex128(systemRandom)),
         without: asked.without,
