@@ -186,11 +186,9 @@ class Connection {
       framesBefore: FRAMES_BEFORE_MESSAGES,
       onHello: (frame) => {
         const boot = HELLO_BOOT.exec(frame.toString('latin1'))?.[1] ?? '';
-        void identify(boot).then((from) => {
-          const found = rules(from);
-          if (found === undefined) this.destroy();
-          else known.resolve(found);
-        });
+        void identify(boot)
+          .then(rules)
+          .then((found) => (found === undefined ? this.destroy() : known.resolve(found)));
       },
     });
     const back = new Flow(opener, {

@@ -34,7 +34,7 @@ class FakeEngine extends MemoryLog {
 
   readonly inGroup: GroupMemberDeps['engine']['inGroup'] = async (method) => {
     this.asked.push(method);
-    return undefined as never;
+    return undefined;
   };
 
   override async append(...args: Parameters<MemoryLog['append']>): Promise<Appended> {
