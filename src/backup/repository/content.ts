@@ -136,7 +136,8 @@ export class ContentStore {
   /** Every byte that reaches the sink belongs to a chunk that was checked; the whole is checked at the end. */
   async read(content: Content, sink: ContentSink, { signal, onBytes, have }: ReadOptions = {}): Promise<void> {
     const ids = await this.chunksOf(content, { signal });
-    const key = have === undefined || content.key === undefined ? undefined : await this.#deps.keys.keyById(content.key);
+    const key =
+      have === undefined || content.key === undefined ? undefined : await this.#deps.keys.keyById(content.key);
     const present = (id: ObjectId, index: number): Uint8Array | undefined => {
       const offset = index * CHUNK_BYTES;
       const bytes = have?.(offset, Math.min(CHUNK_BYTES, content.bytes - offset));
@@ -144,15 +145,14 @@ export class ContentStore {
     };
     const file = new Blake3Hasher();
     const writes = new Window(this.#deps.concurrency);
-    const ahead: (Uint8Array | Promise<Uint8Array>)[] = [];
+    const ahead: Promise<Uint8Array>[] = [];
     let asked = 0;
     try {
       for (let index = 0; index < ids.length; index++) {
         for (; asked < ids.length && ahead.length < this.#deps.concurrency; asked++) {
           const id = ids[asked]!;
-          const chunk = present(id, asked) ?? this.get(id, { signal });
-          // Whoever fails first is reported; those behind it are not awaited any more.
-          if (chunk instanceof Promise) chunk.catch(() => undefined);
+          const chunk = Promise.resolve(present(id, asked) ?? this.get(id, { signal }));
+          chunk.catch(() => undefined); // whoever fails first is reported
           ahead.push(chunk);
         }
         const chunk = await ahead.shift()!;
