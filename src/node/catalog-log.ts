@@ -68,7 +68,9 @@ export class CatalogLog {
     // Without a catalog, or with one that an accident emptied, everything that the log holds counts.
     const lost = applied === NO_LSN && durable > NO_LSN;
     const dropped = await this.#follow(lost ? firstLsn : ((durable + 1) as Lsn));
-    if (lost && firstLsn > 1) this.#adoptFiles(dropped);
+    if (!lost) return;
+    if (firstLsn > 1) this.#adoptFiles(dropped);
+    this.#catalog.setAllOpened();
   }
 
   async create(payload: TenantCreatePayload): Promise<void> {

@@ -277,6 +277,23 @@ test('a lost tenant file is made again while the log holds all of it; otherwise 
   await withNode(pruned, async (node) => failsWith(count(node, 'two'), 'TENANT_DAMAGED'));
 });
 
+test('files and catalog that are lost together come back from the log, not empty', async () => {
+  const dir = directory();
+  await withNode(dir, async (node) => void (await node.tenants.create('never used')), KEEP);
+  rmSync(join(dir, 'tenants'), { recursive: true });
+  for (const suffix of ['', '-wal', '-shm']) rmSync(join(dir, `catalog.sqlite${suffix}`), { force: true });
+  await withNode(
+    dir,
+    async (node) => {
+      for (const name of ['one', 'two']) assert.equal(await count(node, name), 10);
+      await node.tenant('never used').migrate(SCHEMA);
+      assert.equal(await count(node, 'never used'), 0);
+      assert.ok((await node.verify()).ok);
+    },
+    KEEP,
+  );
+});
+
 test('files of two tenants that changed places are refused', async () => {
   const dir = directory();
   const [one, two, aside] = [tenantPath(dir, 1 as never), tenantPath(dir, 2 as never), join(dir, 'aside')];

@@ -227,6 +227,13 @@ export class Catalog {
     this.#known.delete(name);
   }
 
+  /** Of a catalog that was lost: nobody knows who had a file, so one that is missing is a lost one. */
+  setAllOpened(): void {
+    this.#prepare('update tenants set opened = 1').run();
+    this.#derived = true;
+    this.#known.clear();
+  }
+
   /** Remembers what the file of a tenant that was closed holds. */
   setHeld({ id, name }: TenantIdentity, lsn: Lsn): void {
     const { changes } = this.#prepare('update tenants set held_lsn = ? where id = ? and held_lsn <> ?').run(
