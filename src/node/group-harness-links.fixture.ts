@@ -47,6 +47,8 @@ const HELLO_BOOT = /([0-9a-f]{32})-\d+/;
 const HEADER_BYTES = 4;
 /** Preamble and hello: which conversation it is, not yet a message. */
 const FRAMES_BEFORE_MESSAGES = 2;
+const LOOK_MS = 200;
+const LOOKS_MAX = 50;
 
 export interface LinkOptions {
   /** Which member has opened under this boot. */
@@ -94,11 +96,20 @@ export class Links implements HarnessNetwork {
     return { there: this.rule(from, to), back: this.rule(to, from) };
   }
 
-  /** Who comes home asks a primary under the id of nobody. While anything is lost it might be a member that has opened anew. */
-  #ofStrangers(to: number): Rules | undefined {
-    const rules = [...this.#rules].filter(([key]) => key.split('>').includes(`${to}`)).map(([, rule]) => rule);
-    if (rules.some(({ lost, held }) => lost || held !== undefined)) return undefined;
-    return { there: newRule(), back: newRule() };
+  /** Who comes home asks a primary under the id of nobody; and a member that is just being opened is not known yet. */
+  #ofStrangers(to: number): Rules {
+    const near = (): readonly Rule[] =>
+      [...this.#rules].filter(([key]) => key.split('>').includes(`${to}`)).map(([, rule]) => rule);
+    const rule = (): Rule => ({
+      ...newRule(),
+      get lost() {
+        return near().some(({ lost }) => lost);
+      },
+      get held() {
+        return near().find(({ held }) => held !== undefined)?.held;
+      },
+    });
+    return { there: rule(), back: rule() };
   }
 
   rule(from: number, to: number): Rule {
@@ -167,8 +178,7 @@ export class Links implements HarnessNetwork {
 }
 
 interface ConnectionDeps extends LinkOptions {
-  /** Undefined where it is let through to nobody. */
-  readonly rules: (from: number | undefined) => Rules | undefined;
+  readonly rules: (from: number | undefined) => Rules;
   readonly onClosed: () => void;
 }
 
@@ -178,21 +188,25 @@ class Connection {
 
   constructor(opener: Socket, target: Socket, { identify, rules, onClosed }: ConnectionDeps) {
     this.#sockets = [opener, target];
-    const known = Promise.withResolvers<Rules>();
-    known.promise.catch(() => {});
+    const asked = Promise.withResolvers<void>();
+    let found = rules(undefined);
+    const look = async (boot: string): Promise<void> => {
+      for (let times = 0; times < LOOKS_MAX && !opener.destroyed; times += 1) {
+        const from = await identify(boot);
+        if (from !== undefined) found = rules(from);
+        asked.resolve();
+        if (from !== undefined) return;
+        await sleep(LOOK_MS);
+      }
+    };
     const there = new Flow(target, {
-      rule: known.promise.then((found) => found.there),
+      rule: () => asked.promise.then(() => found.there),
       connection: this,
       framesBefore: FRAMES_BEFORE_MESSAGES,
-      onHello: (frame) => {
-        const boot = HELLO_BOOT.exec(frame.toString('latin1'))?.[1] ?? '';
-        void identify(boot)
-          .then(rules)
-          .then((found) => (found === undefined ? this.destroy() : known.resolve(found)));
-      },
+      onHello: (frame) => void look(HELLO_BOOT.exec(frame.toString('latin1'))?.[1] ?? ''),
     });
     const back = new Flow(opener, {
-      rule: known.promise.then((found) => found.back),
+      rule: () => asked.promise.then(() => found.back),
       connection: this,
       framesBefore: 0,
     });
@@ -215,7 +229,7 @@ class Connection {
 }
 
 interface FlowOptions {
-  readonly rule: Promise<Rule>;
+  readonly rule: () => Promise<Rule>;
   readonly connection: Connection;
   readonly framesBefore: number;
   readonly onHello?: (frame: Buffer) => void;
@@ -233,7 +247,6 @@ class Flow {
   constructor(to: Socket, options: FlowOptions) {
     this.#to = to;
     this.#options = options;
-    options.rule.catch(() => {});
   }
 
   push(chunk: Buffer): void {
@@ -251,7 +264,7 @@ class Flow {
   }
 
   async #pass(frame: Buffer, isMessage: boolean): Promise<void> {
-    const rule = await this.#options.rule;
+    const rule = await this.#options.rule();
     const fault = isMessage && hasRecords(frame) ? rule.faults.shift() : undefined;
     const { held, delayMs } = rule;
     if (held !== undefined || delayMs > 0 || rule.lost) rule.touched += 1;
