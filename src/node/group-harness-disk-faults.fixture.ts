@@ -167,7 +167,7 @@ function rollbackState(dir: string): RunState | undefined {
 }
 
 interface Killing {
-  readonly injection: (dir: string, random: SeededRandom) => Injection;
+  readonly injection: (dir: string, random: SeededRandom, kills: number) => Injection;
   readonly states: readonly RunState[];
 }
 
@@ -181,7 +181,7 @@ const killedInRollback =
     const reached = new Set<RunState | undefined>();
     let kills = 0;
     for (; kills < KILLS_MAX; kills += 1) {
-      const member = cluster.spawn(index, { launcher: launcherWith(injection(dir, cluster.random)) });
+      const member = cluster.spawn(index, { launcher: launcherWith(injection(dir, cluster.random, kills)) });
       cluster.members[index] = member;
       const follows = until(
         'it follows or is killed',
@@ -237,9 +237,10 @@ export const DISK_FAULTS: readonly GroupFault[] = [
   {
     name: 'kill -9 anywhere in a rollback',
     run: killedInRollback({
-      injection: (_, random) => ({
+      // The first one must come before the end, or there is no rollback any more.
+      injection: (_, random, kills) => ({
         calls: `${SYNCS},${RENAMES},unlink,ftruncate`,
-        what: `signal=SIGKILL:when=${FIRST_STEPS + random.below(STEPS)}`,
+        what: `signal=SIGKILL:when=${FIRST_STEPS + random.below(kills === 0 ? FIRST_STEPS : STEPS)}`,
       }),
       states: [],
     }),
