@@ -58,16 +58,16 @@ const commitFails =
     const primary = await cluster.primary();
     const member = whose === 'primary' ? primary : cluster.members[cluster.othersOf(primary)[0]!]!;
     const file = await member.ask('tenantFile', undefined);
+    const sinceMs = Date.now();
     const failing: Injection = { calls: 'pwrite64', what: 'error=EIO:when=1', path: `${file}-wal` };
     {
       await using disturbance = await Disturbance.of(member.pid, failing);
       await until('a write to the file of the tenant fails', () => disturbance.happened > 0);
       await cluster.clients.served(40);
     }
-    // What is the same again is told once.
     const events = (await member.ask('status', undefined)).group?.events ?? [];
     fired(
-      events.some(({ kind, text }) => kind === 'tenant-failed' && text.includes('I/O error')),
+      events.some(({ atMs, kind, text }) => atMs >= sinceMs && kind === 'tenant-failed' && text.includes('I/O error')),
       `the member does not tell of it: ${JSON.stringify(events.slice(-3))}`,
     );
     expect((await cluster.primary()) === primary, 'another one leads');

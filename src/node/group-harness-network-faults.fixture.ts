@@ -98,12 +98,15 @@ const packetsLost =
   (ways: Ways): GroupFault['run'] =>
   async (cluster) => {
     const primary = await cluster.primary();
-    const before = resentSegments(primary.pid);
-    cluster.network.part(cluster.indexOf(primary), cluster.othersOf(primary), ways);
+    const others = cluster.othersOf(primary);
+    const senders = ways === 'in' ? others.map((other) => cluster.members[other]!) : [primary];
+    const resent = (): number => senders.reduce((sum, { pid }) => sum + resentSegments(pid), 0);
+    const before = resent();
+    cluster.network.part(cluster.indexOf(primary), others, ways);
     await successorOf(cluster, primary);
-    const resent = resentSegments(primary.pid) - before;
+    const lost = resent() - before;
     cluster.network.heal();
-    fired(ways === 'in' || resent > 0, 'no packet of the primary was lost');
+    fired(lost > 0, 'no packet of those who were cut off was sent again');
     await cluster.settled();
   };
 

@@ -379,12 +379,14 @@ export class GroupMember {
 
   /** Keeps and tells what has happened. */
   note(kind: GroupEventKind, text: string): void {
-    // What is tried again and again is told once.
-    if (kind === 'tenant-failed' && this.#events.findLast((event) => event.kind === kind)?.text === text) return;
     const entry = { atMs: Date.now(), kind, text };
+    const last = this.#events.findLastIndex((event) => event.kind === kind);
+    // What is tried again and again is told once, and kept as of the last time.
+    const again = kind === 'tenant-failed' && this.#events[last]?.text === text;
+    if (again) this.#events.splice(last, 1);
     this.#events.push(entry);
     if (this.#events.length > EVENTS_KEPT) this.#events.shift();
-    for (const listener of this.#listeners) listener(entry);
+    if (!again) for (const listener of this.#listeners) listener(entry);
   }
 }
 
