@@ -6,17 +6,15 @@
 import { closeSync, copyFileSync, cpSync, fsyncSync, globSync, openSync, rmSync, statSync } from 'node:fs';
 import { randomFillSync } from 'node:crypto';
 import { join } from 'node:path';
-import { DatabaseSync, constants } from 'node:sqlite';
+import { DatabaseSync } from 'node:sqlite';
 import { HybridClock, systemClock } from '../src/base/clock.ts';
 import { systemDisk } from '../src/base/disk.ts';
-import { openNode, type Generation, type Node } from '../src/index.ts';
+import { openNode, toLsn, type Generation, type Node } from '../src/index.ts';
 import { Log } from '../src/log/log.ts';
-import { RecordKind } from '../src/log/record.ts';
 import { restoreBackup } from '../src/node/backup-restore.ts';
 import { loadNode } from '../src/node/node-file.ts';
 import { runOperation } from '../src/node/operations.ts';
-import { concatChangesets } from '../src/store/changeset.ts';
-import { decodeChangesetPayload } from '../src/store/payload.ts';
+import { applyInBatches, changesetsFrom } from './bare-changesets.ts';
 import { inChild, peakResidentBytes } from './child.ts';
 import { interleave, median, type Bench, type BenchContext, type Figure } from './harness.ts';
 
@@ -25,8 +23,6 @@ const TENANT = 'accounts';
 const ROW_BYTES = 16 * 1024;
 const WRITERS = 4;
 const ACCOUNTS = 20_000;
-/** As in `src/store/replay.ts`. */
-const BATCH = { records: 4096, bytes: 1024 * 1024 };
 /** The log stays, so that the peer finds the records. */
 const LIMITS = { logRetainBytes: 2 ** 40 };
 
@@ -234,12 +230,7 @@ function readChangesets(dir: string, after: number): Uint8Array[] {
   const { generation } = loadNode(dir, undefined) as { generation: Generation };
   const clock = new HybridClock(systemClock);
   using log = Log.open({ disk: systemDisk, clock }, { dir: join(dir, 'log'), generation }).log;
-  const changesets: Uint8Array[] = [];
-  for (const { records } of log.read({ from: log.firstLsn }))
-    for (const { record } of records)
-      if (record.kind === RecordKind.changeset && record.lsn > after)
-        changesets.push(Uint8Array.from(decodeChangesetPayload(record.payload).changeset));
-  return changesets;
+  return changesetsFrom(log, toLsn(after + 1));
 }
 
 function applyBare(path: string, saved: string, changesets: readonly Uint8Array[]): number {
@@ -247,15 +238,6 @@ function applyBare(path: string, saved: string, changesets: readonly Uint8Array[
   cpSync(saved, path);
   const startedMs = performance.now();
   using database = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  database.exec('pragma journal_mode = wal; pragma synchronous = normal; pragma wal_autocheckpoint = 0');
-  for (let from = 0, to = 0; from < changesets.length; from = to) {
-    for (let bytes = 0; to < changesets.length && to - from < BATCH.records && bytes < BATCH.bytes; to += 1)
-      bytes += changesets[to]!.length;
-    database.exec('begin');
-    const batch = concatChangesets(changesets.slice(from, to));
-    if (!database.applyChangeset(batch, { onConflict: () => constants.SQLITE_CHANGESET_ABORT }))
-      throw new Error('the changesets do not apply');
-    database.exec('commit');
-  }
+  applyInBatches(database, changesets);
   return performance.now() - startedMs;
 }

@@ -7,14 +7,12 @@
  */
 import { cpSync, existsSync, globSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { DatabaseSync, constants } from 'node:sqlite';
+import { DatabaseSync } from 'node:sqlite';
 import { HybridClock, systemClock } from '../src/base/clock.ts';
 import { systemDisk } from '../src/base/disk.ts';
 import { openNode, toLsn, type Generation } from '../src/index.ts';
 import { Log } from '../src/log/log.ts';
-import { RecordKind } from '../src/log/record.ts';
-import { concatChangesets } from '../src/store/changeset.ts';
-import { decodeChangesetPayload } from '../src/store/payload.ts';
+import { applyInBatches, changesetsFrom } from './bare-changesets.ts';
 import { inChild, note } from './child.ts';
 import { interleave, median, type Bench } from './harness.ts';
 
@@ -28,8 +26,6 @@ const SCHEMA = [
 ];
 const ACCOUNTS = 20_000;
 const WRITERS = 4;
-/** As in `src/store/replay.ts`. */
-const BATCH = { records: 4096, bytes: 1024 * 1024 };
 /** No checkpoint may bring the file up to date meanwhile. */
 const LIMITS = { checkpointBytes: 2 ** 40, checkpointHoldBytes: 2 ** 40 };
 
@@ -159,11 +155,7 @@ function readChangesets(dir: string): Uint8Array[] {
   const { generation } = JSON.parse(readFileSync(join(dir, 'node.json'), 'utf8')) as { generation: Generation };
   const clock = new HybridClock(systemClock);
   const { log } = Log.open({ disk: systemDisk, clock }, { dir: copy, generation });
-  const changesets: Uint8Array[] = [];
-  for (const { records } of log.read({ from: toLsn(durable + 1) }))
-    for (const { record } of records)
-      if (record.kind === RecordKind.changeset)
-        changesets.push(Uint8Array.from(decodeChangesetPayload(record.payload).changeset));
+  const changesets = changesetsFrom(log, toLsn(durable + 1));
   log.close();
   rmSync(copy, { recursive: true });
   return changesets;
@@ -178,16 +170,7 @@ function applyBare(
   else cpSync(saved, path);
   const startedMs = performance.now();
   using database = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  database.exec('pragma journal_mode = wal; pragma synchronous = normal; pragma wal_autocheckpoint = 0');
-  for (let from = 0, to = 0; from < changesets.length; from = to) {
-    for (let bytes = 0; to < changesets.length && to - from < BATCH.records && bytes < BATCH.bytes; to += 1)
-      bytes += changesets[to]!.length;
-    database.exec('begin');
-    const batch = concatChangesets(changesets.slice(from, to));
-    if (!database.applyChangeset(batch, { onConflict: () => constants.SQLITE_CHANGESET_ABORT }))
-      throw new Error('the changesets do not apply');
-    database.exec('commit');
-  }
+  applyInBatches(database, changesets);
   const entries = database.prepare('select count(*) as n from entry').get()!['n'] as number;
   return { elapsedMs: performance.now() - startedMs, entries };
 }
