@@ -15,7 +15,7 @@ export type {
 } from './reference/errors.ts';
 export { RestoreExecutor } from './reference/executor.ts';
 export type { RestoreExecutorOptions } from './reference/executor.ts';
-export { RESTORE_MARKER } from './reference/journal.ts';
+export { RESTORE_MARKER } from './reference/marker.ts';
 export { LocalFsBackend } from './reference/local-fs-backend.ts';
 export { SnapshotManifest, SnapshotManifestVersion } from './reference/manifest.ts';
 export type { EncryptionMetadata, HnswSnapshotEntry, SnapshotManifestFields } from './reference/manifest.ts';

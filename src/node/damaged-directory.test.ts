@@ -25,6 +25,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, test } from 'node:test';
+import { RESTORE_MARKER } from '../backup/reference/marker.ts';
 import { isNostosError, type ErrorCode } from '../base/errors.ts';
 import { openNode } from './open-node.ts';
 import { tenantPath } from './paths.ts';
@@ -292,6 +293,16 @@ test('files and catalog that are lost together come back from the log, not empty
     },
     KEEP,
   );
+});
+
+test('a directory in which a restore of the reference is unfinished is refused until it has ended', async () => {
+  const dir = directory();
+  const marker = join(dir, RESTORE_MARKER);
+  writeFileSync(marker, 'snap-1');
+  await failsWith(openNode({ dir, ...OPTIONS }), 'RESTORE_UNFINISHED');
+  assert.equal(readFileSync(marker, 'utf8'), 'snap-1');
+  rmSync(marker);
+  await withNode(dir, async (node) => assert.equal(await count(node, 'one'), 10));
 });
 
 test('files of two tenants that changed places are refused', async () => {

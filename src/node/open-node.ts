@@ -21,6 +21,7 @@ import { ForgetLedger } from '../log/ledger.ts';
 import { unfinished } from '../restore/local/decision.ts';
 import { readMarker } from '../restore/local/marker.ts';
 import { checkRate } from '../restore/stream/limits.ts';
+import { RESTORE_MARKER } from '../backup/reference/marker.ts';
 import { Catalog } from '../store/catalog.ts';
 import { formatAddress, parseAddress } from '../wire/address.ts';
 import { serveAdmin } from './admin-socket.ts';
@@ -220,6 +221,12 @@ async function closingOnFailure<T>(open: (opened: (() => unknown)[]) => Promise<
 function assertNoRestore(dir: string): void {
   const marker = readMarker(systemDisk, dir);
   if (marker !== undefined) throw unfinished(marker);
+  if (systemDisk.exists(join(dir, RESTORE_MARKER)))
+    throw new NostosError(
+      'RESTORE_UNFINISHED',
+      `${join(dir, RESTORE_MARKER)} says that a restore of nostos/backup into this directory is unfinished: make the same call of RestoreExecutor.execute once more, which ends it, or abandon() it`,
+      { details: { dir } },
+    );
 }
 
 /** The last opened first; one that fails does not keep the others, above all the lock, from being let go. */

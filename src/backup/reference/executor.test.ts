@@ -6,7 +6,7 @@ import { test, type TestContext } from 'node:test';
 import { acquireDirectoryLock } from '../../base/directory-lock.ts';
 import { RestoreExecutorError } from './errors.ts';
 import { RestoreExecutor, type RestoreExecutorOptions } from './executor.ts';
-import { RESTORE_MARKER } from './journal.ts';
+import { RESTORE_MARKER } from './marker.ts';
 import { LocalFsBackend } from './local-fs-backend.ts';
 import { RestoreOutcome } from './outcome.ts';
 import { RestoreMode, type RestoreEvent } from './types.ts';

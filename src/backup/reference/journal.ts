@@ -17,8 +17,6 @@ import { readIfExists, writeDurably } from '../../base/durable-file.ts';
 import { readInput, wholeNumber } from '../../base/input-schema.ts';
 import { RestoreExecutorError } from './errors.ts';
 
-/** The reference's: its content is the id of the snapshot. Nobody may open a directory that has it. */
-export const RESTORE_MARKER = '.restore-in-progress';
 /** What a restore needs besides, until it ends. */
 export const WORK = '.backup-restore';
 export const JOURNAL = 'journal.json';

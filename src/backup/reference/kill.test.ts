@@ -7,7 +7,8 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { RestoreExecutorError } from './errors.ts';
 import { RestoreExecutor } from './executor.ts';
-import { JOURNAL, RESTORE_MARKER, WORK } from './journal.ts';
+import { JOURNAL, WORK } from './journal.ts';
+import { RESTORE_MARKER } from './marker.ts';
 import { LocalFsBackend } from './local-fs-backend.ts';
 import {
   RESTORED,

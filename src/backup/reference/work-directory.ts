@@ -11,7 +11,8 @@ import type { Disk, DiskFile } from '../../base/disk.ts';
 import { NostosError } from '../../base/errors.ts';
 import { yieldToEventLoop } from '../../base/event-loop.ts';
 import { RestoreExecutorError } from './errors.ts';
-import { RESTORE_MARKER, WORK, loadJournal, saveJournal, type Journal, type Run } from './journal.ts';
+import { WORK, loadJournal, saveJournal, type Journal, type Run } from './journal.ts';
+import { RESTORE_MARKER } from './marker.ts';
 import { BACKUP_REFERENCE_LIMITS } from './types.ts';
 import type { ContentDigest } from './verify.ts';
 
